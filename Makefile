@@ -1,0 +1,51 @@
+# `make demo` and `make test` set everything up in .venv; the other targets build on that.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
+
+.PHONY: demo test lint format bench check-install build clean
+
+demo: build
+	$(BIN)/python -m fastrnn
+
+test: build
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: build
+	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+build: .venv/built
+
+.venv/ready: requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -r requirements-dev.txt
+	touch $@
+
+.venv/built: .venv/ready $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation -e '.[demo,test,benchmark]'
+	touch $@
+
+.venv/lint: .venv/ready
+	$(BIN)/pip install -q ruff clang-format mypy
+	touch $@
+
+lint: build .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+	$(BIN)/mypy
+
+format: .venv/lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+
+# A plain, not editable, installation into an environment of its own, used from another folder.
+check-install: build
+	$(PYTHON) -m venv build/install
+	build/install/bin/pip install -q -r requirements-dev.txt
+	build/install/bin/pip install -q --no-build-isolation --force-reinstall --no-deps .
+	cd build/install && bin/python -c "import fastrnn, torch; print(fastrnn.__version__, fastrnn.build_info()); print(fastrnn.LSTM(5, 8)(torch.ones(10, 1, 5))[0].shape)"
+
+clean:
+	rm -rf .venv build *.egg-info fastrnn/*.so

@@ -1,0 +1,159 @@
+// What the ops accept.
+#include <ATen/core/Tensor.h>
+#include <c10/util/safe_numerics.h>
+
+#include "stack.h"
+
+namespace fastrnn {
+namespace {
+
+Cell parse_mode(c10::string_view mode) {
+  if (mode == "LSTM") return Cell::lstm;
+  if (mode == "RNN_TANH") return Cell::rnn_tanh;
+  if (mode == "RNN_RELU") return Cell::rnn_relu;
+  TORCH_CHECK(false, "fastrnn: mode must be LSTM, RNN_TANH or RNN_RELU, got ", mode);
+}
+
+void check_kind(const char* name, const at::Tensor& tensor, const at::Tensor& x) {
+  TORCH_CHECK(tensor.defined(), "fastrnn: ", name, " is undefined");
+  TORCH_CHECK(tensor.device() == x.device(), "fastrnn: ", name, " is on ", tensor.device(),
+              ", x on ", x.device());
+  TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "fastrnn: ", name, " is ",
+              tensor.scalar_type(), ", x is ", x.scalar_type());
+  TORCH_CHECK(tensor.layout() == at::kStrided, "fastrnn: ", name, " must be a dense tensor");
+}
+
+void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) {
+  TORCH_CHECK(tensor.sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
+              tensor.sizes());
+}
+
+void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
+  TORCH_CHECK(batch_sizes.defined() && batch_sizes.device().is_cpu() &&
+                  batch_sizes.scalar_type() == at::kLong && batch_sizes.dim() == 1 &&
+                  batch_sizes.layout() == at::kStrided,
+              "fastrnn: batch_sizes must be a one-dimensional int64 tensor on the CPU");
+  stack.steps = batch_sizes.size(0);
+  TORCH_CHECK(stack.steps > 0, "fastrnn: batch_sizes is empty");
+  const at::Tensor contiguous = batch_sizes.contiguous();
+  const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
+  stack.batch_sizes.assign(sizes, sizes + stack.steps);
+  stack.offsets.resize(stack.steps);
+  stack.batch = sizes[0];
+  int64_t total = 0;
+  for (int64_t t = 0; t < stack.steps; ++t) {
+    TORCH_CHECK(sizes[t] > 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+                "fastrnn: batch_sizes must be positive and must not increase");
+    stack.offsets[t] = total;
+    total += sizes[t];
+    TORCH_CHECK(total <= stack.rows, "fastrnn: batch_sizes add up to more than the ", stack.rows,
+                " rows of x");
+  }
+  TORCH_CHECK(total == stack.rows, "fastrnn: batch_sizes add up to ", total, ", x has ", stack.rows,
+              " rows");
+}
+
+}  // namespace
+
+Stack check_arguments(c10::string_view mode, const at::Tensor& x,
+                      const std::optional<at::Tensor>& batch_sizes,
+                      const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+                      at::TensorList weights, int64_t num_layers, bool has_biases,
+                      bool bidirectional, bool batch_first, double dropout) {
+  Stack stack{};
+  stack.cell = parse_mode(mode);
+  TORCH_CHECK(x.defined(), "fastrnn: x is undefined");
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
+              "fastrnn: x must be float32 or float64, got ", x.scalar_type());
+  check_kind("x", x, x);
+  TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);
+  stack.dropout = dropout;
+
+  stack.packed = batch_sizes.has_value();
+  stack.batched = x.dim() == 3;
+  TORCH_CHECK(stack.packed ? x.dim() == 2 : (x.dim() == 2 || x.dim() == 3), "fastrnn: x has ",
+              x.dim(), " dimensions");
+  stack.batch_first = batch_first && stack.batched;
+  stack.input = x.size(-1);
+  if (stack.packed) {
+    stack.batched = true;
+    stack.rows = x.size(0);
+    parse_batch_sizes(*batch_sizes, stack);
+  } else {
+    stack.steps = x.size(stack.batch_first ? 1 : 0);
+    stack.batch = stack.batched ? x.size(stack.batch_first ? 0 : 1) : 1;
+    stack.rows = stack.steps * stack.batch;
+    TORCH_CHECK(stack.steps > 0, "fastrnn: x has no steps");
+  }
+
+  stack.directions = bidirectional ? 2 : 1;
+  stack.has_biases = has_biases;
+  const int64_t count = static_cast<int64_t>(weights.size());
+  TORCH_CHECK(num_layers > 0 && num_layers <= count, "fastrnn: ", num_layers, " layers, but ",
+              count, " weights");
+  stack.layers = num_layers;
+  const int64_t unprojected_count = stack.cells() * stack.weights_per_cell();
+  stack.projected = stack.cell == Cell::lstm && count == unprojected_count + stack.cells();
+  TORCH_CHECK(stack.projected || count == unprojected_count, "fastrnn: expected ",
+              unprojected_count, " weights, got ", count);
+
+  for (const at::Tensor& weight : weights) check_kind("a weight", weight, x);
+  TORCH_CHECK(weights[1].dim() == 2, "fastrnn: weight_hh must have 2 dimensions");
+  stack.hidden = weights[1].size(0) / gate_count(stack.cell);
+  stack.width = weights[1].size(1);
+  TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
+              "fastrnn: input, hidden and projection sizes must be positive");
+  const int64_t per_cell = stack.weights_per_cell();
+  for (int64_t i = 0; i < stack.cells(); ++i) {
+    const at::TensorList cell = weights.slice(i * per_cell, per_cell);
+    check_sizes("weight_ih", cell[0], {stack.gates(), stack.layer_input(i / stack.directions)});
+    check_sizes("weight_hh", cell[1], {stack.gates(), stack.width});
+    if (has_biases) {
+      check_sizes("bias_ih", cell[2], {stack.gates()});
+      check_sizes("bias_hh", cell[3], {stack.gates()});
+    }
+    if (stack.projected) {
+      check_sizes("weight_hr", cell[per_cell - 1], {stack.width, stack.hidden});
+    } else {
+      TORCH_CHECK(stack.width == stack.hidden, "fastrnn: weight_hh must have size ", stack.gates(),
+                  " x ", stack.hidden);
+    }
+  }
+  if (h0.has_value()) {
+    check_kind("h0", *h0, x);
+    check_sizes("h0", *h0, stack.state_sizes(stack.width));
+  }
+  if (c0.has_value()) {
+    TORCH_CHECK(stack.cell == Cell::lstm, "fastrnn: only an LSTM has c0");
+    check_kind("c0", *c0, x);
+    check_sizes("c0", *c0, stack.state_sizes(stack.hidden));
+  }
+  // Nothing that is computed below may overflow: the largest buffer is the reserve.
+  int64_t bytes = 0;
+  TORCH_CHECK(
+      !c10::mul_overflows(stack.rows, 16 * (stack.layer_width() + 6 * stack.hidden) * stack.cells(),
+                          &bytes),
+      "fastrnn: x is too large");
+  return stack;
+}
+
+std::vector<int64_t> Stack::output_sizes() const {
+  if (packed) return {rows, layer_width()};
+  if (!batched) return {steps, layer_width()};
+  if (batch_first) return {batch, steps, layer_width()};
+  return {steps, batch, layer_width()};
+}
+
+std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
+  if (!batched) return {cells(), state_width};
+  return {cells(), batch, state_width};
+}
+
+// The layout is forward.cpp's and backward.cpp's Reserve (see stack.cpp).
+int64_t Stack::reserve_size() const {
+  const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0) + width;
+  const int64_t dropped = dropout > 0 ? (layers - 1) * 2 * layer_width() : 0;
+  return rows * (cells() * per_cell + dropped);
+}
+
+}  // namespace fastrnn

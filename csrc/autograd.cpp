@@ -1,0 +1,176 @@
+// Autograd of the op recurrent: forward through recurrent_forward, backward through
+// recurrent_backward, or through the reference where the gradients must themselves be
+// differentiable.
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "reference.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+using RecurrentSignature = std::tuple<Tensor, Tensor, Tensor>(c10::string_view, const Tensor&,
+                                                              const OptionalTensor&,
+                                                              const OptionalTensor&,
+                                                              const OptionalTensor&, at::TensorList,
+                                                              int64_t, bool, bool, bool, double);
+using ForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+    c10::string_view, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, at::TensorList, int64_t, bool, bool, bool, double);
+using BackwardSignature = std::vector<Tensor>(c10::string_view, const OptionalTensor&,
+                                              const OptionalTensor&, const OptionalTensor&,
+                                              const Tensor&, const OptionalTensor&,
+                                              const OptionalTensor&, const OptionalTensor&,
+                                              at::TensorList, const Tensor&, int64_t, bool, bool,
+                                              bool, double, const c10::List<bool>&);
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// What forward saves beside tensors, as backward reads it.
+struct Options {
+  std::string mode;
+  int64_t num_layers;
+  bool has_biases, bidirectional, batch_first;
+  double dropout;
+
+  explicit Options(AutogradContext* ctx)
+      : mode(ctx->saved_data["mode"].toStringRef()),
+        num_layers(ctx->saved_data["num_layers"].toInt()),
+        has_biases(ctx->saved_data["has_biases"].toBool()),
+        bidirectional(ctx->saved_data["bidirectional"].toBool()),
+        batch_first(ctx->saved_data["batch_first"].toBool()),
+        dropout(ctx->saved_data["dropout"].toDouble()) {}
+};
+
+struct Recurrent : torch::autograd::Function<Recurrent> {
+  // The differentiable arguments come first: backward returns a gradient for each in this order.
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& h0,
+                               const OptionalTensor& c0, at::TensorList weights,
+                               const OptionalTensor& batch_sizes, std::string mode,
+                               int64_t num_layers, bool has_biases, bool bidirectional,
+                               bool batch_first, double dropout) {
+    static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, h_n, c_n, reserve] = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers,
+                                          has_biases, bidirectional, batch_first, dropout);
+    variable_list saved = {x, h0.value_or(Tensor()), c0.value_or(Tensor()),
+                           batch_sizes.value_or(Tensor()), reserve};
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->set_materialize_grads(false);
+    ctx->saved_data["mode"] = std::move(mode);
+    ctx->saved_data["num_layers"] = num_layers;
+    ctx->saved_data["has_biases"] = has_biases;
+    ctx->saved_data["bidirectional"] = bidirectional;
+    ctx->saved_data["batch_first"] = batch_first;
+    ctx->saved_data["dropout"] = dropout;
+    return {y, h_n, c_n};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+    const variable_list saved = ctx->get_saved_variables();
+    const at::TensorList weights = at::TensorList(saved).slice(5);
+    // Inputs in the order of forward, and whether each wants its gradient.
+    variable_list inputs = {saved[0], saved[1], saved[2]};
+    inputs.insert(inputs.end(), weights.begin(), weights.end());
+    std::vector<bool> needs(inputs.size());
+    size_t edge = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge);
+      edge += inputs[i].defined();
+    }
+    const variable_list wanted = at::GradMode::is_enabled()
+                                     ? differentiable(ctx, gradients, saved, inputs, needs)
+                                     : fused(ctx, gradients, saved, weights, needs);
+    // One result for every argument of forward, undefined for the last seven.
+    variable_list results(inputs.size() + 7);
+    size_t next = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (needs[i]) results[i] = wanted[next++];
+    }
+    return results;
+  }
+
+ private:
+  static variable_list fused(AutogradContext* ctx, const variable_list& gradients,
+                             const variable_list& saved, at::TensorList weights,
+                             const std::vector<bool>& needs) {
+    static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    c10::List<bool> needs_list;
+    for (const bool need : needs) needs_list.push_back(need);
+    const Options options(ctx);
+    return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
+                   optional(gradients[2]), saved[0], optional(saved[3]), optional(saved[1]),
+                   optional(saved[2]), weights, saved[4], options.num_layers, options.has_biases,
+                   options.bidirectional, options.batch_first, options.dropout, needs_list);
+  }
+
+  static variable_list differentiable(AutogradContext* ctx, const variable_list& gradients,
+                                      const variable_list& saved, const variable_list& inputs,
+                                      const std::vector<bool>& needs) {
+    const Options options(ctx);
+    const at::TensorList weights = at::TensorList(inputs).slice(3);
+    const Stack stack =
+        check_arguments(options.mode, saved[0], optional(saved[3]), optional(saved[1]),
+                        optional(saved[2]), weights, options.num_layers, options.has_biases,
+                        options.bidirectional, options.batch_first, options.dropout);
+    const variable_list outputs = run_reference(stack, saved[0], saved[1], saved[2], weights,
+                                                reserved_noise(stack, saved[4]));
+    variable_list differentiated, output_gradients, wanted;
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
+      differentiated.push_back(outputs[i]);
+      output_gradients.push_back(gradients[i]);
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (needs[i]) wanted.push_back(inputs[i]);
+    }
+    if (differentiated.empty()) return variable_list(wanted.size());
+    return torch::autograd::grad(differentiated, wanted, output_gradients, /*retain_graph=*/true,
+                                 /*create_graph=*/true, /*allow_unused=*/true);
+  }
+};
+
+bool wants_gradient(const Tensor& tensor) { return tensor.requires_grad(); }
+
+std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
+    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+  const auto wants = [](const OptionalTensor& tensor) {
+    return tensor.has_value() && tensor->requires_grad();
+  };
+  const bool differentiate =
+      at::GradMode::is_enabled() && (x.requires_grad() || wants(h0) || wants(c0) ||
+                                     std::any_of(weights.begin(), weights.end(), wants_gradient));
+  if (!differentiate) {
+    static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
+                   batch_first, dropout);
+  }
+  const variable_list outputs =
+      Recurrent::apply(x, h0, c0, weights, batch_sizes, std::string(mode), num_layers, has_biases,
+                       bidirectional, batch_first, dropout);
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("recurrent", recurrent_autograd); }
+
+}  // namespace fastrnn

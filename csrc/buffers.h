@@ -1,0 +1,142 @@
+// Views of tensors as the kernels see them, and the memory of a run.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <vector>
+
+#include "stack.h"
+
+namespace fastrnn {
+
+// Hands out parts of one allocation.
+template <typename T>
+class Arena {
+ public:
+  Arena(int64_t elements, const at::TensorOptions& options)
+      : storage_(at::empty({elements}, options)), next_(storage_.template mutable_data_ptr<T>()) {}
+  T* take(int64_t elements) {
+    T* const taken = next_;
+    next_ += padded(elements);
+    return taken;
+  }
+  // Parts start on cache lines.
+  static int64_t padded(int64_t elements) { return (elements + 15) / 16 * 16; }
+
+ private:
+  at::Tensor storage_;
+  T* next_;
+};
+
+// x or dy as a sequence of rows.
+template <typename T>
+Sequence<const T> input_sequence(const Stack& stack, const at::Tensor& x) {
+  const T* data = x.const_data_ptr<T>();
+  if (stack.packed) return {data, 0, x.stride(0)};
+  if (!stack.batched) return {data, x.stride(0), 0};
+  return {data, x.stride(stack.batch_first ? 1 : 0), x.stride(stack.batch_first ? 0 : 1)};
+}
+
+// y or dx, contiguous, as a sequence of rows.
+template <typename T>
+Sequence<T> output_sequence(const Stack& stack, const at::Tensor& y) {
+  T* data = y.mutable_data_ptr<T>();
+  const int64_t width = y.size(-1);
+  if (stack.batch_first) return {data, width, stack.steps * width};
+  return {data, stack.batch * width, width};
+}
+
+// A buffer (rows, width) of the driver's own, step after step.
+template <typename T>
+Sequence<T> row_sequence(const Stack& stack, T* data, int64_t width) {
+  return {data, stack.batch * width, width};
+}
+
+template <typename T>
+Sequence<T> columns_from(const Sequence<T>& sequence, int64_t column) {
+  if (!sequence.data) return sequence;
+  return {sequence.data + column, sequence.step_stride, sequence.row_stride};
+}
+
+template <typename T>
+Sequence<const T> read_only(const Sequence<T>& sequence) {
+  return {sequence.data, sequence.step_stride, sequence.row_stride};
+}
+
+// The parts of the reserve, in the order in which they lie there.
+template <typename T>
+struct Reserve {
+  struct CellPart {
+    T *gates, *cells, *unprojected;
+  };
+  std::vector<CellPart> parts;     // (L * D)
+  std::vector<T*> outputs;         // (L), (rows, D * P) each
+  std::vector<T*> noise, dropped;  // (L - 1), likewise, if dropout
+
+  Reserve(const Stack& stack, T* next) {
+    const auto take = [&](bool wanted, int64_t width) {
+      T* const taken = wanted ? next : nullptr;
+      if (wanted) next += stack.rows * width;
+      return taken;
+    };
+    const bool lstm = stack.cell == Cell::lstm;
+    for (int64_t layer = 0; layer < stack.layers; ++layer) {
+      for (int64_t d = 0; d < stack.directions; ++d) {
+        T* gates = take(lstm, 4 * stack.hidden);
+        T* cells = take(lstm, stack.hidden);
+        parts.push_back({gates, cells, take(stack.projected, stack.hidden)});
+      }
+      outputs.push_back(take(true, stack.layer_width()));
+      noise.push_back(take(stack.drops_after(layer), stack.layer_width()));
+      dropped.push_back(take(stack.drops_after(layer), stack.layer_width()));
+    }
+  }
+};
+
+// The weights of one direction of one layer.
+template <typename T>
+struct CellWeights {
+  const T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+
+  CellWeights(const Stack& stack, const std::vector<at::Tensor>& weights, int64_t cell) {
+    const at::Tensor* first = weights.data() + cell * stack.weights_per_cell();
+    w_ih = first[0].const_data_ptr<T>();
+    w_hh = first[1].const_data_ptr<T>();
+    b_ih = stack.has_biases ? first[2].const_data_ptr<T>() : nullptr;
+    b_hh = stack.has_biases ? first[3].const_data_ptr<T>() : nullptr;
+    w_hr = stack.projected ? first[stack.weights_per_cell() - 1].const_data_ptr<T>() : nullptr;
+  }
+};
+
+inline std::vector<at::Tensor> contiguous_all(at::TensorList tensors) {
+  std::vector<at::Tensor> result;
+  result.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) result.push_back(tensor.contiguous());
+  return result;
+}
+
+inline at::Tensor rows_contiguous(const at::Tensor& x) {
+  return x.size(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous();
+}
+
+// A state (L * D, N, width) by cell; a missing one is a row of zeros.
+template <typename T>
+struct State {
+  const T* data;
+  int64_t cell_stride, row_stride;
+
+  State(const at::Tensor& given, const T* zeros, int64_t batch, int64_t width)
+      : data(given.defined() ? given.const_data_ptr<T>() : zeros),
+        cell_stride(given.defined() ? batch * width : 0),
+        row_stride(given.defined() ? width : 0) {}
+
+  const T* of_cell(int64_t cell) const { return data + cell * cell_stride; }
+};
+
+inline at::Tensor contiguous_state(const std::optional<at::Tensor>& state) {
+  return state.has_value() ? state->contiguous() : at::Tensor();
+}
+
+}  // namespace fastrnn

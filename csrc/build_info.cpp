@@ -1,0 +1,22 @@
+// What this build was made of, in a module that links to no part of torch: it loads, and can say
+// what is wrong, where the ops would not.
+#include <pybind11/pybind11.h>
+
+namespace py = pybind11;
+
+#define FASTRNN_STRING(x) FASTRNN_STRING_OF(x)
+#define FASTRNN_STRING_OF(x) #x
+
+PYBIND11_MODULE(_build_info, m) {
+  m.doc() = "What this build of fastrnn was made of.";
+  m.attr("version") = FASTRNN_STRING(FASTRNN_VERSION);
+  m.attr("torch_version") = FASTRNN_STRING(FASTRNN_TORCH_VERSION);
+  m.attr("cuda") = py::none();
+#if defined(__clang__)
+  m.attr("compiler") = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  m.attr("compiler") = "g++ " __VERSION__;
+#else
+  m.attr("compiler") = "unknown";
+#endif
+}

@@ -1,0 +1,68 @@
+// How the threads of a team divide a layer among them.
+#pragma once
+
+#include <vector>
+
+#include "stack.h"
+#include "team.h"
+
+namespace fastrnn {
+
+// The kernels for this CPU, chosen once.
+template <typename T>
+const Kernels<T>& kernels();
+
+// Threads worth using for so many floating-point operations, at most torch's.
+int thread_count(double flops);
+
+// A layer is divided by direction, by batch rows, or by hidden units, which alone needs a barrier
+// at each step. Threads past the product have nothing to do.
+struct Plan {
+  int direction_groups, row_parts, unit_parts;
+};
+
+// For a team of that size; panels: of the hidden units of a cell.
+Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels);
+
+// Where each of `parts` consecutive ranges of batch rows ends, of nearly equal work.
+std::vector<int64_t> split_rows(const Stack& stack, int parts);
+
+// The barrier of the threads that share the rows of one direction.
+struct GroupBarrier {
+  Barrier barrier;
+  int size = 1;
+
+  static void wait(void* self);
+};
+
+// A member's part of a plan.
+template <typename T>
+struct Assignment {
+  bool works;
+  int direction_group;
+  Share<T> share;  // scratch is left to the caller
+};
+
+// group_barriers: one a direction group; sizes are set by the first who takes a share.
+template <typename T>
+Assignment<T> assign(const Plan& plan, const Stack& stack, int member, int64_t panels,
+                     GroupBarrier* group_barriers) {
+  const int group_size = plan.row_parts * plan.unit_parts;
+  const int group = member / group_size;
+  if (group >= plan.direction_groups) return {};
+  const int row_part = member % group_size / plan.unit_parts;
+  const int unit_part = member % plan.unit_parts;
+  const std::vector<int64_t> ends = split_rows(stack, plan.row_parts);
+  Share<T> share{};
+  share.row_begin = row_part > 0 ? ends[row_part - 1] : 0;
+  share.row_end = ends[row_part];
+  share.panel_begin = panels * unit_part / plan.unit_parts;
+  share.panel_end = panels * (unit_part + 1) / plan.unit_parts;
+  if (plan.unit_parts > 1 && stack.steps > 1) {
+    share.sync = GroupBarrier::wait;
+    share.barrier = &group_barriers[group];
+  }
+  return {true, group, share};
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,65 @@
+// A stack of recurrent layers: its arguments, checked, and its runs over the CPU kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace fastrnn {
+
+// The arguments of the ops, checked, in the letters of torch.nn: L layers of D directions over T
+// steps of at most N rows; I, H, P as in kernels.h.
+struct Stack {
+  Cell cell;
+  int64_t layers, directions;
+  bool has_biases, projected;
+  bool packed, batched, batch_first;
+  int64_t steps, batch, input, hidden, width;
+  int64_t rows;                               // of all steps together
+  std::vector<int64_t> batch_sizes, offsets;  // packed only, (T) each
+  double dropout;
+
+  Schedule schedule() const {
+    return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
+  }
+  int64_t cells() const { return layers * directions; }
+  int64_t gates() const { return hidden * gate_count(cell); }
+  int64_t layer_width() const { return directions * width; }
+  int64_t layer_input(int64_t layer) const { return layer == 0 ? input : layer_width(); }
+  int64_t weights_per_cell() const { return 2 + 2 * has_biases + projected; }
+  bool drops_after(int64_t layer) const { return dropout > 0 && layer + 1 < layers; }
+
+  std::vector<int64_t> output_sizes() const;
+  std::vector<int64_t> state_sizes(int64_t state_width) const;  // of h_n (P) and c_n (H)
+  int64_t reserve_size() const;  // elements that the forward pass keeps for the backward pass
+};
+
+// Raises c10::Error (RuntimeError in Python) unless the kernels can run on these arguments.
+Stack check_arguments(c10::string_view mode, const at::Tensor& x,
+                      const std::optional<at::Tensor>& batch_sizes,
+                      const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+                      at::TensorList weights, int64_t num_layers, bool has_biases,
+                      bool bidirectional, bool batch_first, double dropout);
+
+// Runs the stack. y, h_n, c_n are outputs, contiguous (c_n empty for Elman); reserve is undefined
+// in inference, else reserve_size() elements to be filled.
+void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
+                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
+
+// Gradients of a run. dh and dc (L * D, N, P or H) hold those of h_n and c_n on entry, of h0 and c0
+// on return; dx and each of dweights are outputs, contiguous, or undefined where not wanted.
+void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
+                  const at::Tensor& dc, const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                  const std::optional<at::Tensor>& c0, at::TensorList weights,
+                  const at::Tensor& reserve, const at::Tensor& dx,
+                  const std::vector<at::Tensor>& dweights);
+
+// The instruction set in use: AVX512, AVX2 or DEFAULT, as ATEN_CPU_CAPABILITY names them.
+std::string cpu_capability();
+
+}  // namespace fastrnn

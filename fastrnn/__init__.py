@@ -1,0 +1,34 @@
+"""Fused kernels for Elman RNN and LSTM, as drop-in PyTorch modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastrnn._load import load_ops
+
+load_ops()
+
+from fastrnn import _build_info, _fakes  # noqa: E402, F401
+from fastrnn.modules import LSTM, RNN  # noqa: E402
+
+__all__ = ["LSTM", "RNN", "build_info"]
+__version__: str = _build_info.version
+
+
+def build_info() -> dict[str, Any]:
+    """What this installation was built from, and what it runs on.
+
+    Returns:
+        version: of fastrnn; torch: the release built against; cuda: the CUDA release built against,
+        or None; compiler; cpu_capability: the instruction set in use, AVX512, AVX2 or DEFAULT, as
+        the environment variable ATEN_CPU_CAPABILITY names them.
+    """
+    return {
+        "version": __version__,
+        "torch": _build_info.torch_version,
+        "cuda": _build_info.cuda,
+        "compiler": _build_info.compiler,
+        "cpu_capability": torch.ops.fastrnn.cpu_capability(),
+    }

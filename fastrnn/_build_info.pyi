@@ -1,0 +1,4 @@
+version: str
+torch_version: str
+cuda: str | None
+compiler: str

@@ -1,0 +1,114 @@
+"""Shapes of the ops' results, for torch.compile, torch.export and FakeTensorMode.
+
+The ops and their arguments are described in csrc/ops.cpp.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class _Stack:
+    """Sizes of a stack, in the letters of torch.nn."""
+
+    def __init__(
+        self,
+        mode: str,
+        x: Tensor,
+        batch_sizes: Tensor | None,
+        weights: list[Tensor],
+        num_layers: int,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> None:
+        self.x = x
+        self.layers = num_layers
+        self.cells = num_layers * (2 if bidirectional else 1)
+        self.layer_width = weights[1].size(1) * (2 if bidirectional else 1)
+        self.lstm = mode == "LSTM"
+        self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
+        self.width = weights[1].size(1)
+        # A projection is the only weight of its size in torch.nn: P is smaller than H.
+        self.projected = self.lstm and weights[1].size(0) != 4 * weights[1].size(1)
+        self.batch: tuple[int | torch.SymInt, ...] = ()
+        if batch_sizes is not None:
+            # Only data tells N: batch_sizes[0].
+            self.batch = (torch.library.get_ctx().new_dynamic_size(),)
+        elif x.dim() == 3:
+            self.batch = (x.size(0 if batch_first else 1),)
+        self.rows = x.numel() // x.size(-1)
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))
+        h_n = self.x.new_empty((self.cells, *self.batch, self.width))
+        c_n = self.x.new_empty((self.cells, *self.batch, self.hidden) if self.lstm else (0,))
+        return y, h_n, c_n
+
+    def reserve(self, dropout: float) -> Tensor:
+        per_cell = self.width + (5 * self.hidden if self.lstm else 0)
+        per_cell += self.hidden if self.projected else 0
+        dropped = (self.layers - 1) * 2 * self.layer_width if dropout > 0 else 0
+        return self.x.new_empty((self.rows * (self.cells * per_cell + dropped),))
+
+
+@torch.library.register_fake("fastrnn::recurrent")
+def _recurrent(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    num_layers: int,
+    has_biases: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first).outputs()
+
+
+@torch.library.register_fake("fastrnn::recurrent_forward")
+def _recurrent_forward(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    num_layers: int,
+    has_biases: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    stack = _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first)
+    return (*stack.outputs(), stack.reserve(dropout))
+
+
+@torch.library.register_fake("fastrnn::recurrent_backward")
+def _recurrent_backward(
+    mode: str,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reserve: Tensor,
+    num_layers: int,
+    has_biases: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    inputs = [x, h0, c0, *weights]
+    return [
+        given.new_empty(given.shape)
+        for given, needed in zip(inputs, needs, strict=True)
+        if needed and given is not None
+    ]

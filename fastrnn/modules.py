@@ -1,0 +1,242 @@
+"""Drop-in replacements for torch.nn.RNN and torch.nn.LSTM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["LSTM", "RNN"]
+
+_FUSED_DTYPES = (torch.float32, torch.float64)
+
+
+def _rejected(error: Exception) -> bool:
+    """Whether this says that the fused op does not take some arguments, and not that it failed.
+
+    Such arguments are then given to torch.nn, which either takes them after all or raises in its
+    own words; good arguments pay nothing for that.
+    """
+    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+        return str(error).startswith("fastrnn:")
+    return True
+
+
+class _Recurrent(nn.RNNBase):
+    """What RNN and LSTM share: parameters from torch.nn.RNNBase, computation in one fused op.
+
+    A subclass of RNNBase and not of nn.RNN or nn.LSTM, which torch.compile refuses to trace.
+    """
+
+    # torch.nn's own module, run where the fused op does not apply.
+    _torch_class: type[nn.RNNBase]
+
+    # The weights are read at every call, so nothing has to be kept in step with the parameters.
+    @property  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor]:
+        parameters = self._parameters
+        try:
+            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
+        except KeyError:  # parametrized, replaced by a plain tensor, or about to be
+            return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor]) -> None:
+        pass
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        """Whether the fused op covers this call; what it does not, torch.nn computes."""
+        return (
+            x.dtype in _FUSED_DTYPES
+            and x.device.type == "cpu"
+            and x.layout == torch.strided
+            and not torch._C._is_any_autocast_enabled()
+            and not torch._C._are_functorch_transforms_active()
+            and forward_ad._current_level < 0
+        )
+
+    def _run(
+        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs the fused op: y, h_n, c_n. Raises RuntimeError on arguments it does not take."""
+        return torch.ops.fastrnn.recurrent.default(
+            self.mode,
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            self._flat_weights,
+            self.num_layers,
+            self.bias,
+            self.bidirectional,
+            self.batch_first,
+            self.dropout if self.training else 0.0,
+        )
+
+    def _torch_forward(self, x: Any, hx: Any) -> Any:
+        """torch.nn's own computation, and its words for arguments that it rejects."""
+        return self._torch_class.forward(self, x, hx)
+
+
+def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:
+    return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+class RNN(_Recurrent):
+    """Elman RNN: a drop-in for torch.nn.RNN.
+
+    Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
+    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
+    torch.nn's own implementation.
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the state, H.
+        num_layers: Stacked layers, L.
+        nonlinearity: "tanh" or "relu".
+        bias: Whether the layers have bias_ih and bias_hh.
+        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...).
+        dropout: Probability of dropout on the output of each layer but the last, in training.
+        bidirectional: Whether a second direction reads the sequence backwards (D = 2).
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError, TypeError: as torch.nn.RNN does.
+
+    Source: Elman (1990), "Finding structure in time"; equations as in torch.nn.RNN.
+
+    Example:
+        >>> rnn = fastrnn.RNN(5, 8, batch_first=True)
+        >>> output, h_n = rnn(torch.randn(1, 10, 5))
+        >>> output.shape, h_n.shape
+        (torch.Size([1, 10, 8]), torch.Size([1, 1, 8]))
+    """
+
+    _torch_class = nn.RNN
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = args[:3] + args[4:]
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # noqa: A002
+        """Runs the RNN over whole sequences.
+
+        Args:
+            input: (T, N, I), or (N, T, I) with batch_first, or (T, I) for one sequence, or a
+                PackedSequence.
+            hx: Initial state, (L * D, N, H), or (L * D, H) for one sequence; zeros if None.
+
+        Returns:
+            Output, (T, N, D * H), in the layout of the input, and the final state h_n, like hx.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn.RNN does, in its words.
+        """
+        packed = isinstance(input, PackedSequence)
+        x = input.data if packed else input
+        if isinstance(x, Tensor) and self._can_fuse(x):
+            try:
+                if not packed:
+                    y, h_n, _ = self._run(x, None, hx, None)
+                    return y, h_n
+                h0 = hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
+                y, h_n, _ = self._run(x, input.batch_sizes, h0, None)
+                return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                if not _rejected(error):
+                    raise
+        return self._torch_forward(input, hx)
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory: a drop-in for torch.nn.LSTM.
+
+    Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
+    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
+    torch.nn's own implementation.
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the cell state, H.
+        num_layers: Stacked layers, L.
+        bias: Whether the layers have bias_ih and bias_hh.
+        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...).
+        dropout: Probability of dropout on the output of each layer but the last, in training.
+        bidirectional: Whether a second direction reads the sequence backwards (D = 2).
+        proj_size: Features of the projected state, P; 0 for no projection (P = H).
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError, TypeError: as torch.nn.LSTM does.
+
+    Source: Hochreiter & Schmidhuber (1997); projection, Sak et al. (2014); equations as in
+    torch.nn.LSTM.
+
+    Example:
+        >>> lstm = fastrnn.LSTM(5, 8, num_layers=2, batch_first=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(1, 10, 5))
+        >>> output.shape, h_n.shape
+        (torch.Size([1, 10, 8]), torch.Size([2, 1, 8]))
+    """
+
+    _torch_class = nn.LSTM
+
+    # torch.nn.LSTM's own, which torch.nn.LSTM.forward and PackedSequence need of self.
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # noqa: A002
+        """Runs the LSTM over whole sequences.
+
+        Args:
+            input: (T, N, I), or (N, T, I) with batch_first, or (T, I) for one sequence, or a
+                PackedSequence.
+            hx: Initial states h_0 (L * D, N, P) and c_0 (L * D, N, H), both without N for one
+                sequence; zeros if None.
+
+        Returns:
+            Output, (T, N, D * P), in the layout of the input, and the final states (h_n, c_n),
+            like hx.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn.LSTM does, in its words.
+        """
+        packed = isinstance(input, PackedSequence)
+        x = input.data if packed else input
+        if isinstance(x, Tensor) and self._can_fuse(x):
+            try:
+                if not packed:
+                    h0, c0 = hx if hx is not None else (None, None)
+                    y, h_n, c_n = self._run(x, None, h0, c0)
+                    return y, (h_n, c_n)
+                if hx is None:
+                    h0 = c0 = None
+                else:
+                    h0, c0 = self.permute_hidden(hx, input.sorted_indices)
+                y, h_n, c_n = self._run(x, input.batch_sizes, h0, c0)
+                return _repack(y, input), self.permute_hidden((h_n, c_n), input.unsorted_indices)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                if not _rejected(error):
+                    raise
+        return self._torch_forward(input, hx)
