@@ -102,7 +102,7 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
   stack.hidden = weights[1].size(0) / gate_count(stack.cell);
   stack.width = weights[1].size(1);
   TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
-              "fastrnn: input, hidden and projection sizes must be positive");
+              "fastrnn: weight_hh, and x, must have columns");
   const int64_t per_cell = stack.weights_per_cell();
   for (int64_t i = 0; i < stack.cells(); ++i) {
     const at::TensorList cell = weights.slice(i * per_cell, per_cell);

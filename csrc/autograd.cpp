@@ -35,6 +35,13 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// Whether the gradient is a batch of them under vmap (autograd's is_grads_batched).
+bool is_batched(const Tensor& gradient) {
+  constexpr c10::DispatchKeySet batched(
+      {c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+  return gradient.defined() && gradient.key_set().has_any(batched);
+}
+
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
@@ -92,9 +99,10 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
       needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge);
       edge += inputs[i].defined();
     }
-    const variable_list wanted = at::GradMode::is_enabled()
-                                     ? differentiable(ctx, gradients, saved, inputs, needs)
-                                     : fused(ctx, gradients, saved, weights, needs);
+    const bool plain =
+        at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), is_batched);
+    const variable_list wanted = plain ? reference(ctx, gradients, saved, inputs, needs)
+                                       : fused(ctx, gradients, saved, weights, needs);
     // One result for every argument of forward, undefined for the last seven.
     variable_list results(inputs.size() + 7);
     size_t next = 0;
@@ -119,9 +127,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                    options.bidirectional, options.batch_first, options.dropout, needs_list);
   }
 
-  static variable_list differentiable(AutogradContext* ctx, const variable_list& gradients,
-                                      const variable_list& saved, const variable_list& inputs,
-                                      const std::vector<bool>& needs) {
+  static variable_list reference(AutogradContext* ctx, const variable_list& gradients,
+                                 const variable_list& saved, const variable_list& inputs,
+                                 const std::vector<bool>& needs) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode record(true);
     const Options options(ctx);
     const at::TensorList weights = at::TensorList(inputs).slice(3);
     const Stack stack =
@@ -140,8 +150,9 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
       if (needs[i]) wanted.push_back(inputs[i]);
     }
     if (differentiated.empty()) return variable_list(wanted.size());
-    return torch::autograd::grad(differentiated, wanted, output_gradients, /*retain_graph=*/true,
-                                 /*create_graph=*/true, /*allow_unused=*/true);
+    return torch::autograd::grad(differentiated, wanted, output_gradients,
+                                 /*retain_graph=*/create_graph, create_graph,
+                                 /*allow_unused=*/true);
   }
 };
 

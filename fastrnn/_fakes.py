@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 
+def _check_devices(
+    x: Tensor, batch_sizes: Tensor | None, others: tuple[Tensor | None, ...]
+) -> None:
+    """The dispatcher sends a mixture of meta and other devices here, where it must not pass."""
+    if batch_sizes is not None and batch_sizes.device.type != "cpu":
+        raise RuntimeError(f"fastrnn: batch_sizes is on {batch_sizes.device}, not on the CPU")
+    for tensor in others:
+        if tensor is not None and tensor.device != x.device:
+            raise RuntimeError(f"fastrnn: x is on {x.device}, another input on {tensor.device}")
+
+
 class _Stack:
     """Sizes of a stack, in the letters of torch.nn."""
 
@@ -21,7 +32,9 @@ class _Stack:
         num_layers: int,
         bidirectional: bool,
         batch_first: bool,
+        states: tuple[Tensor | None, ...],
     ) -> None:
+        _check_devices(x, batch_sizes, (*states, *weights))
         self.x = x
         self.layers = num_layers
         self.cells = num_layers * (2 if bidirectional else 1)
@@ -66,7 +79,9 @@ def _recurrent(
     batch_first: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first).outputs()
+    return _Stack(
+        mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first, (h0, c0)
+    ).outputs()
 
 
 @torch.library.register_fake("fastrnn::recurrent_forward")
@@ -83,7 +98,7 @@ def _recurrent_forward(
     batch_first: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    stack = _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first)
+    stack = _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first, (h0, c0))
     return (*stack.outputs(), stack.reserve(dropout))
 
 
@@ -107,6 +122,7 @@ def _recurrent_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
+    _check_devices(x, batch_sizes, (dy, dh_n, dc_n, reserve, *inputs))
     return [
         given.new_empty(given.shape)
         for given, needed in zip(inputs, needs, strict=True)

@@ -14,17 +14,6 @@ __all__ = ["LSTM", "RNN"]
 _FUSED_DTYPES = (torch.float32, torch.float64)
 
 
-def _rejected(error: Exception) -> bool:
-    """Whether this says that the fused op does not take some arguments, and not that it failed.
-
-    Such arguments are then given to torch.nn, which either takes them after all or raises in its
-    own words; good arguments pay nothing for that.
-    """
-    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        return str(error).startswith("fastrnn:")
-    return True
-
-
 class _Recurrent(nn.RNNBase):
     """What RNN and LSTM share: parameters from torch.nn.RNNBase, computation in one fused op.
 
@@ -76,6 +65,21 @@ class _Recurrent(nn.RNNBase):
             self.dropout if self.training else 0.0,
         )
 
+    def _torch_takes_over(self, error: Exception, x: Tensor) -> bool:
+        """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
+
+        Arguments that the fused op does not take are given to torch.nn, which either takes them
+        after all or raises in its own words; good arguments pay nothing for that. A failure of the
+        op itself is no such complaint, and neither are weights of a wrong shape in a float32 LSTM,
+        which torch.nn does not check but reads past.
+        """
+        if not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError):
+            return True
+        words = str(error)
+        if words.startswith("fastrnn: weight") and x.size(-1) == self.input_size:
+            return not (self.mode == "LSTM" and x.dtype == torch.float32)
+        return words.startswith("fastrnn:")
+
     def _torch_forward(self, x: Any, hx: Any) -> Any:
         """torch.nn's own computation, and its words for arguments that it rejects."""
         return self._torch_class.forward(self, x, hx)
@@ -83,6 +87,16 @@ class _Recurrent(nn.RNNBase):
 
 def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def _unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """The two states of an LSTM. Raises TypeError or ValueError if they are not two."""
+    if hx is None:
+        return None, None
+    h0, c0 = hx
+    if h0 is None or c0 is None:
+        raise TypeError("hx must be None or two tensors")
+    return h0, c0
 
 
 class RNN(_Recurrent):
@@ -158,7 +172,7 @@ class RNN(_Recurrent):
                 y, h_n, _ = self._run(x, input.batch_sizes, h0, None)
                 return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                if not _rejected(error):
+                if not self._torch_takes_over(error, x):
                     raise
         return self._torch_forward(input, hx)
 
@@ -227,16 +241,14 @@ class LSTM(_Recurrent):
         if isinstance(x, Tensor) and self._can_fuse(x):
             try:
                 if not packed:
-                    h0, c0 = hx if hx is not None else (None, None)
-                    y, h_n, c_n = self._run(x, None, h0, c0)
+                    y, h_n, c_n = self._run(x, None, *_unpack(hx))
                     return y, (h_n, c_n)
-                if hx is None:
-                    h0 = c0 = None
-                else:
-                    h0, c0 = self.permute_hidden(hx, input.sorted_indices)
+                h0, c0 = _unpack(
+                    hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
+                )
                 y, h_n, c_n = self._run(x, input.batch_sizes, h0, c0)
                 return _repack(y, input), self.permute_hidden((h_n, c_n), input.unsorted_indices)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                if not _rejected(error):
+                if not self._torch_takes_over(error, x):
                     raise
         return self._torch_forward(input, hx)

@@ -160,13 +160,7 @@ struct Forward {
       const T* packed = args.packed + panel * panel_stride + k_offset * panel_vectors * L;
       multiply(sums, a, packed, k, panel_stride);
     } else if constexpr (C <= kPanelVectors) {
-      const PanelRows rows = cell_panel_rows<T>(args.cell, hidden, panel);
-      T block[kSumBlock * kPanelColumns<T>];
-      for (int64_t begin = 0; begin < k; begin += kSumBlock) {
-        const int64_t end = begin + kSumBlock < k ? begin + kSumBlock : k;
-        pack_panel(w, k, rows, begin, end, block);
-        multiply(sums, a, block, end - begin, 0);
-      }
+      multiply_in_place(sums, a, w, k, cell_panel_rows<T>(args.cell, hidden, panel));
     }
   }
 

@@ -10,8 +10,8 @@ void pack_weights(Cell cell, const T* w_ih, const T* w_hh, int64_t input, int64_
   for (int64_t panel = begin; panel < end; ++panel) {
     const PanelRows rows = cell_panel_rows<T>(cell, hidden, panel);
     T* target = out + panel * (input + width) * kPanelColumns<T>;
-    pack_panel(w_ih, input, rows, 0, input, target);
-    pack_panel(w_hh, width, rows, 0, width, target + input * rows.vectors * kLanes<T>);
+    pack_panel(w_ih, input, rows, target);
+    pack_panel(w_hh, width, rows, target + input * rows.vectors * kLanes<T>);
   }
 }
 
@@ -35,7 +35,7 @@ void pack_bias(Cell cell, const T* b_ih, const T* b_hh, int64_t hidden, T* out, 
 template <typename T>
 void pack_rows(const T* w, int64_t rows, int64_t k, T* out, int64_t begin, int64_t end) {
   for (int64_t panel = begin; panel < end; ++panel) {
-    pack_panel(w, k, cell_panel_rows<T>(Cell::rnn_tanh, rows, panel), 0, k,
+    pack_panel(w, k, cell_panel_rows<T>(Cell::rnn_tanh, rows, panel),
                out + panel * k * kPanelColumns<T>);
   }
 }

@@ -119,26 +119,62 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int64_t count) {
 #endif
 }
 
-// One stage of a transposition: swaps the lanes of a that have bit S set with the lanes of b that
-// have it clear.
-template <int S, typename T, int... J>
-FASTRNN_INLINE void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, J...>) {
-  constexpr int L = kLanes<T>;
-  const Vec<T> low = __builtin_shufflevector(a, b, ((J & S) ? L + J - S : J)...);
-  const Vec<T> high = __builtin_shufflevector(a, b, ((J & S) ? L + J : J + S)...);
-  a = low;
-  b = high;
+// The elements of a and b in turn, from the lower (half = 0) or the upper half of each 128 bits.
+template <int half, typename T, int... J>
+FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, J...>) {
+  constexpr int L = kLanes<T>, E = 16 / sizeof(T);
+  return __builtin_shufflevector(a, b, (J / E * E + J % E / 2 + half * E / 2 + J % 2 * L)...);
+}
+template <int half, typename T>
+FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
+  return interleave<half, T>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
-// Transposes the kLanes x kLanes square held in rows, in registers.
-template <typename T, int S = 1>
-FASTRNN_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
-  constexpr int L = kLanes<T>;
-  if constexpr (S < L) {
-    for (int i = 0; i < L; ++i) {
-      if (!(i & S)) exchange<S, T>(rows[i], rows[i + S], std::make_integer_sequence<int, L>{});
+// 128 bits each from p, p + stride, p + 2 stride, ...: as many as a vector holds.
+template <typename T>
+FASTRNN_INLINE Vec<T> load_quarters(const T* p, int64_t stride) {
+#if FASTRNN_VECTOR_BYTES == 64
+  const auto quarter = [&](int i) { return _mm_loadu_ps((const float*)(p + i * stride)); };
+  __m512 v = _mm512_castps128_ps512(quarter(0));
+  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(1));
+  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(2));
+  v = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(3));
+  return (Vec<T>)v;
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Vec<T>)_mm256_loadu2_m128((const float*)(p + stride), (const float*)p);
+#else
+  return load(p);
+#endif
+}
+
+// Reads a square of lanes x lanes, rows ldw apart, transposed: square[j] is column j. Loading
+// quarters of rows into their places leaves only exchanges within 128 bits to do.
+template <typename T>
+FASTRNN_INLINE void load_transposed(Vec<T> (&square)[kLanes<T>], const T* p, int64_t ldw) {
+  constexpr int L = kLanes<T>, E = 16 / sizeof(T);
+  // Row after row, so that a cache line is read once: where ldw is a multiple of 4 KB, all the
+  // rows' lines fall into one set of the L1 cache, and there is no room for them together.
+  Vec<T> parts[E][L / E];
+  for (int i = 0; i < E; ++i) {
+    for (int c = 0; c < L / E; ++c) parts[i][c] = load_quarters(p + i * ldw + c * E, E * ldw);
+  }
+  for (int column = 0; column < L; column += E) {
+    Vec<T> row[E];
+    for (int i = 0; i < E; ++i) row[i] = parts[i][column / E];
+    if constexpr (E == 2) {
+      square[column] = interleave<0, T>(row[0], row[1]);
+      square[column + 1] = interleave<1, T>(row[0], row[1]);
+    } else {
+      using Pair = Vec<double>;
+      const Pair low0 = (Pair)interleave<0, T>(row[0], row[1]);
+      const Pair low1 = (Pair)interleave<0, T>(row[2], row[3]);
+      const Pair high0 = (Pair)interleave<1, T>(row[0], row[1]);
+      const Pair high1 = (Pair)interleave<1, T>(row[2], row[3]);
+      square[column] = (Vec<T>)interleave<0, double>(low0, low1);
+      square[column + 1] = (Vec<T>)interleave<1, double>(low0, low1);
+      square[column + 2] = (Vec<T>)interleave<0, double>(high0, high1);
+      square[column + 3] = (Vec<T>)interleave<1, double>(high0, high1);
     }
-    transpose<T, 2 * S>(rows);
   }
 }
 
