@@ -1,0 +1,288 @@
+"""What torch.nn rejects is rejected with the same exception and the same words.
+
+Each action below is taken with both libraries. What one of them raises, the other must raise; an
+odd input that torch.nn accepts must be accepted, with the same result.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.testing import assert_close
+
+import fastrnn
+from helpers import Case, build, cases
+
+CLASSES = ["RNN", "LSTM"]
+OTHER = {"RNN": "LSTM", "LSTM": "RNN"}
+zeros = torch.zeros
+
+
+def outcome(action: Callable[[ModuleType, str], object], package: ModuleType, name: str) -> object:
+    """Returns what `action` returns, or the type and text of what it raises."""
+    torch.manual_seed(0)
+    try:
+        return action(package, name)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def assert_same_outcome(action: Callable[[ModuleType, str], object], name: str) -> None:
+    """Asserts that `action` has the same outcome with both libraries."""
+    ours, theirs = (outcome(action, package, name) for package in (fastrnn, nn))
+    if isinstance(theirs, tuple) and isinstance(theirs[0], type):
+        assert ours == theirs
+    else:
+        assert_close(ours, theirs, equal_nan=True)
+
+
+CONSTRUCTORS: dict[str, tuple[tuple, dict]] = {
+    "no_arguments": ((), {}),
+    "no_hidden_size": ((5,), {}),
+    "input_size_float": ((5.0, 8), {}),
+    "input_size_zero": ((0, 8), {}),
+    "input_size_negative": ((-1, 8), {}),
+    "input_size_string": (("5", 8), {}),
+    "hidden_size_float": ((5, 8.0), {}),
+    "hidden_size_zero": ((5, 0), {}),
+    "hidden_size_none": ((5, None), {}),
+    "num_layers_zero": ((5, 8, 0), {}),
+    "num_layers_negative": ((5, 8), {"num_layers": -2}),
+    "num_layers_float": ((5, 8), {"num_layers": 1.5}),
+    "dropout_above_one": ((5, 8), {"dropout": 1.5}),
+    "dropout_negative": ((5, 8), {"dropout": -0.1}),
+    "dropout_bool": ((5, 8), {"dropout": True}),
+    "dropout_string": ((5, 8), {"dropout": "a"}),
+    "bias_int": ((5, 8), {"bias": 1}),
+    "batch_first_int": ((5, 8), {"batch_first": 1}),
+    "bias_positional_string": ((5, 8, 1, "tanh"), {}),
+    "nonlinearity_unknown": ((5, 8), {"nonlinearity": "sigmoid"}),
+    "nonlinearity_unknown_positional": ((5, 8, 1, "sigmoid"), {}),
+    "nonlinearity_none": ((5, 8), {"nonlinearity": None}),
+    "proj_size": ((5, 8), {"proj_size": 2}),
+    "proj_size_zero": ((5, 8), {"proj_size": 0}),
+    "proj_size_negative": ((5, 8), {"proj_size": -1}),
+    "proj_size_too_large": ((5, 8), {"proj_size": 8}),
+    "unknown_option": ((5, 8), {"colour": 1}),
+    "dtype_integer": ((5, 8), {"dtype": torch.int64}),
+    "device_unknown": ((5, 8), {"device": "nowhere"}),
+    "too_many_positional": ((5, 8, *range(12)), {}),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("arguments", CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+def test_constructor(arguments: tuple[tuple, dict], name: str) -> None:
+    args, kwargs = arguments
+
+    def construct(package: ModuleType, name: str) -> str:
+        return repr(getattr(package, name)(*args, **kwargs))
+
+    # torch.nn.LSTM(5, 8, 1, "tanh") and the like: what each makes of it is compared as text.
+    ours, theirs = (outcome(construct, package, name) for package in (fastrnn, nn))
+    assert ours == theirs
+
+
+def states(*shape: int, name: str, **options: object) -> Tensor | tuple[Tensor, Tensor]:
+    """Returns what class `name` takes as hx, of zeros."""
+    return zeros(shape, **options) if name == "RNN" else (zeros(shape, **options),) * 2
+
+
+X = torch.linspace(-1, 1, 60).view(4, 3, 5)
+DOUBLE, INT = torch.float64, torch.int64
+
+# Name: x, then hx as a function of the class's name, for a module of 5 inputs and 8 units.
+CALLS: dict[str, tuple[object, Callable | None]] = {
+    "x_string": ("a", None),
+    "x_none": (None, None),
+    "x_list": ([[1.0]], None),
+    "x_0d": (zeros(()), None),
+    "x_1d": (zeros(5), None),
+    "x_4d": (zeros(1, 4, 3, 5), None),
+    "x_features": (zeros(4, 3, 6), None),
+    "x_features_unbatched": (zeros(4, 6), None),
+    "x_no_features": (zeros(4, 3, 0), None),
+    "x_no_steps": (zeros(0, 3, 5), None),
+    "x_no_steps_unbatched": (zeros(0, 5), None),
+    "x_empty": (zeros(0, 0, 5), None),
+    "x_double": (zeros(4, 3, 5, dtype=DOUBLE), None),
+    "x_half": (zeros(4, 3, 5, dtype=torch.float16), None),
+    "x_int": (zeros(4, 3, 5, dtype=INT), None),
+    "x_bool": (zeros(4, 3, 5, dtype=torch.bool), None),
+    "x_complex": (zeros(4, 3, 5, dtype=torch.complex64), None),
+    "x_meta": (zeros(4, 3, 5, device="meta"), None),
+    "x_sparse": (X.to_sparse(), None),
+    "hx_string": (X, lambda name: "a"),
+    "hx_number": (X, lambda name: 0),
+    "hx_of_the_other_class": (X, lambda name: states(1, 3, 8, name=OTHER[name])),
+    "hx_2d": (X, partial(states, 3, 8)),
+    "hx_1d": (X, partial(states, 8)),
+    "hx_4d": (X, partial(states, 1, 1, 3, 8)),
+    "hx_3d_unbatched": (X[:, 0], partial(states, 1, 1, 8)),
+    "hx_layers": (X, partial(states, 2, 3, 8)),
+    "hx_batch": (X, partial(states, 1, 4, 8)),
+    "hx_batch_of_one": (X, partial(states, 1, 1, 8)),
+    "hx_batch_first": (X, partial(states, 3, 1, 8)),
+    "hx_units": (X, partial(states, 1, 3, 7)),
+    "hx_units_unbatched": (X[:, 0], partial(states, 1, 7)),
+    "hx_layers_unbatched": (X[:, 0], partial(states, 2, 8)),
+    "hx_double": (X, partial(states, 1, 3, 8, dtype=DOUBLE)),
+    "hx_int": (X, partial(states, 1, 3, 8, dtype=INT)),
+    "hx_meta": (X, partial(states, 1, 3, 8, device="meta")),
+    "hx_one_tuple": (X, lambda name: (zeros(1, 3, 8),)),
+    "hx_three_tuple": (X, lambda name: (zeros(1, 3, 8),) * 3),
+    "hx_list": (X, lambda name: [zeros(1, 3, 8)] * 2),
+    "hx_tuple_of_none": (X, lambda name: (None, None)),
+    "hx_empty_tuple": (X, lambda name: ()),
+    "c0_units": (X, lambda name: (zeros(1, 3, 8), zeros(1, 3, 7))),
+    "c0_double": (X, lambda name: (zeros(1, 3, 8), zeros(1, 3, 8, dtype=DOUBLE))),
+    "c0_2d": (X, lambda name: (zeros(1, 3, 8), zeros(3, 8))),
+}
+
+
+def call_module(
+    x: object, hx: Callable | None, package: ModuleType, name: str, **options: object
+) -> object:
+    """Calls a module of 5 inputs and 8 units."""
+    module = getattr(package, name)(5, 8, **options)
+    return module(x) if hx is None else module(x, hx(name=name))
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time_first", "batch_first"])
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("arguments", CALLS.values(), ids=CALLS)
+def test_call(arguments: tuple[object, Callable | None], name: str, batch_first: bool) -> None:
+    assert_same_outcome(partial(call_module, *arguments, batch_first=batch_first), name)
+
+
+def packed(batch_sizes: object, rows: int = 7, **options: object) -> PackedSequence:
+    """Returns a PackedSequence of 5 features that nothing has checked."""
+    sizes = batch_sizes if isinstance(batch_sizes, Tensor) else torch.tensor(batch_sizes)
+    return PackedSequence(torch.ones(rows, 5, **options), sizes)
+
+
+UNSORTED = pack_sequence([X[:2, 0], X[:4, 1], X[:1, 2]], enforce_sorted=False)
+GOOD = packed([3, 3, 1])
+
+PACKED_CALLS: dict[str, tuple[PackedSequence, Callable | None]] = {
+    "good": (GOOD, None),
+    "features": (PackedSequence(zeros(7, 6), torch.tensor([3, 3, 1])), None),
+    "data_1d": (PackedSequence(zeros(7), torch.tensor([3, 3, 1])), None),
+    "data_3d": (PackedSequence(zeros(7, 1, 5), torch.tensor([3, 3, 1])), None),
+    "double": (packed([3, 3, 1], dtype=DOUBLE), None),
+    "increasing": (packed([3, 1, 3]), None),
+    "too_many": (packed([3, 3, 3]), None),
+    "too_few": (packed([3, 2, 1]), None),
+    "first_too_large": (packed([8]), None),
+    "zero_inside": (packed([3, 0, 4]), None),
+    "zeros": (packed([0, 0], rows=0), None),
+    "negative": (packed([-1, 8]), None),
+    "none": (packed(torch.tensor([], dtype=INT)), None),
+    "none_of_none": (packed(torch.tensor([], dtype=INT), rows=0), None),
+    "int32": (packed(torch.tensor([3, 3, 1], dtype=torch.int32)), None),
+    "float": (packed([3.0, 3.0, 1.0]), None),
+    "sizes_2d": (packed([[3, 3, 1]]), None),
+    "hx_2d": (GOOD, partial(states, 3, 8)),
+    "hx_batch_large": (GOOD, partial(states, 1, 4, 8)),
+    "hx_batch_small": (GOOD, partial(states, 1, 2, 8)),
+    "hx_batch_of_one": (GOOD, partial(states, 1, 1, 8)),
+    "hx_layers": (GOOD, partial(states, 2, 3, 8)),
+    "hx_units": (GOOD, partial(states, 1, 3, 7)),
+    "hx_double": (GOOD, partial(states, 1, 3, 8, dtype=DOUBLE)),
+    "hx_meta": (GOOD, partial(states, 1, 3, 8, device="meta")),
+    "unsorted_hx_batch_large": (UNSORTED, partial(states, 1, 4, 8)),
+    "unsorted_hx_batch_small": (UNSORTED, partial(states, 1, 2, 8)),
+    "unsorted_hx_units": (UNSORTED, partial(states, 1, 3, 7)),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("arguments", PACKED_CALLS.values(), ids=PACKED_CALLS)
+def test_packed_call(arguments: tuple[PackedSequence, Callable | None], name: str) -> None:
+    assert_same_outcome(partial(call_module, *arguments), name)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), ((X, None, None), {}), ((X,), {"h0": None}), ((), {"input": X}), ((), {"x": X})],
+    ids=["none", "three", "unknown", "input", "x"],
+)
+def test_arguments(args: tuple, kwargs: dict, name: str) -> None:
+    assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(*args, **kwargs), name)
+
+
+# Name: the parameter and its replacement, in float64: torch.nn's float32 LSTM reads past the end
+# of a weight that is too small.
+WEIGHTS: dict[str, tuple[str, object]] = {
+    "ih_rows": ("weight_ih_l0", zeros(7, 5, dtype=DOUBLE)),
+    "ih_columns": ("weight_ih_l0", zeros(32, 6, dtype=DOUBLE)),
+    "ih_1d": ("weight_ih_l0", zeros(32, dtype=DOUBLE)),
+    "hh_rows": ("weight_hh_l0", zeros(7, 8, dtype=DOUBLE)),
+    "hh_columns": ("weight_hh_l0", zeros(32, 4, dtype=DOUBLE)),
+    "bias_size": ("bias_ih_l0", zeros(3, dtype=DOUBLE)),
+    "bias_of_one": ("bias_ih_l0", torch.ones(1, dtype=DOUBLE)),
+    "bias_hh_of_one": ("bias_hh_l0", torch.ones(1, dtype=DOUBLE)),
+    "none": ("weight_hh_l0", None),
+    "bias_none": ("bias_hh_l0", None),
+    "float32": ("weight_hh_l0", zeros(32, 8)),
+    "ih_float32": ("weight_ih_l0", zeros(32, 5)),
+    "bias_float32": ("bias_ih_l0", zeros(32)),
+    "meta": ("weight_hh_l0", zeros(32, 8, dtype=DOUBLE, device="meta")),
+    "int": ("weight_hh_l0", zeros(32, 8, dtype=INT)),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
+def test_weight(weight: tuple[str, Tensor | None], name: str) -> None:
+    parameter, value = weight
+
+    def action(package: ModuleType, name: str) -> object:
+        module = getattr(package, name)(5, 8, dtype=DOUBLE)
+        replacement = value
+        if value is not None:
+            rows = 8 if name == "RNN" and value.size(0) == 32 else value.size(0)
+            replacement = nn.Parameter(value[:rows], requires_grad=False)
+        setattr(module, parameter, replacement)
+        return module(X.double())
+
+    assert_same_outcome(action, name)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (32, 4), (32,)], ids=["rows", "columns", "1d"])
+@pytest.mark.parametrize("parameter", ["weight_ih_l0", "weight_hh_l0"])
+def test_float32_lstm_checks_the_weights_that_torch_does_not(
+    parameter: str, shape: tuple[int, ...]
+) -> None:
+    module = fastrnn.LSTM(5, 8)
+    setattr(module, parameter, nn.Parameter(zeros(shape)))
+    with pytest.raises(RuntimeError):
+        module(X)
+
+
+@pytest.mark.parametrize("case", cases(hx=[True]), ids=str)
+def test_a_rejected_call_leaves_the_module_usable(case: Case) -> None:
+    module = build(fastrnn, case)
+    expected = module(torch.ones(7, 3, 5))
+    with pytest.raises(RuntimeError, match="must be equal to input_size"):
+        module(torch.ones(7, 3, 6))
+    assert_close(module(torch.ones(7, 3, 5)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("name", CLASSES)
+def test_warnings(name: str, num_layers: int) -> None:
+    found = []
+    for package in (fastrnn, nn):
+        with warnings.catch_warnings(record=True) as records:
+            warnings.simplefilter("always")
+            getattr(package, name)(5, 8, num_layers, dropout=0.5)
+        found.append([(record.category, str(record.message)) for record in records])
+    assert found[0] == found[1]
+    assert len(found[0]) == (num_layers == 1)

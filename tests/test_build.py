@@ -1,0 +1,67 @@
+"""The installed package: import from anywhere, build information, metadata, wrong torch."""
+
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrnn
+from helpers import run_python
+
+
+def test_import_from_another_folder(tmp_path: Path) -> None:
+    code = "import fastrnn; print(fastrnn.__version__, fastrnn.build_info())"
+    result = run_python("-W", "error", "-c", code, cwd=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == f"{fastrnn.__version__} {fastrnn.build_info()}"
+
+
+def test_build_info() -> None:
+    info = fastrnn.build_info()
+    assert set(info) == {"version", "torch", "cuda", "compiler", "cpu_capability"}
+    assert info["version"] == fastrnn.__version__
+    assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
+    assert info["cpu_capability"] == torch.ops.fastrnn.cpu_capability()
+    assert isinstance(info["compiler"], str) and info["compiler"]
+
+
+def test_public_names() -> None:
+    assert {"RNN", "LSTM", "build_info"} <= set(fastrnn.__all__)
+    assert all(hasattr(fastrnn, name) for name in fastrnn.__all__)
+
+
+def test_is_typed() -> None:
+    assert resources.files(fastrnn).joinpath("py.typed").is_file()
+
+
+def test_metadata() -> None:
+    package = metadata.metadata("fastrnn")
+    assert package["Version"] == fastrnn.__version__
+    requirements = metadata.requires("fastrnn")
+    assert "torch>=2.10" in requirements
+    for name in ("scikit-learn", "matplotlib", "tqdm"):
+        assert any(r.startswith(name) and "extra == " in r and "demo" in r for r in requirements)
+
+
+def import_under(torch_version: str) -> tuple[int, str]:
+    """Imports fastrnn where torch says that it is `torch_version`; returns exit code and errors."""
+    code = f"import torch; torch.__version__ = {torch_version!r}; import fastrnn"
+    result = run_python("-c", code)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize("version", ["2.99.0", "3.0.0+cu130", "2.12.1", "2.1.0", "2.130.0a0+git"])
+def test_import_with_another_torch(version: str) -> None:
+    code, errors = import_under(version)
+    assert code != 0
+    message = errors.strip().splitlines()[-1]
+    assert message.startswith("ImportError")
+    assert version in message and fastrnn.build_info()["torch"] in message
+    assert "pip install --no-build-isolation --force-reinstall" in message
+
+
+def test_import_with_another_patch_of_torch() -> None:
+    major, minor = torch.__version__.split(".")[:2]
+    code, errors = import_under(f"{major}.{minor}.9+cpu")
+    assert code == 0, errors

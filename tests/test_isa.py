@@ -1,0 +1,50 @@
+"""The kernels of each instruction set, forced by ATEN_CPU_CAPABILITY."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import assert_equal, run_python
+
+LEVELS = ["DEFAULT", "AVX2", "AVX512"]
+WORKER = Path(__file__).with_name("isa_worker.py")
+
+
+@cache
+def best_level() -> str:
+    """Returns the capability that torch finds when none is forced."""
+    code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+    return run_python("-c", code, ATEN_CPU_CAPABILITY="").stdout.strip()
+
+
+@cache
+def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
+    """Runs the worker, which checks its results, under `level`; returns outputs by case."""
+    if best_level() not in LEVELS or LEVELS.index(level) > LEVELS.index(best_level()):
+        pytest.skip(f"this CPU's best capability is {best_level()}")
+    with TemporaryDirectory() as folder:
+        path = str(Path(folder) / "outputs.pt")
+        result = run_python(str(WORKER), level, path, ATEN_CPU_CAPABILITY=level.lower())
+        assert result.returncode == 0, result.stderr
+        return torch.load(path)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_matches_torch(level: str) -> None:
+    assert outputs_under(level)
+
+
+def test_avx2_and_avx512_give_the_same_bits() -> None:
+    avx512, avx2 = outputs_under("AVX512"), outputs_under("AVX2")
+    for case, expected in avx2.items():
+        assert_equal(avx512[case], expected)
+
+
+def test_default_is_the_best_level() -> None:
+    code = "import fastrnn, torch; print(torch.ops.fastrnn.cpu_capability())"
+    result = run_python("-c", code, ATEN_CPU_CAPABILITY="")
+    assert result.stdout.strip() == (best_level() if best_level() in LEVELS else "DEFAULT")

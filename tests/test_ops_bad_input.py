@@ -1,0 +1,95 @@
+"""The ops called directly with what makes no sense raise RuntimeError and never crash."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fastrnn  # noqa: F401  (registers the ops)
+from bad_arguments import BAD, good, good_packed, replaced, weights
+
+ops = torch.ops.fastrnn
+
+
+@pytest.mark.parametrize("changes", [{}, good_packed()], ids=["padded", "packed"])
+def test_good_arguments_are_good(changes: dict[str, Any]) -> None:
+    for op in (ops.recurrent, ops.recurrent_forward):
+        assert all(output.isfinite().all() for output in op(**(good() | changes))[:3])
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("op", [ops.recurrent, ops.recurrent_forward], ids=["recurrent", "forward"])
+@pytest.mark.parametrize("changes", BAD.values(), ids=BAD)
+def test_raises(changes: dict[str, Any], op: Any, requires_grad: bool) -> None:
+    arguments = good()
+    if requires_grad:
+        arguments["weights"] = [weight.requires_grad_() for weight in arguments["weights"]]
+    with pytest.raises(RuntimeError):
+        op(**(arguments | changes))
+
+
+def test_wrong_number_of_arguments() -> None:
+    with pytest.raises(RuntimeError):
+        ops.recurrent()
+    with pytest.raises(RuntimeError):
+        ops.recurrent(*good().values(), 1)
+
+
+@pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU"])
+def test_rnn_has_no_cell_state_and_no_projection(mode: str) -> None:
+    arguments = good() | {"mode": mode, "weights": weights(mode), "c0": None}
+    assert ops.recurrent(**arguments)[0].shape == (4, 3, 8)
+    with pytest.raises(RuntimeError):
+        ops.recurrent(**(arguments | {"c0": torch.zeros(1, 3, 8)}))
+    projected = [
+        torch.zeros(8, 5),
+        torch.zeros(8, 3),
+        torch.zeros(8),
+        torch.zeros(8),
+        torch.zeros(3, 8),
+    ]
+    with pytest.raises(RuntimeError):
+        ops.recurrent(**(arguments | {"weights": projected, "h0": None}))
+
+
+SIZES = st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 31, 32, 33])
+SHAPES = st.lists(SIZES, max_size=4)
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64, torch.bool])
+TENSORS = st.builds(lambda shape, dtype: torch.ones(shape, dtype=dtype), SHAPES, DTYPES)
+LIKELY_TENSORS = TENSORS | st.builds(torch.ones, SHAPES)
+BATCH_SIZES = st.lists(st.integers(-1, 4), max_size=8).map(torch.tensor)
+MUTATIONS = st.one_of(
+    st.fixed_dictionaries({"x": LIKELY_TENSORS}),
+    st.fixed_dictionaries({"h0": st.none() | LIKELY_TENSORS}),
+    st.fixed_dictionaries({"c0": st.none() | LIKELY_TENSORS}),
+    st.fixed_dictionaries(
+        {
+            "x": LIKELY_TENSORS,
+            "batch_sizes": st.lists(st.integers(-1, 4), max_size=8).map(torch.tensor),
+        }
+    ),
+    st.fixed_dictionaries({"num_layers": st.integers(-3, 3), "bidirectional": st.booleans()}),
+    st.fixed_dictionaries({"mode": st.sampled_from(["RNN_TANH", "RNN_RELU", "LSTM", "x"])}),
+    st.fixed_dictionaries({"has_biases": st.booleans(), "batch_first": st.booleans()}),
+    st.fixed_dictionaries({"weights": st.lists(LIKELY_TENSORS, max_size=6)}),
+    st.builds(replaced, st.integers(0, 3), LIKELY_TENSORS),
+)
+
+
+@given(mutations=st.lists(MUTATIONS, min_size=1, max_size=3))
+def test_fuzz(mutations: list[dict[str, Any]]) -> None:
+    arguments = good()
+    for mutation in mutations:
+        arguments |= mutation
+    try:
+        y, h_n, c_n = ops.recurrent(**arguments)
+    except RuntimeError:
+        return
+    # What is accepted must have made sense: the sizes of the results follow from the arguments'.
+    x, directions = arguments["x"], 1 + arguments["bidirectional"]
+    assert y.shape[:-1] == x.shape[:-1] and y.dtype == x.dtype
+    assert h_n.size(0) == arguments["num_layers"] * directions
+    assert h_n.size(-1) * directions == y.size(-1)
+    assert (c_n.numel() == 0) or c_n.shape[:-1] == h_n.shape[:-1]

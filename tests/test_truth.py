@@ -1,0 +1,120 @@
+"""Results are as near the truth as torch.nn's own: at most twice its error.
+
+The truth of a float32 run is torch.nn's float64 result, that of a float64 run is computed here in
+numpy's extended precision.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from helpers import KINDS, Case, Inputs, build, call, cases, make_inputs, run, to_double
+
+CASES = [
+    *cases(T=[20], N=[8], I=[33], H=[64], L=[1, 2], D=[1, 2], hx=[True]),
+    *cases(["LSTM"], T=[20], N=[8], I=[33], H=[64], P=[17], L=[1, 2], D=[1, 2], hx=[True]),
+    *cases(T=[20], N=[8], I=[33], H=[64], lengths=[(20, 3, 1, 20, 17, 8, 8, 2)], D=[2]),
+    *cases(T=[5], N=[4], I=[17], H=[300]),
+    *cases(T=[100], N=[1], I=[17], H=[130]),
+    *cases(T=[2], N=[130], I=[300], H=[33]),
+    *cases(T=[1000], N=[4], I=[7], H=[17]),
+]
+
+# Where an activation function is hard to get right: the scale of x, and what is added to the
+# biases of the gates i, f, g, o. Biases are dropped where x is small, so that it stays so.
+REGIMES = {
+    "small": (1e-6, None),
+    "saturating": (30.0, (0, 0, 0, 0)),
+    "huge": (1e4, (0, 0, 0, 0)),
+    "closed_i": (1.0, (-80, 0, 0, 0)),
+    "closed_o": (1.0, (0, 0, 0, -80)),
+    "open": (1.0, (80, 80, 0, 80)),
+}
+
+
+def assert_error_is_small(
+    name: str, error: Tensor, error_nn: Tensor, exact: Tensor, eps: float
+) -> None:
+    """Asserts that `error` is at most twice `error_nn`, on average and at worst.
+
+    The floors are what storing a result costs: one rounding on average, two at worst.
+    """
+    for norm, floor in ((2, eps), (float("inf"), 2 * eps)):
+        size, size_nn, size_exact = (
+            torch.linalg.vector_norm(t, norm).item() for t in (error, error_nn, exact)
+        )
+        assert size <= 2 * size_nn + floor * size_exact, (
+            f"{name}: error {size:.2e} in norm {norm}, torch.nn's is {size_nn:.2e}, "
+            f"of {size_exact:.2e}"
+        )
+
+
+def check(ours: nn.RNNBase, theirs: nn.RNNBase, inputs: Inputs, case: Case) -> None:
+    """Compares float32 runs of both libraries with torch.nn's float64 run."""
+    exact_inputs = Inputs(*(v.double() if isinstance(v, Tensor) else v for v in inputs))
+    truth = run(to_double(theirs, case), exact_inputs)
+    results, results_nn = run(ours, inputs), run(theirs, inputs)
+    assert results.keys() == truth.keys()
+    for name, exact in truth.items():
+        errors = (t[name].double() - exact for t in (results, results_nn))
+        assert_error_is_small(name, *errors, exact, torch.finfo(torch.float32).eps)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_float32(case: Case) -> None:
+    check(build(fastrnn, case), build(nn, case), make_inputs(case), case)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_in_regime(kind: str, regime: str) -> None:
+    scale, gate_biases = REGIMES[regime]
+    case = Case(kind, T=12, N=6, I=17, H=33, bias=gate_biases is not None)
+    ours, theirs = build(fastrnn, case), build(nn, case)
+    if kind == "LSTM" and gate_biases is not None:
+        shift = torch.tensor(gate_biases, dtype=torch.float32).repeat_interleave(case.H)
+        for module in (ours, theirs):
+            module.bias_ih_l0.data.add_(shift)
+    check(ours, theirs, make_inputs(case, scale=scale), case)
+
+
+def extended_forward(module: nn.RNNBase, x: Tensor) -> dict[str, np.ndarray]:
+    """Runs a one-layer module on x (T, N, I) in extended precision, step by step."""
+    w_ih, w_hh, b_ih, b_hh = (p.detach().numpy().astype(np.longdouble) for p in module.parameters())
+    h = c = np.zeros((x.size(1), module.hidden_size), dtype=np.longdouble)
+    y = []
+    for x_t in x.numpy().astype(np.longdouble):
+        gates = x_t @ w_ih.T + b_ih + h @ w_hh.T + b_hh
+        if module.mode == "LSTM":
+            i, f, g, o = np.split(gates, 4, axis=1)
+            i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
+            c = f * c + i * np.tanh(g)
+            h = o * np.tanh(c)
+        else:
+            h = np.tanh(gates) if module.mode == "RNN_TANH" else np.maximum(gates, 0)
+        y.append(h)
+    results = {"y": np.stack(y), "h_n": h[None]}
+    return results | ({"c_n": c[None]} if module.mode == "LSTM" else {})
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).eps >= 2e-16, reason="no extended precision here")
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0], ids=lambda s: f"scale{s:g}")
+@pytest.mark.parametrize(
+    "case", cases(T=[12], N=[6], I=[17], H=[33, 130], dtype=[torch.float64]), ids=str
+)
+def test_float64(case: Case, scale: float) -> None:
+    ours, theirs = (build(package, case).requires_grad_(False) for package in (fastrnn, nn))
+    inputs = make_inputs(case, scale=scale)
+    results, results_nn = call(ours, inputs), call(theirs, inputs)
+    truth = extended_forward(theirs, inputs.x)
+    assert results.keys() == truth.keys()
+    for name, exact in truth.items():
+        # Subtract in extended precision; the difference then fits float64.
+        errors = (
+            torch.from_numpy((t[name].numpy() - exact).astype(np.float64))
+            for t in (results, results_nn)
+        )
+        size = torch.from_numpy(exact.astype(np.float64))
+        assert_error_is_small(name, *errors, size, torch.finfo(torch.float64).eps)
