@@ -1,0 +1,40 @@
+"""Results are compared before anything is timed: a wrong answer has no speed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Largest difference allowed, over the largest magnitude in the reference tensor. Two correct
+# implementations differ by the order of their sums: some hundred roundings (float32 6e-8, float64
+# 1e-16), or for the 16-bit types some ten roundings of the stored values (bf16 4e-3, f16 5e-4).
+TOLERANCE: dict[torch.dtype, float] = {
+    torch.float32: 3e-5,
+    torch.float64: 1e-13,
+    torch.bfloat16: 6e-2,
+    torch.float16: 8e-3,
+}
+
+
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected magnitude; infinite where a NaN is."""
+    actual, expected = actual.double(), expected.double()
+    scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    worst = float((actual - expected).abs().max() / scale)
+    return math.inf if math.isnan(worst) else worst
+
+
+def mismatches(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What differs beyond the tolerance of its dtype, one line each; empty if all agrees."""
+    found = []
+    for name, reference in expected.items():
+        if name not in actual:
+            found.append(f"{name} is missing")
+        elif actual[name].shape != reference.shape:
+            shapes = f"{tuple(actual[name].shape)}, not {tuple(reference.shape)}"
+            found.append(f"{name} has shape {shapes}")
+        elif (error := difference(actual[name], reference)) > TOLERANCE[reference.dtype]:
+            found.append(f"{name} differs by {error:.1e} of its largest value")
+    return found

@@ -1,0 +1,178 @@
+"""From records to text and JSON, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cells import Cell
+from implementations import SUBJECT
+from measure import MODES, Record
+from peak import Peak
+from timing import Spread
+
+
+def geomean(values: Iterable[float]) -> float:
+    """Geometric mean; NaN of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:,.{1 if seconds < 1e-3 else 0}f}"
+
+
+def header(implementations: list[str]) -> str:
+    """The table's first line: times, ratios with their quartiles, fastrnn's rate."""
+    baselines = [name for name in implementations if name != SUBJECT]
+    times = "".join(f"{f'{name} us':>14}" for name in implementations)
+    ratios = "".join(f"{f'{name}/{SUBJECT}':>16}{'q1..q3':>13}" for name in baselines)
+    return f"{'cell':<39} {'mode':<10}{'threads':>7}{times}{ratios}{'GFLOP/s':>9}{'of peak':>8}"
+
+
+def row(record: Record, implementations: list[str]) -> str:
+    """One record as a line under header."""
+    line = f"{record.cell:<39} {record.mode:<10}{record.threads:>7}"
+    if record.problem:
+        return f"{line}  {record.problem}"
+    for name in implementations:
+        line += f"{_us(record.seconds[name].median) if name in record.seconds else '-':>14}"
+    for name in implementations:
+        if name == SUBJECT:
+            continue
+        spread = record.ratios.get(name)
+        quartiles = f"{spread.q1:.2f}..{spread.q3:.2f}" if spread else ""
+        line += f"{f'{spread.median:.2f}' if spread else '-':>16}{quartiles:>13}"
+    return f"{line}{record.gflops[SUBJECT]:>9.1f}{record.share:>8.0%}"
+
+
+def groups(records: list[Record]) -> Iterator[tuple[str, str, int, list[tuple[Cell, Record]]]]:
+    """Records without a problem, by (kind, mode, threads); empty groups are left out."""
+    good = [(Cell.parse(record.cell), record) for record in records if not record.problem]
+    counts = sorted({record.threads for record in records})
+    for kind, mode, threads in product(("rnn", "lstm"), MODES, counts):
+        group = [
+            (cell, record)
+            for cell, record in good
+            if (cell.kind, record.mode, record.threads) == (kind, mode, threads)
+        ]
+        if group:
+            yield kind, mode, threads, group
+
+
+def ratio_summary(records: list[Record]) -> list[str]:
+    """Geometric mean and worst cell of each group against each baseline."""
+    lines = []
+    for kind, mode, threads, group in groups(records):
+        for name in sorted({name for _, record in group for name in record.ratios}):
+            ratios = {
+                cell: record.ratios[name].median for cell, record in group if name in record.ratios
+            }
+            single = [r for cell, r in ratios.items() if cell.dtype == torch.float32]
+            worst = min(ratios, key=ratios.__getitem__)
+            lines.append(
+                f"{f'{name}/{SUBJECT}':<22}{kind:<6}{mode:<11}{threads:>7}{len(ratios):>6}"
+                f"{geomean(ratios.values()):>9.2f}"
+                f"{f'{geomean(single):.2f}' if single else '-':>9}"
+                f"{ratios[worst]:>7.2f}  {worst.id}"
+            )
+    title = (
+        f"{'ratio of':<22}{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}"
+        f"{'f32 only':>9}{'worst':>7}  worst cell"
+    )
+    return [title, *lines] if lines else []
+
+
+def peak_summary(records: list[Record]) -> list[str]:
+    """Share of the FMA peak over the compute-bound cells of each group."""
+    lines = []
+    for kind, mode, threads, group in groups(records):
+        shares = {cell: record.share for cell, record in group if cell.compute_bound}
+        if shares:
+            worst = min(shares, key=shares.__getitem__)
+            lines.append(
+                f"{kind:<6}{mode:<11}{threads:>7}{len(shares):>6}{geomean(shares.values()):>9.0%}"
+                f"{shares[worst]:>7.0%}  {worst.id}"
+            )
+    title = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
+    return ["share of FMA peak, cells of B >= 32 and H >= 256", title, *lines] if lines else []
+
+
+def thread_summary(records: list[Record]) -> list[str]:
+    """Speed of fastrnn at more threads over its speed at one, cells of B >= 8."""
+    good = [record for record in records if not record.problem]
+    single = {(r.cell, r.mode): r.seconds[SUBJECT].median for r in good if r.threads == 1}
+    lines = []
+    for kind, mode, threads, group in groups(records):
+        gains = {
+            cell: single[cell.id, mode] / record.seconds[SUBJECT].median
+            for cell, record in group
+            if threads > 1 and cell.N >= 8 and (cell.id, mode) in single
+        }
+        if gains:
+            worst = min(gains, key=gains.__getitem__)
+            lines.append(
+                f"{kind:<6}{mode:<11}{threads:>7}{len(gains):>6}{geomean(gains.values()):>9.2f}"
+                f"{gains[worst]:>7.2f}  {worst.id}"
+            )
+    title = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
+    return [f"{SUBJECT}'s gain over one thread, cells of B >= 8", title, *lines] if lines else []
+
+
+def summary(records: list[Record]) -> str:
+    """All that is said under the table."""
+    problems = [record for record in records if record.problem]
+    parts = [ratio_summary(records), peak_summary(records), thread_summary(records)]
+    if problems:
+        lines = [f"{r.cell} {r.mode} {r.threads}: {r.problem}" for r in problems]
+        parts.append([f"{len(problems)} without a figure", *lines])
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def machine() -> dict[str, Any]:
+    """The processor and the software under a run, and how busy the machine was."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def save(
+    path: Path, records: list[Record], peak: Peak, command: str, about: dict[str, Any]
+) -> None:
+    """Writes a run as JSON: how it was made, then a list of records."""
+    content = {
+        "command": command,
+        **about,
+        "torch": torch.__version__,
+        "peak_gflops_per_core": asdict(peak),
+        "records": [asdict(record) for record in records],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def load(path: Path) -> list[Record]:
+    """Reads the records of a run that save wrote."""
+    records = []
+    for entry in json.loads(path.read_text())["records"]:
+        for key in ("seconds", "ratios"):
+            entry[key] = {name: Spread(**spread) for name, spread in entry[key].items()}
+        records.append(Record(**entry))
+    return records

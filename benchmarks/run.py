@@ -1,0 +1,137 @@
+"""Times fastrnn against torch.nn over the grid of cells.py. See README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import fastrnn
+from cells import Cell, select
+from implementations import IMPLEMENTATIONS, SUBJECT
+from measure import MODES, Record, measure
+from peak import Peak, measure_peak
+from plot import draw
+from report import header, machine, row, save, summary
+
+
+def _thread_counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError("a number of threads is at least 1")
+    return counts
+
+
+def _cell(text: str) -> Cell:
+    try:
+        return Cell.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
+    return text
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run.py",
+        description="Time fastrnn against torch.nn, alternately, in one process.",
+    )
+    add = parser.add_argument
+    add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
+    add(
+        "--cell", type=_cell, action="append", metavar="ID", help="only this id, in the grid or not"
+    )
+    add("--mode", choices=(*MODES, "both"), default="both")
+    add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
+    add("--quick", action="store_true", help="a small part of the grid, and less time a cell")
+    add("--list", action="store_true", help="print the ids and stop")
+    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add("--seconds-per-cell", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
+    add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
+    arguments = parser.parse_args(argv)
+    if arguments.threads is None:
+        arguments.threads = [1] if os.cpu_count() == 1 else [1, 2]
+    if arguments.seconds_per_cell is None:
+        arguments.seconds_per_cell = 0.4 if arguments.quick else 1.2
+    return arguments
+
+
+def find_peak(given: float | None) -> Peak:
+    """The given f32 peak, float64 at half of it; or what this machine shows."""
+    if given is not None:
+        return Peak(given, given / 2, source="given")
+    return measure_peak()
+
+
+def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
+    """Measures every cell, showing each as it comes. An interrupt keeps what is there."""
+    modes = MODES if arguments.mode == "both" else (arguments.mode,)
+    # Threads outermost: the pool is resized only once for each count.
+    jobs = [(c, mode, threads) for threads in arguments.threads for mode in modes for c in cells]
+    records: list[Record] = []
+    names = list(IMPLEMENTATIONS)
+    print(header(names))
+    try:
+        with tqdm(jobs, unit="cell", leave=False, disable=None) as progress:
+            for cell, mode, threads in progress:
+                progress.set_postfix_str(f"{cell.id} {mode} {threads}")
+                record = measure(cell, mode, threads, arguments.seconds_per_cell, peak)
+                records.append(record)
+                progress.write(row(record, names))
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(records)} of {len(jobs)}")
+    return records
+
+
+def main() -> int:
+    """Runs the benchmark.
+
+    Returns:
+        1 if some cell has no figure (wrong results, or an exception), else 0.
+    """
+    arguments = parse_arguments()
+    cells = arguments.cell or select(arguments.filter, arguments.quick)
+    if arguments.list:
+        print("\n".join(cell.id for cell in cells))
+        return 0
+    if not cells:
+        print(f"no cell matches {arguments.filter!r}; --list shows all", file=sys.stderr)
+        return 2
+    about = {"machine": machine(), "build_info": fastrnn.build_info()}
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
+    # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.
+    warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+    peak = find_peak(arguments.peak_gflops)
+    title = f"{about['machine']['processor']}, torch {torch.__version__}"
+    print(f"{title}\nFMA peak of a core: f32 {peak.f32:.0f}, f64 {peak.f64:.0f} ({peak.source})")
+
+    records = measure_all(cells, arguments, peak)
+    print(f"\n{summary(records)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    save(arguments.out / "results.json", records, peak, command, about)
+    for name in IMPLEMENTATIONS:
+        if name != SUBJECT:
+            draw(arguments.out / f"ratio-{name}.png", {SUBJECT: records}, name, title)
+    print(f"\nwritten: {arguments.out}")
+    return int(any(record.problem for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
