@@ -4,7 +4,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include "stack.h"
+#include "buffers.h"
 
 namespace fastrnn {
 namespace {
@@ -43,7 +43,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward_cpu(
   const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
                                       bidirectional, batch_first, dropout);
   const Outputs out = allocate_outputs(stack, x);
-  const Tensor reserve = at::empty({stack.reserve_size()}, x.options());
+  const Tensor reserve = empty_buffer(stack.reserve_size(), x.options());
   if (stack.rows > 0) run_forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, reserve);
   return {out.y, out.h_n, out.c_n, reserve};
 }

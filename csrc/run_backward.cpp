@@ -252,7 +252,7 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
     Sequence<T> input_gradient{};
     if (layer > 0) {
       at::Tensor& buffer = between[layer % 2];
-      if (!buffer.defined()) buffer = at::empty({stack.rows, stack.layer_width()}, x.options());
+      if (!buffer.defined()) buffer = empty_buffer(stack.rows * stack.layer_width(), x.options());
       input_gradient =
           row_sequence<T>(stack, buffer.template mutable_data_ptr<T>(), stack.layer_width());
     } else if (dx.defined()) {
@@ -297,7 +297,7 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
     }
     if (layer > 0 && stack.drops_after(layer - 1)) {
       between[layer % 2].mul_(
-          at::from_blob(reserve.noise[layer - 1], {stack.rows, stack.layer_width()}, x.options()));
+          at::from_blob(reserve.noise[layer - 1], {stack.rows * stack.layer_width()}, x.options()));
     }
     output_gradient = read_only(input_gradient);
   }

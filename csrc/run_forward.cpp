@@ -144,7 +144,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       output = row_sequence<T>(stack, reserve->outputs[layer], stack.layer_width());
     } else if (!last) {
       at::Tensor& buffer = between[layer % 2];
-      if (!buffer.defined()) buffer = at::empty({stack.rows * stack.layer_width()}, x.options());
+      if (!buffer.defined()) buffer = empty_buffer(stack.rows * stack.layer_width(), x.options());
       output = row_sequence<T>(stack, buffer.template mutable_data_ptr<T>(), stack.layer_width());
     }
 
