@@ -25,17 +25,13 @@ build: .venv/built
 	$(BIN)/pip install -q --no-build-isolation -e '.[demo,test,benchmark]'
 	touch $@
 
-.venv/lint: .venv/ready
-	$(BIN)/pip install -q ruff clang-format mypy
-	touch $@
-
-lint: build .venv/lint
+lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
 	$(BIN)/mypy
 
-format: .venv/lint
+format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
