@@ -29,12 +29,15 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 # One object of each kernel source for each instruction set; which one runs is chosen at load.
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
 if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = [
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ]
-KERNELS = [f"csrc/cpu/{name}.cpp" for name in ("forward", "backward", "gradients", "pack")]
+    ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+KERNELS = [
+    f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
+]
 OPS = ["arguments", "autograd", "ops", "plan", "reference", "run_backward", "run_forward"]
 
 COMMON_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]

@@ -63,8 +63,9 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
   Stack stack{};
   stack.cell = parse_mode(mode);
   TORCH_CHECK(x.defined(), "fastrnn: x is undefined");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-              "fastrnn: x must be float32 or float64, got ", x.scalar_type());
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble ||
+                  x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16,
+              "fastrnn: x must be float32, float64, float16 or bfloat16, got ", x.scalar_type());
   check_kind("x", x, x);
   TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);
   stack.dropout = dropout;

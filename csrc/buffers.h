@@ -26,12 +26,40 @@ inline at::Tensor empty_buffer(int64_t elements, const at::TensorOptions& option
   return buffer;
 }
 
+// A tensor's elements as the kernels name their type.
+template <typename E>
+const E* elements(const at::Tensor& tensor) {
+  return static_cast<const E*>(tensor.const_data_ptr());
+}
+template <typename E>
+E* mutable_elements(const at::Tensor& tensor) {
+  return static_cast<E*>(tensor.mutable_data_ptr());
+}
+
+// Calls f(E{}) for the type of a tensor's elements.
+template <typename F>
+auto with_element(at::ScalarType type, F&& f) {
+  switch (type) {
+    case at::kFloat: return f(float{});
+    case at::kDouble: return f(double{});
+    case at::kHalf: return f(Half{});
+    case at::kBFloat16: return f(BFloat16{});
+    default: TORCH_CHECK(false, "fastrnn: no kernels for ", type);
+  }
+}
+
+// The type that sums of elements are kept in.
+inline at::ScalarType compute_type(at::ScalarType type) {
+  return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // Hands out parts of one allocation.
 template <typename T>
 class Arena {
  public:
   Arena(int64_t elements, const at::TensorOptions& options)
-      : storage_(empty_buffer(elements, options)), next_(storage_.template mutable_data_ptr<T>()) {}
+      : storage_(empty_buffer(elements, options.dtype(c10::CppTypeToScalarType<T>::value))),
+        next_(storage_.template mutable_data_ptr<T>()) {}
   T* take(int64_t elements) {
     T* const taken = next_;
     next_ += padded(elements);
@@ -46,61 +74,61 @@ class Arena {
 };
 
 // x or dy as a sequence of rows.
-template <typename T>
-Sequence<const T> input_sequence(const Stack& stack, const at::Tensor& x) {
-  const T* data = x.const_data_ptr<T>();
+template <typename E>
+Sequence<const E> input_sequence(const Stack& stack, const at::Tensor& x) {
+  const E* data = elements<E>(x);
   if (stack.packed) return {data, 0, x.stride(0)};
   if (!stack.batched) return {data, x.stride(0), 0};
   return {data, x.stride(stack.batch_first ? 1 : 0), x.stride(stack.batch_first ? 0 : 1)};
 }
 
 // y or dx, contiguous, as a sequence of rows.
-template <typename T>
-Sequence<T> output_sequence(const Stack& stack, const at::Tensor& y) {
-  T* data = y.mutable_data_ptr<T>();
+template <typename E>
+Sequence<E> output_sequence(const Stack& stack, const at::Tensor& y) {
+  E* data = mutable_elements<E>(y);
   const int64_t width = y.size(-1);
   if (stack.batch_first) return {data, width, stack.steps * width};
   return {data, stack.batch * width, width};
 }
 
 // A buffer (rows, width) of the driver's own, step after step.
-template <typename T>
-Sequence<T> row_sequence(const Stack& stack, T* data, int64_t width) {
+template <typename E>
+Sequence<E> row_sequence(const Stack& stack, E* data, int64_t width) {
   return {data, stack.batch * width, width};
 }
 
-template <typename T>
-Sequence<T> columns_from(const Sequence<T>& sequence, int64_t column) {
+template <typename E>
+Sequence<E> columns_from(const Sequence<E>& sequence, int64_t column) {
   if (!sequence.data) return sequence;
   return {sequence.data + column, sequence.step_stride, sequence.row_stride};
 }
 
-template <typename T>
-Sequence<const T> read_only(const Sequence<T>& sequence) {
+template <typename E>
+Sequence<const E> read_only(const Sequence<E>& sequence) {
   return {sequence.data, sequence.step_stride, sequence.row_stride};
 }
 
 // The parts of the reserve, in the order in which they lie there.
-template <typename T>
+template <typename E>
 struct Reserve {
   struct CellPart {
-    T *gates, *cells, *unprojected;
+    E *gates, *cells, *unprojected;
   };
   std::vector<CellPart> parts;     // (L * D)
-  std::vector<T*> outputs;         // (L), (rows, D * P) each
-  std::vector<T*> noise, dropped;  // (L - 1), likewise, if dropout
+  std::vector<E*> outputs;         // (L), (rows, D * P) each
+  std::vector<E*> noise, dropped;  // (L - 1), likewise, if dropout
 
-  Reserve(const Stack& stack, T* next) {
+  Reserve(const Stack& stack, E* next) {
     const auto take = [&](bool wanted, int64_t width) {
-      T* const taken = wanted ? next : nullptr;
+      E* const taken = wanted ? next : nullptr;
       if (wanted) next += stack.rows * width;
       return taken;
     };
     const bool lstm = stack.cell == Cell::lstm;
     for (int64_t layer = 0; layer < stack.layers; ++layer) {
       for (int64_t d = 0; d < stack.directions; ++d) {
-        T* gates = take(lstm, 4 * stack.hidden);
-        T* cells = take(lstm, stack.hidden);
+        E* gates = take(lstm, 4 * stack.hidden);
+        E* cells = take(lstm, stack.hidden);
         parts.push_back({gates, cells, take(stack.projected, stack.hidden)});
       }
       outputs.push_back(take(true, stack.layer_width()));
@@ -111,17 +139,17 @@ struct Reserve {
 };
 
 // The weights of one direction of one layer.
-template <typename T>
+template <typename E>
 struct CellWeights {
-  const T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+  const E *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 
   CellWeights(const Stack& stack, const std::vector<at::Tensor>& weights, int64_t cell) {
     const at::Tensor* first = weights.data() + cell * stack.weights_per_cell();
-    w_ih = first[0].const_data_ptr<T>();
-    w_hh = first[1].const_data_ptr<T>();
-    b_ih = stack.has_biases ? first[2].const_data_ptr<T>() : nullptr;
-    b_hh = stack.has_biases ? first[3].const_data_ptr<T>() : nullptr;
-    w_hr = stack.projected ? first[stack.weights_per_cell() - 1].const_data_ptr<T>() : nullptr;
+    w_ih = elements<E>(first[0]);
+    w_hh = elements<E>(first[1]);
+    b_ih = stack.has_biases ? elements<E>(first[2]) : nullptr;
+    b_hh = stack.has_biases ? elements<E>(first[3]) : nullptr;
+    w_hr = stack.projected ? elements<E>(first[stack.weights_per_cell() - 1]) : nullptr;
   }
 };
 
@@ -137,17 +165,17 @@ inline at::Tensor rows_contiguous(const at::Tensor& x) {
 }
 
 // A state (L * D, N, width) by cell; a missing one is a row of zeros.
-template <typename T>
+template <typename E>
 struct State {
-  const T* data;
+  const E* data;
   int64_t cell_stride, row_stride;
 
-  State(const at::Tensor& given, const T* zeros, int64_t batch, int64_t width)
-      : data(given.defined() ? given.const_data_ptr<T>() : zeros),
+  State(const at::Tensor& given, const E* zeros, int64_t batch, int64_t width)
+      : data(given.defined() ? elements<E>(given) : zeros),
         cell_stride(given.defined() ? batch * width : 0),
         row_stride(given.defined() ? width : 0) {}
 
-  const T* of_cell(int64_t cell) const { return data + cell * cell_stride; }
+  const E* of_cell(int64_t cell) const { return data + cell * cell_stride; }
 };
 
 inline at::Tensor contiguous_state(const std::optional<at::Tensor>& state) {

@@ -60,8 +60,9 @@ void check_gradient(const char* name, const OptionalTensor& gradient, const Tens
 
 // A state's gradient, to be worked on: a copy of the one given, or zeros.
 Tensor working_copy(const OptionalTensor& gradient, at::IntArrayRef sizes, const Tensor& x) {
-  if (!gradient.has_value()) return at::zeros(sizes, x.options());
-  return at::empty(sizes, x.options()).copy_(*gradient);
+  const at::TensorOptions options = x.options().dtype(compute_type(x.scalar_type()));
+  if (!gradient.has_value()) return at::zeros(sizes, options);
+  return at::empty(sizes, options).copy_(*gradient);
 }
 
 std::vector<Tensor> recurrent_backward_cpu(c10::string_view mode, const OptionalTensor& dy,
@@ -97,12 +98,13 @@ std::vector<Tensor> recurrent_backward_cpu(c10::string_view mode, const Optional
     }
   }
   if (stack.rows > 0) {
-    run_backward(stack, dy.value_or(Tensor()), dh, dc, x, h0, c0, weights, reserve, dx, dweights);
+    run_backward(stack, dy.value_or(Tensor()), dh, dc, needs[1], x, h0, c0, weights, reserve, dx,
+                 dweights);
   }
   std::vector<Tensor> wanted;
   if (needs[0]) wanted.push_back(dx);
-  if (needs[1]) wanted.push_back(dh);
-  if (needs[2]) wanted.push_back(dc);
+  if (needs[1]) wanted.push_back(dh.to(x.scalar_type()));
+  if (needs[2]) wanted.push_back(dc.to(x.scalar_type()));
   for (size_t i = 0; i < weights.size(); ++i) {
     if (needs[3 + i]) wanted.push_back(dweights[i]);
   }

@@ -21,7 +21,12 @@ constexpr int64_t kRowsPerThread = 4;
 static Isa active_isa() {
   static const Isa isa = [] {
     const std::string capability = at::get_cpu_capability();
-    if (capability.rfind("AVX512", 0) == 0 && find_kernels<float>(Isa::avx512)) return Isa::avx512;
+    if (capability.rfind("AVX512", 0) == 0 && find_kernels<float>(Isa::avx512)) {
+#if defined(__x86_64__)
+      if (__builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
+#endif
+      return Isa::avx512;
+    }
     if (capability.rfind("AVX", 0) == 0 && find_kernels<float>(Isa::avx2)) return Isa::avx2;
     return Isa::baseline;
   }();
@@ -30,19 +35,21 @@ static Isa active_isa() {
 
 std::string cpu_capability() {
   switch (active_isa()) {
+    case Isa::avx512_bf16:
     case Isa::avx512: return "AVX512";
     case Isa::avx2: return "AVX2";
     default: return "DEFAULT";
   }
 }
 
-template <typename T>
-const Kernels<T>& kernels() {
-  static const Kernels<T>& active = *find_kernels<T>(active_isa());
-  return active;
+template <typename E>
+const Kernels<E>& kernels() {
+  return *find_kernels<E>(active_isa());
 }
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
+template const Kernels<Half>& kernels<Half>();
+template const Kernels<BFloat16>& kernels<BFloat16>();
 
 int thread_count(double flops) {
   if (at::in_parallel_region()) return 1;

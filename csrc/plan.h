@@ -9,8 +9,8 @@
 namespace fastrnn {
 
 // The kernels for this CPU, chosen once.
-template <typename T>
-const Kernels<T>& kernels();
+template <typename E>
+const Kernels<E>& kernels();
 
 // Threads worth using for so many floating-point operations, at most torch's.
 int thread_count(double flops);
@@ -36,16 +36,16 @@ struct GroupBarrier {
 };
 
 // A member's part of a plan.
-template <typename T>
+template <typename C>
 struct Assignment {
   bool works;
   int direction_group;
-  Share<T> share;  // scratch is left to the caller
+  Share<C> share;  // scratch is left to the caller
 };
 
 // group_barriers: one a direction group; sizes are set by the first who takes a share.
-template <typename T>
-Assignment<T> assign(const Plan& plan, const Stack& stack, int member, int64_t panels,
+template <typename C>
+Assignment<C> assign(const Plan& plan, const Stack& stack, int member, int64_t panels,
                      GroupBarrier* group_barriers) {
   const int group_size = plan.row_parts * plan.unit_parts;
   const int group = member / group_size;
@@ -53,7 +53,7 @@ Assignment<T> assign(const Plan& plan, const Stack& stack, int member, int64_t p
   const int row_part = member % group_size / plan.unit_parts;
   const int unit_part = member % plan.unit_parts;
   const std::vector<int64_t> ends = split_rows(stack, plan.row_parts);
-  Share<T> share{};
+  Share<C> share{};
   share.row_begin = row_part > 0 ? ends[row_part - 1] : 0;
   share.row_end = ends[row_part];
   share.panel_begin = panels * unit_part / plan.unit_parts;

@@ -15,135 +15,191 @@ namespace {
 // it.
 constexpr int64_t kChunkRows = 768;
 
+// Weights that serve at most so many tiles of rows are not worth a copy.
+constexpr int64_t kRowsInPlace = 2;
+
 // Rows of a weight's gradient are divided among threads in multiples of this, so that tiles are
 // full.
 constexpr int64_t kRowUnit = 48;
 
-// What is wanted of one direction of one layer; null: not wanted.
-template <typename T>
+// Where the gradients of one direction's weights go; null: not wanted.
+template <typename C>
 struct WeightGradients {
-  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
-
-  WeightGradients(const Stack& stack, const std::vector<at::Tensor>& gradients, int64_t cell) {
-    const int64_t count = stack.weights_per_cell();
-    const auto data = [&](int64_t i) {
-      const at::Tensor& gradient = gradients[cell * count + i];
-      return gradient.defined() ? gradient.mutable_data_ptr<T>() : nullptr;
-    };
-    w_ih = data(0);
-    w_hh = data(1);
-    b_ih = stack.has_biases ? data(2) : nullptr;
-    b_hh = stack.has_biases ? data(3) : nullptr;
-    w_hr = stack.projected ? data(count - 1) : nullptr;
-  }
+  C *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 };
 
 // One direction of one layer.
-template <typename T>
+template <typename E>
 struct Direction {
-  BackwardArgs<T> args;
-  Sequence<const T> x;  // (T, N, I)
-  Sequence<T> dx;       // likewise, or data null
+  BackwardArgs<E> args;
+  Sequence<const E> x;  // (T, N, I)
+  Sequence<E> dx;       // likewise, or data null
   bool accumulate_dx;   // the other direction has been there
-  const T* h0;
+  const E* h0;
   int64_t h0_stride;
-  const T* unprojected;
+  const E* unprojected;
   int64_t input;
-  CellWeights<T> weights;
-  WeightGradients<T> gradients;
+  CellWeights<E> weights;
+  const at::Tensor* dweights;  // of this direction, undefined where not wanted
 };
 
-template <typename T>
+template <typename E>
 class BackwardRun {
  public:
-  BackwardRun(const Stack& stack, const at::TensorOptions& options)
+  using C = Compute<E>;
+
+  BackwardRun(const Stack& stack, bool wants_dh0, const at::TensorOptions& options)
       : stack_(stack),
+        wants_dh0_(wants_dh0),
         input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
         chunk_steps_(std::min(stack.steps, std::max<int64_t>(1, kChunkRows / stack.batch))),
         slots_(chunk_steps_ < stack.steps ? chunk_steps_ + 1 : chunk_steps_),
         threads_(thread_count(4. * stack.rows * stack.gates() * (stack.input + stack.width))),
-        scratch_size_(Arena<T>::padded(
-            kernels_.outer_product_scratch(std::max({input_, stack.width, stack.hidden})))),
+        scratch_size_(Arena<C>::padded(
+            std::max(kernels_.outer_product_scratch(input_, stack.width),
+                     stack.projected ? kernels_.outer_product_scratch(stack.hidden, 0) : 0))),
         arena_(measure(), options) {
-    const int64_t slot_rows = slots_ * stack.batch;
-    packed_w_hh_ = arena_.take(kernels_.padded(stack.width) * stack.gates());
-    packed_w_ih_ = arena_.take(kernels_.padded(input_) * stack.gates());
-    dgates_ = arena_.take(slot_rows * stack.gates());
-    packed_w_hr_ =
-        stack.projected ? arena_.take(kernels_.padded(stack.hidden) * stack.width) : nullptr;
-    dprojected_ = stack.projected ? arena_.take(slot_rows * stack.width) : nullptr;
-    zeros_ = arena_.take(std::max(stack.hidden, stack.width));
-    scratch_ = arena_.take(threads_ * scratch_size_);
-    std::fill_n(zeros_, std::max(stack.hidden, stack.width), T(0));
-    const int64_t rows = chunk_steps_ * stack.batch;
-    for (auto* pointers : {&dgate_rows_, &dprojected_rows_, &x_rows_, &h_rows_, &m_rows_}) {
-      pointers->resize(rows);
+    for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
+    std::fill_n(zeros_, std::max(stack.hidden, stack.width), C(0));
+    if (kernels_.depth > 1) {
+      // The second half of a last odd operand is never written.
+      std::fill_n(dgates_, slots_ * stack.batch * kernels_.operands(stack.gates()), C(0));
+      if (dprojected_) {
+        std::fill_n(dprojected_, slots_ * stack.batch * kernels_.operands(stack.width), C(0));
+      }
     }
+    const int64_t rows = chunk_steps_ * stack.batch;
+    dgate_rows_.resize(rows);
+    x_rows_.resize(rows);
+    h_rows_.resize(rows);
     dx_rows_.resize(rows);
+    if (stack.projected) {
+      dprojected_rows_.resize(rows);
+      m_rows_.resize(rows);
+    }
   }
 
-  const T* zeros() const { return zeros_; }
-  void run(Direction<T>& direction);
+  const E* zeros() const { return reinterpret_cast<const E*>(zeros_); }
+  void run(Direction<E>& direction);
 
  private:
-  int64_t measure() const {
-    const auto padded = Arena<T>::padded;
+  struct Part {
+    C** pointer;
+    int64_t elements;
+  };
+
+  // The parts of the arena.
+  std::vector<Part> parts() {
+    const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = slots_ * stack_.batch;
-    int64_t total = padded(kernels_.padded(stack_.width) * stack_.gates()) +
-                    padded(kernels_.padded(input_) * stack_.gates()) +
-                    padded(slot_rows * stack_.gates()) +
-                    padded(std::max(stack_.hidden, stack_.width)) + threads_ * scratch_size_;
+    std::vector<Part> parts = {{&packed_w_hh_, kernels_.packed_columns(gates, width)},
+                               {&packed_w_ih_, kernels_.packed_columns(gates, input_)},
+                               {&dgates_, slot_rows * kernels_.operands(gates)},
+                               {&zeros_, std::max(hidden, width)},
+                               {&scratch_, threads_ * scratch_size_}};
     if (stack_.projected) {
-      total +=
-          padded(kernels_.padded(stack_.hidden) * stack_.width) + padded(slot_rows * stack_.width);
+      parts.push_back({&packed_w_hr_, kernels_.packed_columns(width, hidden)});
+      parts.push_back({&dprojected_, slot_rows * kernels_.operands(width)});
     }
+    if (!kIsComputed<E>) {
+      parts.push_back({&sums_.w_ih, gates * input_});
+      parts.push_back({&sums_.w_hh, gates * width});
+      parts.push_back({&sums_.b_ih, gates});
+      if (stack_.projected) parts.push_back({&sums_.w_hr, width * hidden});
+    }
+    return parts;
+  }
+  int64_t measure() {
+    int64_t total = 0;
+    for (const Part& part : parts()) total += Arena<C>::padded(part.elements);
     return total;
   }
 
-  void pack(const Direction<T>& direction, const Member& member);
-  int64_t collect_rows(const Direction<T>& direction, int64_t s_begin, int64_t s_end);
-  void finish_chunk(const Direction<T>& direction, int64_t rows, bool first, const Member& member);
-  void weight_gradient(const T* const* a, int64_t a_columns, const T* const* b, int64_t b_columns,
-                       int64_t rows, T* out, T* sums, bool first, const Member& member);
+  // Whether weights that serve so many rows are better read where they lie.
+  bool reads_in_place(int64_t rows) const {
+    return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;
+  }
+  ColumnWeights<C> pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
+                                const Member& member);
+  void pack(Direction<E>& direction, const Member& member);
+  int64_t collect_rows(const Direction<E>& direction, int64_t s_begin, int64_t s_end);
+  WeightGradients<C> gradients_of(const Direction<E>& direction);
+  void finish_chunk(const Direction<E>& direction, const WeightGradients<C>& gradients,
+                    int64_t rows, bool first, const Member& member);
+  void finish_gradients(const Direction<E>& direction, const WeightGradients<C>& gradients);
 
   const Stack& stack_;
-  const Kernels<T>& kernels_ = kernels<T>();
+  const Kernels<E>& kernels_ = kernels<E>();
+  const bool wants_dh0_;
   const int64_t input_;        // the widest layer's
   const int64_t chunk_steps_;  // of the time loop
   const int64_t slots_;        // steps whose gate gradients are kept: a chunk's and the one before
   const int threads_;
   const int64_t scratch_size_;
-  Arena<T> arena_;
-  T *packed_w_hh_, *packed_w_ih_, *packed_w_hr_, *dgates_, *dprojected_, *zeros_, *scratch_;
+  C *packed_w_hh_ = nullptr, *packed_w_ih_ = nullptr, *packed_w_hr_ = nullptr, *dgates_ = nullptr,
+    *dprojected_ = nullptr, *zeros_ = nullptr, *scratch_ = nullptr;
+  WeightGradients<C> sums_{};  // where gradients of the weights are summed, if they are not C
+  Arena<C> arena_;
+  ColumnWeights<C> w_ih_;
   // The rows of a chunk, in the order of the loop:
-  std::vector<const T*> dgate_rows_, dprojected_rows_, x_rows_, h_rows_, m_rows_;
-  std::vector<T*> dx_rows_;
+  std::vector<const C*> dgate_rows_, dprojected_rows_;
+  std::vector<const E*> x_rows_, h_rows_, m_rows_;
+  std::vector<E*> dx_rows_;
 };
 
-template <typename T>
-void BackwardRun<T>::pack(const Direction<T>& direction, const Member& member) {
+// Packs this member's part of w (k, columns), or of the panel of it that cannot be read in place.
+template <typename E>
+ColumnWeights<Compute<E>> BackwardRun<E>::pack_columns(const E* w, int64_t k, int64_t columns,
+                                                       C* packed, bool in_place,
+                                                       const Member& member) {
+  const int64_t panel_columns = kPanelVectors * kernels_.lanes;
+  const int64_t full = columns / panel_columns, panels = kernels_.panels(columns);
+  const int64_t panel_stride = kernels_.operands(k) * panel_columns;
+  if constexpr (kIsComputed<E>) {
+    if (in_place) {
+      // pack_columns writes panel p at p * panel_stride of its output.
+      C* const partial = packed - full * panel_stride;
+      if (member.index == 0) kernels_.pack_columns(w, k, columns, partial, full, panels);
+      return {w, columns, panel_columns, packed};
+    }
+  }
+  const auto [begin, end] = member.part(panels);
+  kernels_.pack_columns(w, k, columns, packed, begin, end);
+  return {packed, panel_columns, panel_stride, packed + full * panel_stride};
+}
+
+template <typename E>
+void BackwardRun<E>::pack(Direction<E>& direction, const Member& member) {
+  const CellWeights<E>& weights = direction.weights;
   const int64_t gates = stack_.gates();
-  auto part = member.part(kernels_.panels(stack_.width));
-  kernels_.pack_columns(direction.weights.w_hh, gates, stack_.width, packed_w_hh_, part.first,
-                        part.second);
+  BackwardArgs<E>& args = direction.args;
+  // Every member packs; all find the same.
+  if (stack_.steps > 1 || wants_dh0_) {
+    const int64_t rows = stack_.rows - (wants_dh0_ ? 0 : stack_.batch);
+    const auto w_hh =
+        pack_columns(weights.w_hh, gates, stack_.width, packed_w_hh_, reads_in_place(rows), member);
+    if (member.index == 0) args.w_hh = w_hh;
+  }
   if (direction.dx.data) {
-    part = member.part(kernels_.panels(direction.input));
-    kernels_.pack_columns(direction.weights.w_ih, gates, direction.input, packed_w_ih_, part.first,
-                          part.second);
+    const auto w_ih = pack_columns(weights.w_ih, gates, direction.input, packed_w_ih_,
+                                   reads_in_place(stack_.rows), member);
+    if (member.index == 0) w_ih_ = w_ih;
   }
   if (stack_.projected) {
-    part = member.part(kernels_.panels(stack_.hidden));
-    kernels_.pack_columns(direction.weights.w_hr, stack_.width, stack_.hidden, packed_w_hr_,
-                          part.first, part.second);
+    const auto w_hr = pack_columns(weights.w_hr, stack_.width, stack_.hidden, packed_w_hr_,
+                                   reads_in_place(stack_.rows), member);
+    if (member.index == 0) args.w_hr = w_hr;
   }
 }
 
 // Gathers pointers to the rows of steps [s_begin, s_end) of the loop; returns their number.
-template <typename T>
-int64_t BackwardRun<T>::collect_rows(const Direction<T>& direction, int64_t s_begin,
+template <typename E>
+int64_t BackwardRun<E>::collect_rows(const Direction<E>& direction, int64_t s_begin,
                                      int64_t s_end) {
-  const BackwardArgs<T>& args = direction.args;
+  const BackwardArgs<E>& args = direction.args;
   const Schedule& schedule = args.schedule;
+  const int64_t gates = kernels_.operands(stack_.gates());
+  const int64_t width = kernels_.operands(stack_.width);
   int64_t i = 0;
   for (int64_t s = s_begin; s < s_end; ++s) {
     const int64_t t = args.step(s), slot_row = s % slots_ * stack_.batch;
@@ -151,13 +207,13 @@ int64_t BackwardRun<T>::collect_rows(const Direction<T>& direction, int64_t s_be
     const bool exists = previous >= 0 && previous < schedule.steps;
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
     for (int64_t n = 0; n < schedule.rows_at(t); ++n, ++i) {
-      dgate_rows_[i] = dgates_ + (slot_row + n) * stack_.gates();
+      dgate_rows_[i] = dgates_ + (slot_row + n) * gates;
       x_rows_[i] = direction.x.row(schedule, t, n);
       h_rows_[i] = n < previous_rows ? args.h.row(schedule, previous, n)
                                      : direction.h0 + n * direction.h0_stride;
       if (direction.dx.data) dx_rows_[i] = direction.dx.row(schedule, t, n);
       if (stack_.projected) {
-        dprojected_rows_[i] = dprojected_ + (slot_row + n) * stack_.width;
+        dprojected_rows_[i] = dprojected_ + (slot_row + n) * width;
         m_rows_[i] = direction.unprojected + (schedule.offset(t) + n) * stack_.hidden;
       }
     }
@@ -165,46 +221,93 @@ int64_t BackwardRun<T>::collect_rows(const Direction<T>& direction, int64_t s_be
   return i;
 }
 
-template <typename T>
-void BackwardRun<T>::weight_gradient(const T* const* a, int64_t a_columns, const T* const* b,
-                                     int64_t b_columns, int64_t rows, T* out, T* sums, bool first,
-                                     const Member& member) {
-  if (!out && !sums) return;
-  const auto [begin, end] = member.part(a_columns, kRowUnit);
-  T* const scratch = scratch_ + member.index * scratch_size_;
-  kernels_.outer_product({a, b, rows, b_columns, out, sums, !first, scratch}, begin, end);
+// Where the gradients of a direction's weights are summed.
+template <typename E>
+WeightGradients<Compute<E>> BackwardRun<E>::gradients_of(const Direction<E>& direction) {
+  const auto sums = [&](int64_t i, C* own) -> C* {
+    const at::Tensor& gradient = direction.dweights[i];
+    if (!gradient.defined()) return nullptr;
+    if constexpr (kIsComputed<E>) return mutable_elements<E>(gradient);
+    return own;
+  };
+  WeightGradients<C> gradients{};
+  gradients.w_ih = sums(0, sums_.w_ih);
+  gradients.w_hh = sums(1, sums_.w_hh);
+  if (stack_.has_biases) {
+    gradients.b_ih = sums(2, sums_.b_ih);
+    gradients.b_hh = sums(3, sums_.b_ih);
+  }
+  if (stack_.projected) gradients.w_hr = sums(stack_.weights_per_cell() - 1, sums_.w_hr);
+  return gradients;
 }
 
-template <typename T>
-void BackwardRun<T>::finish_chunk(const Direction<T>& direction, int64_t rows, bool first,
+// Both biases have the same gradient, and sums of another type than the weights are converted.
+template <typename E>
+void BackwardRun<E>::finish_gradients(const Direction<E>& direction,
+                                      const WeightGradients<C>& gradients) {
+  if constexpr (kIsComputed<E>) {
+    if (gradients.b_ih && gradients.b_hh) {
+      std::copy_n(gradients.b_ih, stack_.gates(), gradients.b_hh);
+    }
+  } else {
+    const auto convert = [&](int64_t i, C* sums) {
+      const at::Tensor& gradient = direction.dweights[i];
+      if (!sums) return;
+      gradient.copy_(at::from_blob(sums, gradient.sizes(), gradient.options().dtype(at::kFloat)));
+    };
+    convert(0, gradients.w_ih);
+    convert(1, gradients.w_hh);
+    if (stack_.has_biases) {
+      convert(2, gradients.b_ih);
+      convert(3, gradients.b_hh);
+    }
+    if (stack_.projected) convert(stack_.weights_per_cell() - 1, gradients.w_hr);
+  }
+}
+
+template <typename E>
+void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
+                                  const WeightGradients<C>& gradients, int64_t rows, bool first,
                                   const Member& member) {
-  const WeightGradients<T>& gradients = direction.gradients;
-  const int64_t gates = stack_.gates();
   if (direction.dx.data) {
     const auto [begin, end] = member.part(rows);
-    kernels_.row_product({dgate_rows_.data(), dx_rows_.data(), gates, direction.input, packed_w_ih_,
-                          direction.accumulate_dx},
+    kernels_.row_product({dgate_rows_.data(), dx_rows_.data(), stack_.gates(), direction.input,
+                          w_ih_, direction.accumulate_dx},
                          begin, end);
   }
-  T* const sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;
-  weight_gradient(dgate_rows_.data(), gates, x_rows_.data(), direction.input, rows, gradients.w_ih,
-                  sums, first, member);
-  weight_gradient(dgate_rows_.data(), gates, h_rows_.data(), stack_.width, rows, gradients.w_hh,
-                  nullptr, first, member);
-  if (stack_.projected) {
-    weight_gradient(dprojected_rows_.data(), stack_.width, m_rows_.data(), stack_.hidden, rows,
-                    gradients.w_hr, nullptr, first, member);
+  C* const scratch = scratch_ + member.index * scratch_size_;
+  C* const bias_sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;
+  if (gradients.w_ih || gradients.w_hh || bias_sums) {
+    const auto [begin, end] = member.part(stack_.gates(), kRowUnit);
+    kernels_.outer_product({dgate_rows_.data(),
+                            rows,
+                            {{x_rows_.data(), direction.input, gradients.w_ih},
+                             {h_rows_.data(), stack_.width, gradients.w_hh}},
+                            bias_sums,
+                            !first,
+                            scratch},
+                           begin, end);
+  }
+  if (gradients.w_hr) {
+    const auto [begin, end] = member.part(stack_.width, kRowUnit);
+    kernels_.outer_product({dprojected_rows_.data(),
+                            rows,
+                            {{m_rows_.data(), stack_.hidden, gradients.w_hr}, {}},
+                            nullptr,
+                            !first,
+                            scratch},
+                           begin, end);
   }
 }
 
-template <typename T>
-void BackwardRun<T>::run(Direction<T>& direction) {
-  BackwardArgs<T>& args = direction.args;
-  args.packed_w_hh = packed_w_hh_;
-  args.packed_w_hr = packed_w_hr_;
+template <typename E>
+void BackwardRun<E>::run(Direction<E>& direction) {
+  BackwardArgs<E>& args = direction.args;
+  args.wants_dh0 = wants_dh0_;
   args.dgates = dgates_;
   args.dprojected = dprojected_;
   args.slots = slots_;
+  const WeightGradients<C> gradients = gradients_of(direction);
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   GroupBarrier barrier;
   int64_t rows = 0;
@@ -213,63 +316,60 @@ void BackwardRun<T>::run(Direction<T>& direction) {
     if (member.index == 0) barrier.size = plan.unit_parts;
     pack(direction, member);
     member.wait();
-    const Assignment<T> mine = assign<T>(plan, stack_, member.index, panels, &barrier);
+    const Assignment<C> mine = assign<C>(plan, stack_, member.index, panels, &barrier);
     for (int64_t s = 0; s < stack_.steps; s += chunk_steps_) {
       const int64_t s_end = std::min(s + chunk_steps_, stack_.steps);
       if (mine.works) kernels_.backward(args, mine.share, s, s_end);
       if (member.index == 0) rows = collect_rows(direction, s, s_end);
       member.wait();
-      finish_chunk(direction, rows, s == 0, member);
+      finish_chunk(direction, gradients, rows, s == 0, member);
       member.wait();
     }
   });
-  const WeightGradients<T>& gradients = direction.gradients;
-  if (gradients.b_ih && gradients.b_hh) {
-    std::copy_n(gradients.b_ih, stack_.gates(), gradients.b_hh);
-  }
+  finish_gradients(direction, gradients);
 }
 
-template <typename T>
+template <typename E>
 void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& dh,
-              const at::Tensor& dc, const at::Tensor& x_given, const at::Tensor& h0,
+              const at::Tensor& dc, bool wants_dh0, const at::Tensor& x_given, const at::Tensor& h0,
               const at::Tensor& c0, const std::vector<at::Tensor>& weights,
               const at::Tensor& reserve_tensor, const at::Tensor& dx,
               const std::vector<at::Tensor>& dweights) {
+  using C = Compute<E>;
   const at::Tensor x = rows_contiguous(x_given);
   const at::Tensor dy = dy_given.defined() ? rows_contiguous(dy_given) : dy_given;
   // The reserve is only read; Reserve serves the forward pass too.
-  const Reserve<T> reserve(stack, const_cast<T*>(reserve_tensor.const_data_ptr<T>()));
-  BackwardRun<T> run(stack, x.options());
-  const State<T> initial_h(h0, run.zeros(), stack.batch, stack.width);
-  const State<T> initial_c(c0, run.zeros(), stack.batch, stack.hidden);
-  T* const state_dh = dh.mutable_data_ptr<T>();
-  T* const state_dc = stack.cell == Cell::lstm ? dc.mutable_data_ptr<T>() : nullptr;
+  const Reserve<E> reserve(stack, const_cast<E*>(elements<E>(reserve_tensor)));
+  BackwardRun<E> run(stack, wants_dh0, x.options());
+  const State<E> initial_h(h0, run.zeros(), stack.batch, stack.width);
+  const State<E> initial_c(c0, run.zeros(), stack.batch, stack.hidden);
+  C* const state_dh = dh.mutable_data_ptr<C>();
+  C* const state_dc = stack.cell == Cell::lstm ? dc.mutable_data_ptr<C>() : nullptr;
 
   at::Tensor between[2];  // gradients of the outputs of layers
-  Sequence<const T> output_gradient =
-      dy.defined() ? input_sequence<T>(stack, dy) : Sequence<const T>{};
+  Sequence<const E> output_gradient =
+      dy.defined() ? input_sequence<E>(stack, dy) : Sequence<const E>{};
   for (int64_t layer = stack.layers - 1; layer >= 0; --layer) {
-    Sequence<T> input_gradient{};
+    Sequence<E> input_gradient{};
     if (layer > 0) {
       at::Tensor& buffer = between[layer % 2];
       if (!buffer.defined()) buffer = empty_buffer(stack.rows * stack.layer_width(), x.options());
-      input_gradient =
-          row_sequence<T>(stack, buffer.template mutable_data_ptr<T>(), stack.layer_width());
+      input_gradient = row_sequence<E>(stack, mutable_elements<E>(buffer), stack.layer_width());
     } else if (dx.defined()) {
-      input_gradient = output_sequence<T>(stack, dx);
+      input_gradient = output_sequence<E>(stack, dx);
     }
-    Sequence<const T> input = input_sequence<T>(stack, x);
+    Sequence<const E> input = input_sequence<E>(stack, x);
     if (layer > 0) {
-      T* const below =
+      E* const below =
           stack.drops_after(layer - 1) ? reserve.dropped[layer - 1] : reserve.outputs[layer - 1];
-      input = read_only(row_sequence<T>(stack, below, stack.layer_width()));
+      input = read_only(row_sequence<E>(stack, below, stack.layer_width()));
     }
-    const Sequence<const T> output =
-        read_only(row_sequence<T>(stack, reserve.outputs[layer], stack.layer_width()));
+    const Sequence<const E> output =
+        read_only(row_sequence<E>(stack, reserve.outputs[layer], stack.layer_width()));
 
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = layer * stack.directions + d;
-      Direction<T> direction{{},
+      Direction<E> direction{{},
                              input,
                              input_gradient,
                              d > 0,
@@ -277,11 +377,12 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
                              initial_h.row_stride,
                              reserve.parts[cell].unprojected,
                              stack.layer_input(layer),
-                             CellWeights<T>(stack, weights, cell),
-                             WeightGradients<T>(stack, dweights, cell)};
-      BackwardArgs<T>& args = direction.args;
+                             CellWeights<E>(stack, weights, cell),
+                             dweights.data() + cell * stack.weights_per_cell()};
+      BackwardArgs<E>& args = direction.args;
       args.cell = stack.cell;
       args.reverse = d == 1;
+      args.projected = stack.projected;
       args.schedule = stack.schedule();
       args.hidden = stack.hidden;
       args.width = stack.width;
@@ -306,13 +407,15 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
 }  // namespace
 
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                  const at::Tensor& dc, const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                  const std::optional<at::Tensor>& c0, at::TensorList weights,
-                  const at::Tensor& reserve, const at::Tensor& dx,
+                  const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
+                  const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
                   const std::vector<at::Tensor>& dweights) {
-  const auto run = x.scalar_type() == at::kFloat ? backward<float> : backward<double>;
-  run(stack, dy, dh, dc, x, contiguous_state(h0), contiguous_state(c0), contiguous_all(weights),
-      reserve, dx, dweights);
+  with_element(x.scalar_type(), [&](auto element) {
+    backward<decltype(element)>(stack, dy, dh, dc, wants_dh0, x, contiguous_state(h0),
+                                contiguous_state(c0), contiguous_all(weights), reserve, dx,
+                                dweights);
+  });
 }
 
 }  // namespace fastrnn

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["LSTM", "RNN"]
 
-_FUSED_DTYPES = (torch.float32, torch.float64)
+_FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class _Recurrent(nn.RNNBase):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 KINDS = ["LSTM", "RNN_TANH", "RNN_RELU"]
 DTYPES = [torch.float32, torch.float64]
+HALF_DTYPES = [torch.bfloat16, torch.float16]
 
 # Largest difference allowed between two right results, as a share of the largest value: they
 # sum in another order. About 100 roundings at either dtype.
@@ -51,7 +52,8 @@ class Case:
         if self.lengths:
             parts.append("packed" + "_".join(map(str, self.lengths)) * (len(self.lengths) < 9))
         parts += [f"dropout{self.dropout}"] * (self.dropout > 0)
-        return "-".join([*parts, f"f{torch.finfo(self.dtype).bits}"])
+        prefix = "bf" if self.dtype == torch.bfloat16 else "f"
+        return "-".join([*parts, f"{prefix}{torch.finfo(self.dtype).bits}"])
 
 
 class Inputs(NamedTuple):

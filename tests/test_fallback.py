@@ -27,20 +27,6 @@ from helpers import (
 LENGTHS = (2, 7, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], hx=[True], lengths=[None, LENGTHS]), ids=str)
-def test_half_precision(case: Case, dtype: torch.dtype) -> None:
-    inputs = make_inputs(case)
-    inputs = inputs._replace(**{n: getattr(inputs, n).to(dtype) for n in ("x", "h0")})
-    if inputs.c0 is not None:
-        inputs = inputs._replace(c0=inputs.c0.to(dtype))
-    ours, theirs = (build(package, case).to(dtype) for package in (fastrnn, nn))
-    results = run(ours, inputs)
-    assert results["y"].dtype == dtype
-    assert_equal(results, run(theirs, inputs))
-    assert not takes_fused_path(lambda: call(ours, inputs))
-
-
 @pytest.mark.parametrize("case", cases(L=[2], D=[2], P=[0, 3], batch_first=[False, True]), ids=str)
 def test_meta_device(case: Case) -> None:
     x = make_inputs(case).x.to("meta")

@@ -1,8 +1,10 @@
 """Results are as near the truth as torch.nn's own: at most twice its error.
 
-The truth of a float32 run is torch.nn's float64 result, that of a float64 run is computed here in
-numpy's extended precision.
+The truth of a float32, bfloat16 or float16 run is torch.nn's float64 result, that of a float64 run
+is computed here in numpy's extended precision.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from helpers import KINDS, Case, Inputs, build, call, cases, make_inputs, run, to_double
+from helpers import (
+    HALF_DTYPES,
+    KINDS,
+    Case,
+    Inputs,
+    build,
+    call,
+    cases,
+    make_inputs,
+    run,
+    takes_fused_path,
+    to_double,
+)
 
 CASES = [
     *cases(T=[20], N=[8], I=[33], H=[64], L=[1, 2], D=[1, 2], hx=[True]),
@@ -52,19 +66,28 @@ def assert_error_is_small(
 
 
 def check(ours: nn.RNNBase, theirs: nn.RNNBase, inputs: Inputs, case: Case) -> None:
-    """Compares float32 runs of both libraries with torch.nn's float64 run."""
+    """Compares runs of both libraries with torch.nn's float64 run."""
     exact_inputs = Inputs(*(v.double() if isinstance(v, Tensor) else v for v in inputs))
     truth = run(to_double(theirs, case), exact_inputs)
     results, results_nn = run(ours, inputs), run(theirs, inputs)
     assert results.keys() == truth.keys()
     for name, exact in truth.items():
         errors = (t[name].double() - exact for t in (results, results_nn))
-        assert_error_is_small(name, *errors, exact, torch.finfo(torch.float32).eps)
+        assert_error_is_small(name, *errors, exact, torch.finfo(case.dtype).eps)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32(case: Case) -> None:
     check(build(fastrnn, case), build(nn, case), make_inputs(case), case)
+
+
+@pytest.mark.parametrize(
+    "case", [replace(case, dtype=dtype) for dtype in HALF_DTYPES for case in CASES], ids=str
+)
+def test_half_precision(case: Case) -> None:
+    ours, inputs = build(fastrnn, case), make_inputs(case)
+    check(ours, build(nn, case), inputs, case)
+    assert takes_fused_path(lambda: call(ours, inputs))
 
 
 @pytest.mark.parametrize("regime", REGIMES)

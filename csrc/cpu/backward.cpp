@@ -6,25 +6,28 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-template <typename T>
+template <typename E>
 struct Backward {
-  static constexpr int L = kLanes<T>;
+  using C = Compute<E>;
+  static constexpr int L = kLanes<C>;
 
-  const BackwardArgs<T>& args;
-  const Share<T>& share;
+  const BackwardArgs<E>& args;
+  const Share<C>& share;
   const int64_t hidden = args.hidden;
-  const int64_t gates = hidden * gate_count(args.cell);  // G
+  const int64_t gates = operands<E>(hidden * gate_count(args.cell));  // of a row of dgates
+  const int64_t width = operands<E>(args.width);                      // of a row of dprojected
 
   // Where a tile's rows come from and go to.
   struct Step {
     int64_t t;
-    const T* dgates_next;  // of the step that followed in the forward pass, (N, G); null: none
-    T* dgates;             // of this step; null: the rows end here, their dh0 is wanted
-    T* dprojected;         // of this step, (N, P)
+    bool backwards;        // the order of panels, as in the forward pass
+    const C* dgates_next;  // of the step that followed in the forward pass, (N, gates); null: none
+    C* dgates;             // of this step; null: the rows end here, their dh0 is wanted
+    C* dprojected;         // of this step, (N, width)
     int64_t forward_previous, forward_previous_rows;  // the step whose c this one read, its rows
   };
 
-  void run(int64_t s_begin, int64_t s_end) {
+  void run(int64_t s_begin, int64_t s_end) const {
     const Schedule& schedule = args.schedule;
     for (int64_t s = s_begin; s < s_end; ++s) {
       const int64_t rows = schedule.rows_at(args.step(s));
@@ -46,9 +49,10 @@ struct Backward {
     const int64_t N = args.schedule.rows;
     Step step{};
     step.t = args.step(s);
+    step.backwards = s % 2;
     step.dgates_next = s > 0 ? args.dgates + (s - 1) % args.slots * N * gates : nullptr;
     step.dgates = args.dgates + s % args.slots * N * gates;
-    step.dprojected = args.dprojected ? args.dprojected + s % args.slots * N * args.width : nullptr;
+    step.dprojected = args.projected ? args.dprojected + s % args.slots * N * width : nullptr;
     step.forward_previous = args.reverse ? step.t + 1 : step.t - 1;
     const bool exists = step.forward_previous >= 0 && step.forward_previous < args.schedule.steps;
     step.forward_previous_rows = exists ? args.schedule.rows_at(step.forward_previous) : 0;
@@ -58,6 +62,7 @@ struct Backward {
   // Leaves dh0 of the rows [begin, end), whose first step of the forward pass was step s - 1 of
   // this loop, in dh.
   void finish_rows(int64_t s, int64_t begin, int64_t end) const {
+    if (!args.wants_dh0) return;
     Step step{};
     step.dgates_next = args.dgates + (s - 1) % args.slots * args.schedule.rows * gates;
     run_rows(step, begin, end);
@@ -67,70 +72,93 @@ struct Backward {
     if (begin < share.row_begin) begin = share.row_begin;
     if (end > share.row_end) end = share.row_end;
     if (begin >= end) return;
-    for_tiles(args.width, begin, end, [&](int64_t n, int64_t column, auto rows, auto vectors) {
-      recurrent_tile<decltype(rows)::value, decltype(vectors)::value>(step, n, column);
-    });
-    if (!args.packed_w_hr || !step.dgates) return;
-    for_tiles(hidden, begin, end, [&](int64_t n, int64_t column, auto rows, auto vectors) {
-      projection_tile<decltype(rows)::value, decltype(vectors)::value>(step, n, column);
-    });
+    for_tiles(args.width, step.backwards, begin, end,
+              [&](int64_t n, int64_t column, int rows, int vectors) {
+                run_recurrent_tile(step, n, column, rows, vectors);
+              });
+    if (!args.projected || !step.dgates) return;
+    for_tiles(hidden, step.backwards, begin, end,
+              [&](int64_t n, int64_t column, int rows, int vectors) {
+                run_projection_tile(step, n, column, rows, vectors);
+              });
   }
 
+  // Calls f(row, column, rows, vectors) over the share's part of a (N, columns) result, two full
+  // panels at a time where few rows are to be computed.
   template <typename F>
-  FASTRNN_INLINE void for_tiles(int64_t columns, int64_t begin, int64_t end, F&& f) const {
-    const int64_t first = share.panel_begin * kPanelColumns<T>;
-    const int64_t last = share.panel_end * kPanelColumns<T>;
-    for_column_panels<T>(columns, [&](int64_t column, auto vectors) {
-      if (column < first || column >= last) return;
-      for_row_blocks(begin, end, [&](int64_t n, auto rows) { f(n, column, rows, vectors); });
-    });
+  FASTRNN_INLINE void for_tiles(int64_t columns, bool backwards, int64_t begin, int64_t end,
+                                F&& f) const {
+    const int64_t all_panels = (columns + kPanelColumns<C> - 1) / kPanelColumns<C>;
+    const int64_t panel_end = share.panel_end < all_panels ? share.panel_end : all_panels;
+    if (panel_end <= share.panel_begin) return;
+    const int64_t group_width = end - begin <= kTwoPanelRows ? 2 : 1;
+    const int64_t groups = (panel_end - share.panel_begin + group_width - 1) / group_width;
+    const auto run = [&](int64_t column, int vectors) {
+      for_row_blocks(begin, end, [&](int64_t n, int rows) { f(n, column, rows, vectors); });
+    };
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * group_width;
+      const int64_t column = panel * kPanelColumns<C>;
+      int64_t vectors = (columns - column + L - 1) / L;
+      if (group_width == 2 && panel + 1 < panel_end) {
+        if (vectors >= 2 * kPanelVectors) {
+          run(column, 2 * kPanelVectors);
+          continue;
+        }
+        run(column + kPanelColumns<C>, static_cast<int>(vectors - kPanelVectors));
+        vectors = kPanelVectors;
+      }
+      run(column, static_cast<int>(vectors < kPanelVectors ? vectors : kPanelVectors));
+    }
   }
 
-  // The gradient of h for R rows and C vectors of its columns.
-  template <int R, int C>
-  __attribute__((noinline)) void recurrent_tile(const Step& step, int64_t n, int64_t column) const {
-    Sums<T, R, C> dh{};
+  // The gradient of h for `rows` rows and `vectors` vectors of its columns.
+  void run_recurrent_tile(const Step& step, int64_t n, int64_t column, int rows,
+                          int vectors) const {
+    Tile<C> dh(rows, vectors);
     if (step.dgates_next) {
-      const T* a[R];
-      for (int r = 0; r < R; ++r) a[r] = step.dgates_next + (n + r) * gates;
-      multiply(dh, a, args.packed_w_hh + column * gates, gates, 0);
+      const C* a[kTileRows];
+      for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gates;
+      multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at);
     } else {
-      for (int r = 0; r < R; ++r) load_row(dh.at[r], args.dh + (n + r) * args.width, column);
+      for (int r = 0; r < rows; ++r) {
+        add_row(args.dh + (n + r) * args.width, column, args.width, vectors, dh.at + r * vectors);
+      }
     }
     if (!step.dgates) {
-      for (int r = 0; r < R; ++r) {
-        store_row(args.dh + (n + r) * args.width, column, args.width, dh.at[r]);
+      for (int r = 0; r < rows; ++r) {
+        store_row(args.dh + (n + r) * args.width, column, args.width, vectors, dh.at + r * vectors);
       }
       return;
     }
     if (args.dy.data) {
-      Vec<T> dy[R][C];
-      for (int r = 0; r < R; ++r) {
-        load_row(dy[r], args.dy.row(args.schedule, step.t, n + r), column);
+      for (int r = 0; r < rows; ++r) {
+        add_row(args.dy.row(args.schedule, step.t, n + r), column, args.width, vectors,
+                dh.at + r * vectors);
       }
-      dh.add(dy);
     }
-    if (args.packed_w_hr) {
-      for (int r = 0; r < R; ++r) {
-        store_row(step.dprojected + (n + r) * args.width, column, args.width, dh.at[r]);
+    if (args.projected) {
+      for (int r = 0; r < rows; ++r) {
+        Gradient<E>* out = reinterpret_cast<Gradient<E>*>(step.dprojected + (n + r) * width);
+        store_row(out, column, args.width, vectors, dh.at + r * vectors);
       }
     } else {
-      pointwise_rows(step, n, R, column, C, dh.at[0]);
+      run_pointwise(step, n, rows, column, vectors, dh.at);
     }
   }
 
-  // The gradient of o * tanh(c), before the projection, for R rows and C vectors of hidden units.
-  template <int R, int C>
-  __attribute__((noinline)) void projection_tile(const Step& step, int64_t n, int64_t unit) const {
-    Sums<T, R, C> dh{};
-    const T* a[R];
-    for (int r = 0; r < R; ++r) a[r] = step.dprojected + (n + r) * args.width;
-    multiply(dh, a, args.packed_w_hr + unit * args.width, args.width, 0);
-    pointwise_rows(step, n, R, unit, C, dh.at[0]);
+  // The gradient of o * tanh(c), before the projection, for `rows` rows and `vectors` vectors of
+  // hidden units.
+  void run_projection_tile(const Step& step, int64_t n, int64_t unit, int rows, int vectors) const {
+    Tile<C> dh(rows, vectors);
+    const C* a[kTileRows];
+    for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * width;
+    multiply_columns<E>(a, width, args.w_hr, unit, rows, vectors, dh.at);
+    run_pointwise(step, n, rows, unit, vectors, dh.at);
   }
 
-  void pointwise_rows(const Step& step, int64_t n, int rows, int64_t unit, int vectors,
-                      const Vec<T>* dh) const {
+  void run_pointwise(const Step& step, int64_t n, int rows, int64_t unit, int vectors,
+                     const Vec<C>* dh) const {
     switch (args.cell) {
       case Cell::lstm: return pointwise<Cell::lstm>(step, n, rows, unit, vectors, dh);
       case Cell::rnn_tanh: return pointwise<Cell::rnn_tanh>(step, n, rows, unit, vectors, dh);
@@ -142,57 +170,51 @@ struct Backward {
   template <Cell cell>
   __attribute__((noinline)) void pointwise(const Step& step, int64_t n, int rows,
                                            int64_t first_unit, int vectors,
-                                           const Vec<T>* dh) const {
+                                           const Vec<C>* dh) const {
     for (const int64_t row_end = n + rows; n < row_end; ++n) {
-      for (int c = 0; c < vectors; ++c, ++dh) {
-        const int64_t unit = first_unit + c * L, valid = hidden - unit;
+      Gradient<E>* dgates = reinterpret_cast<Gradient<E>*>(step.dgates + n * gates);
+      for (int v = 0; v < vectors; ++v, ++dh) {
+        const int64_t unit = first_unit + v * L, valid = hidden - unit;
         if constexpr (cell == Cell::lstm) {
-          pointwise_lstm(step, n, unit, valid, *dh);
+          pointwise_lstm(step, n, unit, valid, *dh, dgates);
         } else {
-          const Vec<T> h = load(args.h.row(args.schedule, step.t, n) + unit, valid);
-          store(step.dgates + n * gates + unit, rnn_pointwise_backward<Math<T>, cell>(h, *dh),
-                valid);
+          const Vec<C> h = load_as(args.h.row(args.schedule, step.t, n) + unit, valid);
+          store_as(dgates + unit, rnn_pointwise_backward<Math<C>, cell>(h, *dh), valid);
         }
       }
     }
   }
 
   FASTRNN_INLINE void pointwise_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
-                                     Vec<T> dh) const {
+                                     Vec<C> dh, Gradient<E>* dgates) const {
     const int64_t row = args.schedule.offset(step.t) + n;
-    const T* c_prev = n < step.forward_previous_rows
+    const E* c_prev = n < step.forward_previous_rows
                           ? args.cells + (args.schedule.offset(step.forward_previous) + n) * hidden
                           : args.c0 + n * args.c0_stride;
-    Vec<T> gate[kGates];
+    Vec<C> gate[kGates];
     for (int g = 0; g < kGates; ++g) {
-      gate[g] = load(args.gates + (row * kGates + g) * hidden + unit, valid);
+      gate[g] = load_as(args.gates + (row * kGates + g) * hidden + unit, valid);
     }
-    T* running_dc = args.dc + n * hidden + unit;
-    Vec<T> dc = load(running_dc, valid);
-    lstm_pointwise_backward<Math<T>>(gate, load(args.cells + row * hidden + unit, valid),
-                                     load(c_prev + unit, valid), dh, dc);
+    C* running_dc = args.dc + n * hidden + unit;
+    Vec<C> dc = load(running_dc, valid);
+    lstm_pointwise_backward<Math<C>>(gate, load_as(args.cells + row * hidden + unit, valid),
+                                     load_as(c_prev + unit, valid), dh, dc);
     store(running_dc, dc, valid);
-    for (int g = 0; g < kGates; ++g) {
-      store(step.dgates + n * gates + g * hidden + unit, gate[g], valid);
-    }
-  }
-
-  template <int C>
-  FASTRNN_INLINE void load_row(Vec<T> (&out)[C], const T* row, int64_t column) const {
-    for (int c = 0; c < C; ++c) {
-      out[c] = load(row + column + c * L, args.width - column - c * L);
-    }
+    for (int g = 0; g < kGates; ++g) store_as(dgates + g * hidden + unit, gate[g], valid);
   }
 };
 
 }  // namespace
 
-template <typename T>
-void backward(const BackwardArgs<T>& args, const Share<T>& share, int64_t s_begin, int64_t s_end) {
-  Backward<T>{args, share}.run(s_begin, s_end);
+template <typename E>
+void backward(const BackwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
+              int64_t s_end) {
+  Backward<E>{args, share}.run(s_begin, s_end);
 }
 
-template void backward(const BackwardArgs<float>&, const Share<float>&, int64_t, int64_t);
-template void backward(const BackwardArgs<double>&, const Share<double>&, int64_t, int64_t);
+#define INSTANTIATE(E) \
+  template void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
+#undef INSTANTIATE
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -4,54 +4,84 @@
 namespace fastrnn {
 
 // Declares one set's kernels and gathers them in a table.
-#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS)                                                  \
-  namespace ISA {                                                                               \
-  template <typename T>                                                                         \
-  void forward(const ForwardArgs<T>&, const Share<T>&);                                         \
-  template <typename T>                                                                         \
-  int64_t forward_scratch(Cell, int64_t, int64_t, bool);                                        \
-  template <typename T>                                                                         \
-  void backward(const BackwardArgs<T>&, const Share<T>&, int64_t, int64_t);                     \
-  template <typename T>                                                                         \
-  void row_product(const RowProductArgs<T>&, int64_t, int64_t);                                 \
-  template <typename T>                                                                         \
-  void outer_product(const OuterProductArgs<T>&, int64_t, int64_t);                             \
-  template <typename T>                                                                         \
-  int64_t outer_product_scratch(int64_t);                                                       \
-  template <typename T>                                                                         \
-  void pack_weights(Cell, const T*, const T*, int64_t, int64_t, int64_t, T*, int64_t, int64_t); \
-  template <typename T>                                                                         \
-  void pack_bias(Cell, const T*, const T*, int64_t, T*, int64_t, int64_t);                      \
-  template <typename T>                                                                         \
-  void pack_rows(const T*, int64_t, int64_t, T*, int64_t, int64_t);                             \
-  template <typename T>                                                                         \
-  void pack_columns(const T*, int64_t, int64_t, T*, int64_t, int64_t);                          \
-  template <typename T>                                                                         \
-  constexpr Kernels<T> kernels = {                                                              \
-      BYTES / sizeof(T), ROWS,           forward<T>,       forward_scratch<T>,                  \
-      backward<T>,       row_product<T>, outer_product<T>, outer_product_scratch<T>,            \
-      pack_weights<T>,   pack_bias<T>,   pack_rows<T>,     pack_columns<T>};                    \
+#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS)                                                 \
+  namespace ISA {                                                                              \
+  template <typename E>                                                                        \
+  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&);                               \
+  template <typename E>                                                                        \
+  int64_t forward_scratch(Cell, int64_t, int64_t, int64_t, bool, int64_t);                     \
+  template <typename E>                                                                        \
+  void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);           \
+  template <typename E>                                                                        \
+  void row_product(const RowProductArgs<E>&, int64_t, int64_t);                                \
+  template <typename E>                                                                        \
+  void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                            \
+  template <typename E>                                                                        \
+  int64_t outer_product_scratch(int64_t, int64_t);                                             \
+  template <typename E>                                                                        \
+  void pack_weights(Cell, const E*, const E*, int64_t, int64_t, int64_t, Compute<E>*, int64_t, \
+                    int64_t);                                                                  \
+  template <typename E>                                                                        \
+  void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);            \
+  template <typename E>                                                                        \
+  void pack_rows(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);                   \
+  template <typename E>                                                                        \
+  void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);                \
+  template <typename E, int depth>                                                             \
+  constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                                  \
+                                  ROWS,                                                        \
+                                  depth,                                                       \
+                                  kIsComputed<E>,                                              \
+                                  forward<E>,                                                  \
+                                  forward_scratch<E>,                                          \
+                                  backward<E>,                                                 \
+                                  row_product<E>,                                              \
+                                  outer_product<E>,                                            \
+                                  outer_product_scratch<E>,                                    \
+                                  pack_weights<E>,                                             \
+                                  pack_bias<E>,                                                \
+                                  pack_rows<E>,                                                \
+                                  pack_columns<E>};                                            \
   }
 
 FASTRNN_KERNEL_TABLE(baseline, 16, 3)
 #ifdef FASTRNN_X86
 FASTRNN_KERNEL_TABLE(avx2, 32, 3)
 FASTRNN_KERNEL_TABLE(avx512, 64, 6)
+FASTRNN_KERNEL_TABLE(avx512_bf16, 64, 6)
 #endif
 
-template <typename T>
-const Kernels<T>* find_kernels(Isa isa) {
+template <typename E>
+const Kernels<E>* find_kernels(Isa isa) {
   switch (isa) {
-    case Isa::baseline: return &baseline::kernels<T>;
+    case Isa::baseline: return &baseline::kernels<E, 1>;
 #ifdef FASTRNN_X86
-    case Isa::avx2: return &avx2::kernels<T>;
-    case Isa::avx512: return &avx512::kernels<T>;
+    case Isa::avx2: return &avx2::kernels<E, 1>;
+    case Isa::avx512: return &avx512::kernels<E, 1>;
+    // Only products of bfloat16 differ from avx512's.
+    case Isa::avx512_bf16: return &avx512::kernels<E, 1>;
 #endif
     default: return nullptr;
   }
 }
 
+#ifdef FASTRNN_X86
+template <>
+const Kernels<BFloat16>* find_kernels(Isa isa) {
+  switch (isa) {
+    case Isa::baseline: return &baseline::kernels<BFloat16, 1>;
+    case Isa::avx2: return &avx2::kernels<BFloat16, 1>;
+    case Isa::avx512: return &avx512::kernels<BFloat16, 1>;
+    case Isa::avx512_bf16: return &avx512_bf16::kernels<BFloat16, 2>;
+    default: return nullptr;
+  }
+}
+#else
+template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
+#endif
+
 template const Kernels<float>* find_kernels<float>(Isa);
 template const Kernels<double>* find_kernels<double>(Isa);
+template const Kernels<Half>* find_kernels<Half>(Isa);
 
 }  // namespace fastrnn

@@ -5,19 +5,36 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-template <typename T>
+template <typename E>
 struct Forward {
-  static constexpr int L = kLanes<T>;
+  using C = Compute<E>;
+  static constexpr int L = kLanes<C>;
 
-  const ForwardArgs<T>& args;
-  const Share<T>& share;
+  const ForwardArgs<E>& args;
+  const Share<C>& share;
   const int64_t hidden = args.hidden;
-  const int64_t panel_units = kPanelColumns<T> / gate_count(args.cell);
-  const int64_t panel_stride = (args.input + args.width) * kPanelColumns<T>;
+  const int64_t share_rows = share.row_end - share.row_begin;
   const int64_t shared_panels = share.panel_end - share.panel_begin;
-  const bool hoist = args.packed && share.row_end - share.row_begin < kHoistBelow;
-  T* const products = share.scratch;  // (kHoistRows, shared_panels, 4, L), if hoist
-  T* const unprojected = share.scratch + kHoistRows * shared_panels * kPanelColumns<T>;
+  const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
+  const int64_t x_operands = operands<E>(args.input);
+  const int64_t h_operands = operands<E>(args.width);
+  const int64_t panel_stride = (x_operands + h_operands) * kPanelColumns<C>;
+  const bool hoist = args.packed && share_rows < kHoistBelow;
+
+  // Parts of the scratch.
+  C* const products = share.scratch;  // (kHoistRows, shared_panels, 4, L), if hoist
+  C* const staged_x = products + kHoistRows * shared_panels * kPanelColumns<C>;
+  C* const staged_h = staged_x + staged_x_size(args.input, share_rows);
+  C* const staged_m = staged_h + staged_size(args.width, share_rows);
+  C* const unprojected = staged_m + staged_size(hidden, share_rows);  // (share_rows, H)
+
+  // Where elements are not operands, rows are converted before they are read by every tile.
+  static constexpr int64_t staged_size(int64_t k, int64_t rows) {
+    return kIsComputed<E> ? 0 : rows * operands<E>(k);
+  }
+  static constexpr int64_t staged_x_size(int64_t input, int64_t rows) {
+    return staged_size(input, rows < kHoistRows ? kHoistRows : rows);
+  }
 
   // The state of a step that its tiles read.
   struct Step {
@@ -25,15 +42,16 @@ struct Forward {
     int64_t previous_rows;  // rows that the previous step has; the others start from h0
     int64_t rows_before;    // rows of all steps before t
     int64_t row_end;        // of the share, at this step
-    const T* products;      // hoisted, of this step's first row of the share
-    T* unprojected;         // o * tanh(c), row 0 of the batch
+    bool backwards;         // the order of panels
+    const C* products;      // hoisted, of this step's first row of the share
+    E* unprojected;         // o * tanh(c), row 0 of the batch
   };
 
-  void run() {
+  void run() const {
     if (args.cell == Cell::lstm) copy_initial_cells();
     for (int64_t s = 0; s < args.schedule.steps;) {
       const int64_t s_end = hoist ? project_inputs(s) : s + 1;
-      const T* step_products = products;
+      const C* step_products = products;
       for (; s < s_end; ++s) {
         Step step = step_at(s);
         step.products = step_products;
@@ -41,11 +59,14 @@ struct Forward {
         if (args.packed_w_hr) project_output(step);
         if (share.sync) share.sync(share.barrier);
         if (step.row_end > share.row_begin) {
-          step_products += (step.row_end - share.row_begin) * shared_panels * kPanelColumns<T>;
+          step_products += (step.row_end - share.row_begin) * shared_panels * kPanelColumns<C>;
         }
       }
     }
     copy_final_h();
+    if constexpr (!kIsComputed<E>) {
+      if (args.cell == Cell::lstm) copy_final_cells();
+    }
   }
 
   int64_t time_of(int64_t s) const { return args.reverse ? args.schedule.steps - 1 - s : s; }
@@ -62,43 +83,60 @@ struct Forward {
     step.previous_rows = s > 0 ? args.schedule.rows_at(step.previous) : 0;
     step.rows_before = args.schedule.offset(step.t);
     step.row_end = last_row(step.t);
-    step.unprojected = args.unprojected ? args.unprojected + step.rows_before * hidden
-                                        : unprojected - share.row_begin * hidden;
+    // Every other step runs through the panels from the last to the first: what the cache still
+    // holds of the weights is what was read last.
+    step.backwards = s % 2;
+    step.unprojected = args.unprojected
+                           ? args.unprojected + step.rows_before * hidden
+                           : reinterpret_cast<E*>(unprojected) - share.row_begin * hidden;
     return step;
   }
 
-  const T* previous_h(const Step& step, int64_t n) const {
+  const E* previous_h(const Step& step, int64_t n) const {
     if (n < step.previous_rows) return args.h.row(args.schedule, step.previous, n);
     return args.h0 + n * args.h0_stride;
   }
 
-  // w_ih . x + bias for the share's rows of as many steps, from step s on, as kHoistRows allows
-  // (one at least). Returns the end of those steps.
+  // The row as operands: where it lies, or converted into slot i of `staged`.
+  static const C* stage(const E* row, int64_t k, C* staged, int64_t i) {
+    if constexpr (kIsComputed<E>) {
+      return row;
+    } else {
+      C* const out = staged + i * operands<E>(k);
+      make_operands(row, k, out);
+      return out;
+    }
+  }
+
+  const C* staged_row(const E* row, int64_t k, const C* staged, int64_t i) const {
+    if constexpr (kIsComputed<E>) {
+      return row;
+    } else {
+      return staged + i * operands<E>(k);
+    }
+  }
+
+  // w_ih . x for the share's rows of as many steps, from step s on, as kHoistRows allows (one at
+  // least). Returns the end of those steps.
   int64_t project_inputs(int64_t s) const {
-    const T* rows[kHoistRows];
+    const C* rows[kHoistRows];
     int64_t count = 0;
     for (; s < args.schedule.steps; ++s) {
       const int64_t t = time_of(s);
       const int64_t row_end = last_row(t);
       if (count + (row_end - share.row_begin) > kHoistRows) break;
-      for (int64_t n = share.row_begin; n < row_end; ++n) {
-        rows[count++] = args.x.row(args.schedule, t, n);
+      for (int64_t n = share.row_begin; n < row_end; ++n, ++count) {
+        rows[count] = stage(args.x.row(args.schedule, t, n), args.input, staged_x, count);
       }
     }
-    for_panels(count, [&](int64_t panel, auto vectors) {
-      constexpr int C = decltype(vectors)::value;
-      for_row_blocks(0, count, [&](int64_t first, auto block) {
-        constexpr int R = decltype(block)::value;
-        if constexpr (C <= kPanelVectors || R <= kTwoPanelRows) {
-          Sums<T, R, C> sums{};
-          const T* x[R];
-          for (int r = 0; r < R; ++r) x[r] = rows[first + r];
-          multiply_weights(sums, x, args.w_ih, args.input, panel, 0);
-          for (int r = 0; r < R; ++r) {
-            T* out = products +
-                     ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<T>;
-            for (int c = 0; c < C; ++c) store(out + c * L, sums.at[r][c]);
-          }
+    for_panels(count, false, [&](int64_t panel, int vectors) {
+      for_row_blocks(0, count, [&](int64_t first, int block) {
+        Tile<C> sums(block, vectors);
+        multiply_packed(rows + first, panel, 0, x_operands, block, vectors, sums);
+        for (int r = 0; r < block; ++r) {
+          C* out = products +
+                   ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
+          for (int v = 0; v < vectors; ++v) store(out + v * L, sums.at[r * vectors + v]);
         }
       });
     });
@@ -106,131 +144,156 @@ struct Forward {
   }
 
   void run_step(const Step& step) const {
-    for_panels(step.row_end - share.row_begin, [&](int64_t panel, auto vectors) {
-      for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, auto rows) {
-        constexpr int R = decltype(rows)::value, C = decltype(vectors)::value;
-        if constexpr (C <= kPanelVectors || R <= kTwoPanelRows) tile<R, C>(step, n, panel);
-      });
+    if constexpr (!kIsComputed<E>) {
+      for (int64_t n = share.row_begin; n < step.row_end; ++n) {
+        const int64_t i = n - share.row_begin;
+        if (!hoist) stage(args.x.row(args.schedule, step.t, n), args.input, staged_x, i);
+        stage(previous_h(step, n), args.width, staged_h, i);
+      }
+    }
+    for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
+      for_row_blocks(share.row_begin, step.row_end,
+                     [&](int64_t n, int rows) { run_tile(step, n, rows, panel, vectors); });
     });
   }
 
-  // Calls f(panel, Constant<vectors>) over the share's panels, two full ones at a time where few
-  // rows are to be computed.
+  // Calls f(panel, vectors) over the share's panels, two full ones at a time where few rows are to
+  // be computed.
   template <typename F>
-  FASTRNN_INLINE void for_panels(int64_t rows, F&& f) const {
+  FASTRNN_INLINE void for_panels(int64_t rows, bool backwards, F&& f) const {
     if (rows <= 0) return;
-    for (int64_t panel = share.panel_begin; panel < share.panel_end; ++panel) {
-      if (args.packed && rows <= kTwoPanelRows && panel + 1 < share.panel_end &&
-          cell_panel_rows<T>(args.cell, hidden, panel + 1).vectors == kPanelVectors) {
-        f(panel++, Constant<2 * kPanelVectors>{});
+    const int64_t width = args.packed && rows <= kTwoPanelRows ? 2 : 1;
+    const int64_t groups = (shared_panels + width - 1) / width;
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * width;
+      const auto vectors = [&](int64_t p) {
+        return cell_panel_rows<C>(args.cell, hidden, p).vectors;
+      };
+      if (width == 1 || panel + 1 == share.panel_end) {
+        f(panel, vectors(panel));
+      } else if (vectors(panel + 1) == kPanelVectors) {
+        f(panel, 2 * kPanelVectors);
       } else {
-        with_constant<kPanelVectors>(cell_panel_rows<T>(args.cell, hidden, panel).vectors,
-                                     [&](auto vectors) { f(panel, vectors); });
+        f(panel, kPanelVectors);
+        f(panel + 1, vectors(panel + 1));
       }
     }
   }
 
-  // R rows from n on, C vectors of pre-activations from `panel` on.
-  template <int R, int C>
-  __attribute__((noinline)) void tile(const Step& step, int64_t n, int64_t panel) const {
-    Sums<T, R, C> sums{};
-    const T* a[R];
+  // `rows` rows from n on, that many vectors of pre-activations from `panel` on.
+  void run_tile(const Step& step, int64_t n, int rows, int64_t panel, int vectors) const {
+    Tile<C> sums(hoist ? 0 : rows, vectors);
+    const C* a[kTileRows];
+    const int64_t i = n - share.row_begin;
     if (hoist) {
-      for (int r = 0; r < R; ++r) {
-        const T* in = step.products +
-                      ((n + r - share.row_begin) * shared_panels + panel - share.panel_begin) *
-                          kPanelColumns<T>;
-        for (int c = 0; c < C; ++c) sums.at[r][c] = load(in + c * L);
+      for (int r = 0; r < rows; ++r) {
+        const C* in = step.products +
+                      ((i + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
+        for (int v = 0; v < vectors; ++v) sums.at[r * vectors + v] = load(in + v * L);
       }
     } else {
-      for (int r = 0; r < R; ++r) a[r] = args.x.row(args.schedule, step.t, n + r);
-      multiply_weights(sums, a, args.w_ih, args.input, panel, 0);
+      for (int r = 0; r < rows; ++r) {
+        a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
+      }
+      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums);
     }
-    for (int r = 0; r < R; ++r) a[r] = previous_h(step, n + r);
-    multiply_weights(sums, a, args.w_hh, args.width, panel, args.input);
-    finish_rows(step, n, R, panel, C, sums.at[0]);
+    for (int r = 0; r < rows; ++r) {
+      a[r] = staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
+    }
+    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums);
+    switch (args.cell) {
+      case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
+      case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
+      case Cell::rnn_relu: return finish<Cell::rnn_relu>(step, n, rows, panel, vectors, sums.at);
+    }
   }
 
-  // Adds w . a; packed, w is the part of the panel that starts at k_offset.
-  template <int R, int C>
-  FASTRNN_INLINE void multiply_weights(Sums<T, R, C>& sums, const T* (&a)[R], const T* w, int64_t k,
-                                       int64_t panel, int64_t k_offset) const {
-    constexpr int panel_vectors = C < kPanelVectors ? C : kPanelVectors;
-    if (args.packed) {
-      const T* packed = args.packed + panel * panel_stride + k_offset * panel_vectors * L;
-      multiply(sums, a, packed, k, panel_stride);
-    } else if constexpr (C <= kPanelVectors) {
-      multiply_in_place(sums, a, w, k, cell_panel_rows<T>(args.cell, hidden, panel));
+  // Adds a . w to sums; packed, w is the part of the panel that starts at k_offset.
+  FASTRNN_INLINE void multiply_weights(const C* const* a, const E* w, int64_t k, int64_t panel,
+                                       int64_t k_offset, int rows, int vectors,
+                                       Tile<C>& sums) const {
+    if constexpr (kIsComputed<E>) {
+      if (!args.packed) {
+        multiply_transposed(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
+        return;
+      }
     }
+    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums);
+  }
+
+  FASTRNN_INLINE void multiply_packed(const C* const* a, int64_t panel, int64_t k_offset, int64_t k,
+                                      int rows, int vectors, Tile<C>& sums) const {
+    const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
+    const C* w = args.packed + panel * panel_stride + k_offset * w_stride;
+    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k}, rows, vectors, sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
-  void finish_rows(const Step& step, int64_t n, int rows, int64_t panel, int vectors,
-                   const Vec<T>* sums) const {
-    switch (args.cell) {
-      case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums);
-      case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums);
-      case Cell::rnn_relu: return finish<Cell::rnn_relu>(step, n, rows, panel, vectors, sums);
-    }
-  }
-
   template <Cell cell>
   __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
-                                        int vectors, const Vec<T>* sums) const {
+                                        int vectors, const Vec<C>* sums) const {
     constexpr int G = gate_count(cell);
-    const T* bias = args.bias + panel * kPanelColumns<T>;
+    const C* bias = args.bias + panel * kPanelColumns<C>;
     for (const int64_t row_end = n + rows; n < row_end; ++n, sums += vectors) {
-      T* h_row =
+      E* h_row =
           args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
-      T* y_row = args.y.data && !args.packed_w_hr ? args.y.row(args.schedule, step.t, n) : nullptr;
+      E* y_row = args.y.data && !args.packed_w_hr ? args.y.row(args.schedule, step.t, n) : nullptr;
       int64_t unit = panel * panel_units;
-      for (int c = 0; c < vectors; c += G, unit += L) {
+      for (int v = 0; v < vectors; v += G, unit += L) {
         const int64_t valid = hidden - unit;
         // The bias is added last: where it is large, every sum on top of it would be rounded to it.
-        Vec<T> pre[G], h;
-        for (int g = 0; g < G; ++g) pre[g] = sums[c + g] + load(bias + (c + g) * L);
+        Vec<C> pre[G], h;
+        for (int g = 0; g < G; ++g) pre[g] = sums[v + g] + load(bias + (v + g) * L);
         if constexpr (cell == Cell::lstm) {
           h = finish_lstm(step, n, unit, valid, pre);
         } else {
-          h = rnn_pointwise_forward<Math<T>, cell>(pre[0]);
+          h = rnn_pointwise_forward<Math<C>, cell>(pre[0]);
         }
-        store(h_row + unit, h, valid);
-        if (y_row) store(y_row + unit, h, valid);
+        store_as(h_row + unit, h, valid);
+        if (y_row) store_as(y_row + unit, h, valid);
       }
     }
   }
 
-  FASTRNN_INLINE Vec<T> finish_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
-                                    Vec<T> (&gate)[kGates]) const {
-    T* running_c = args.c_n + n * hidden + unit;
-    Vec<T> c = load(running_c, valid);
-    const Vec<T> h = lstm_pointwise_forward<Math<T>>(gate, c);
+  FASTRNN_INLINE Vec<C> finish_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
+                                    Vec<C> (&gate)[kGates]) const {
+    C* running_c = args.c + n * hidden + unit;
+    Vec<C> c = load(running_c, valid);
+    const Vec<C> h = lstm_pointwise_forward<Math<C>>(gate, c);
     store(running_c, c, valid);
     if (args.gates) {
       const int64_t row = step.rows_before + n;
       for (int g = 0; g < kGates; ++g) {
-        store(args.gates + (row * kGates + g) * hidden + unit, gate[g], valid);
+        store_as(args.gates + (row * kGates + g) * hidden + unit, gate[g], valid);
       }
-      store(args.cells + row * hidden + unit, c, valid);
+      store_as(args.cells + row * hidden + unit, c, valid);
     }
     return h;
   }
 
   // h = w_hr . (o * tanh(c)), for every row of the share.
   void project_output(const Step& step) const {
-    for_column_panels<T>(args.width, [&](int64_t column, auto vectors) {
-      constexpr int C = decltype(vectors)::value;
-      for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, auto rows) {
-        constexpr int R = decltype(rows)::value;
-        Sums<T, R, C> sums{};
-        const T* a[R];
-        for (int r = 0; r < R; ++r) a[r] = step.unprojected + (n + r) * hidden;
-        multiply(sums, a, args.packed_w_hr + column * hidden, hidden, 0);
-        for (int r = 0; r < R; ++r) {
-          store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, sums.at[r]);
-          if (args.y.data) {
-            store_row(args.y.row(args.schedule, step.t, n + r), column, args.width, sums.at[r]);
-          }
+    if constexpr (!kIsComputed<E>) {
+      for (int64_t n = share.row_begin; n < step.row_end; ++n) {
+        stage(step.unprojected + n * hidden, hidden, staged_m, n - share.row_begin);
+      }
+    }
+    const int64_t k = operands<E>(hidden);
+    for_column_panels<C>(args.width, [&](int64_t column, int vectors) {
+      for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, int rows) {
+        Tile<C> sums(rows, vectors);
+        const C* a[kTileRows];
+        for (int r = 0; r < rows; ++r) {
+          a[r] = staged_row(step.unprojected + (n + r) * hidden, hidden, staged_m,
+                            n + r - share.row_begin);
+        }
+        multiply_tile<Multiplier<E>>({a, 1, args.packed_w_hr + column * k, vectors * L, 0, k}, rows,
+                                     vectors, sums.at);
+        for (int r = 0; r < rows; ++r) {
+          const Vec<C>* row = sums.at + r * vectors;
+          store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors, row);
+          if (!args.y.data) continue;
+          store_row(args.y.row(args.schedule, step.t, n + r), column, args.width, vectors, row);
         }
       });
     });
@@ -245,8 +308,21 @@ struct Forward {
 
   void copy_initial_cells() const {
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
-      __builtin_memcpy(args.c_n + n * hidden + unit_begin(),
-                       args.c0 + n * args.c0_stride + unit_begin(), unit_count() * sizeof(T));
+      const E* in = args.c0 + n * args.c0_stride + unit_begin();
+      C* out = args.c + n * hidden + unit_begin();
+      for (int64_t i = 0, count = unit_count(); i < count; i += L) {
+        store(out + i, load_as(in + i, count - i), count - i);
+      }
+    }
+  }
+
+  void copy_final_cells() const {
+    for (int64_t n = share.row_begin; n < share.row_end; ++n) {
+      const C* in = args.c + n * hidden + unit_begin();
+      E* out = args.c_n + n * hidden + unit_begin();
+      for (int64_t i = 0, count = unit_count(); i < count; i += L) {
+        store_as(out + i, load(in + i, count - i), count - i);
+      }
     }
   }
 
@@ -257,29 +333,35 @@ struct Forward {
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       while (n >= args.schedule.rows_at(t)) --t;
       __builtin_memcpy(args.h_n + n * args.width + begin, args.h.row(args.schedule, t, n) + begin,
-                       count * sizeof(T));
+                       count * sizeof(E));
     }
   }
 };
 
 }  // namespace
 
-template <typename T>
-void forward(const ForwardArgs<T>& args, const Share<T>& share) {
-  Forward<T>{args, share}.run();
+template <typename E>
+void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share) {
+  Forward<E>{args, share}.run();
 }
 
-template <typename T>
-int64_t forward_scratch(Cell cell, int64_t hidden, int64_t rows, bool projected) {
-  constexpr int64_t L = kLanes<T>;
+template <typename E>
+int64_t forward_scratch(Cell cell, int64_t input, int64_t hidden, int64_t width, bool projected,
+                        int64_t rows) {
+  using C = Compute<E>;
+  constexpr int64_t L = kLanes<C>;
   const int64_t columns = (hidden + L - 1) / L * L * gate_count(cell);
-  const int64_t panels = (columns + kPanelColumns<T> - 1) / kPanelColumns<T>;
-  return kHoistRows * panels * kPanelColumns<T> + (projected ? rows * hidden : 0);
+  const int64_t panels = (columns + kPanelColumns<C> - 1) / kPanelColumns<C>;
+  int64_t size = kHoistRows * panels * kPanelColumns<C> + Forward<E>::staged_x_size(input, rows) +
+                 Forward<E>::staged_size(width, rows);
+  if (projected) size += Forward<E>::staged_size(hidden, rows) + rows * hidden;
+  return size;
 }
 
-template void forward(const ForwardArgs<float>&, const Share<float>&);
-template void forward(const ForwardArgs<double>&, const Share<double>&);
-template int64_t forward_scratch<float>(Cell, int64_t, int64_t, bool);
-template int64_t forward_scratch<double>(Cell, int64_t, int64_t, bool);
+#define INSTANTIATE(E)                                                    \
+  template void forward(const ForwardArgs<E>&, const Share<Compute<E>>&); \
+  template int64_t forward_scratch<E>(Cell, int64_t, int64_t, int64_t, bool, int64_t);
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
+#undef INSTANTIATE
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -9,88 +9,124 @@ namespace {
 // a gradient over many steps, and is fixed, so that the result does not depend on the thread count.
 constexpr int64_t kBlockRows = 256;
 
-// Rows of the left operand packed together: with float, 192 x 256 values are 192 KB of the L2
+// Columns of the left operand packed together: with float, 192 x 256 values are 192 KB of the L2
 // cache.
 constexpr int64_t kBlockColumns = 192;
 
-// Writes a tile's row to columns `column` and on of out, or adds it to what is there.
-template <typename T, int C>
-FASTRNN_INLINE void add_row(T* out, int64_t column, int64_t columns, bool accumulate,
-                            Vec<T> (&sums)[C]) {
-  if (accumulate) {
-    for (int c = 0; c < C; ++c) {
-      const int64_t first = column + c * kLanes<T>;
-      sums[c] += load(out + first, columns - first);
-    }
-  }
-  store_row(out, column, columns, sums);
-}
+// With so few bytes of the right operand it stays in L1, and out is best written row after row.
+constexpr int64_t kSmallBytes = 16 * 1024;
 
-template <typename T>
-struct OuterProduct {
-  static constexpr int L = kLanes<T>;
+template <typename E>
+struct OuterProducts {
+  using C = Compute<E>;
+  static constexpr int L = kLanes<C>;
   static constexpr int R = kTileRows;
+  static constexpr int kDeep = kDepth<E>;  // rows in an operand
 
-  const OuterProductArgs<T>& args;
-  T* const packed_b = args.scratch;  // (panels, rows, vectors, lanes)
-  T* const packed_a = packed_b + kBlockRows * ((args.columns + L - 1) / L * L);
+  const OuterProductArgs<E>& args;
+  C* const packed_a = args.scratch;  // (blocks of R columns, operands of rows, R)
+  C* const packed_b[2] = {packed_a + kBlockRows * kBlockColumns,
+                          packed_a + kBlockRows * (kBlockColumns + padded(0))};
+
+  // Columns of packed_b.
+  int64_t padded(int i) const { return (args.products[i].columns + L - 1) / L * L; }
+
+  const Gradient<E>* a_row(int64_t row) const {
+    return reinterpret_cast<const Gradient<E>*>(args.a[row]);
+  }
 
   void run(int64_t j_begin, int64_t j_end) const {
     for (int64_t row = 0; row < args.rows; row += kBlockRows) {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
       const bool accumulate = args.accumulate || row > 0;
       if (args.column_sums) sum_columns(row, count, j_begin, j_end, accumulate);
-      if (!args.out) continue;
-      pack_b(row, count);
+      for (int i = 0; i < 2; ++i) {
+        if (args.products[i].out) pack_b(args.products[i], row, count, packed_b[i]);
+      }
+      if (!args.products[0].out && !args.products[1].out) continue;
       for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
-        run_block(row, count, j, j + kBlockColumns < j_end ? j + kBlockColumns : j_end, accumulate);
+        const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
+        pack_a(row, count, j, end);
+        for (int i = 0; i < 2; ++i) {
+          if (args.products[i].out) {
+            run_block(args.products[i], packed_b[i], count, j, end, accumulate);
+          }
+        }
       }
     }
   }
 
-  void pack_b(int64_t row, int64_t count) const {
-    for_column_panels<T>(args.columns, [&](int64_t column, auto vectors) {
-      T* out = packed_b + column * count;
-      for (int64_t i = 0; i < count; ++i) {
-        const T* in = args.b[row + i];
-        for (int c = 0; c < decltype(vectors)::value; ++c, out += L) {
-          const int64_t at = column + c * L;
-          store(out, load(in + at, args.columns - at));
+  // (panels, operands of rows, vectors, lanes)
+  static void pack_b(const OuterProduct<E>& product, int64_t row, int64_t count, C* packed) {
+    for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
+      C* out = packed + column * operands<E>(count);
+      for (int64_t i = row; i < row + count; i += kDeep) {
+        const bool has_next = i + 1 < row + count;
+        for (int v = 0; v < vectors; ++v, out += L) {
+          const int64_t at = column + v * L;
+          store(out, column_operands(product.b[i] + at, has_next ? product.b[i + 1] + at : nullptr,
+                                     product.columns - at));
         }
       }
     });
   }
 
-  // a's columns [j, j_end) as blocks of R columns, (rows, R) each; columns past the end repeat the
-  // last one and are dropped when the tile is stored.
-  void run_block(int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
-                 bool accumulate) const {
-    T* out = packed_a;
-    for (int64_t j = j_begin; j < j_end; j += R) {
-      for (int64_t i = 0; i < count; ++i) {
-        const T* in = args.a[row + i];
-        for (int r = 0; r < R; ++r) *out++ = in[j + r < j_end ? j + r : j_end - 1];
+  // a's columns [j_begin, j_end) in blocks of R, (operands of rows, R) each; columns past the end
+  // repeat the last one and are dropped when the tile is stored.
+  void pack_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
+    const int64_t block_size = operands<E>(count) * R;
+    C* out = packed_a;
+    for (int64_t i = row; i < row + count; i += kDeep, out += R) {
+      if constexpr (kDeep == 1) {
+        C* target = out;
+        int64_t j = j_begin;
+        for (; j + R <= j_end; j += R, target += block_size) {
+          __builtin_memcpy(target, args.a[i] + j, R * sizeof(C));
+        }
+        for (int r = 0; j < j_end && r < R; ++r) {
+          target[r] = args.a[i][j + r < j_end ? j + r : j_end - 1];
+        }
+      } else {
+        const bool has_next = i + 1 < row + count;
+        auto* target = reinterpret_cast<Gradient<E>*>(out);
+        for (int64_t j = j_begin; j < j_end; j += R, target += block_size * kDeep) {
+          for (int r = 0; r < R; ++r) {
+            const int64_t at = j + r < j_end ? j + r : j_end - 1;
+            target[r * kDeep] = a_row(i)[at];
+            target[r * kDeep + 1] = has_next ? a_row(i + 1)[at] : Gradient<E>{};
+          }
+        }
       }
     }
-    for_column_panels<T>(args.columns, [&](int64_t column, auto vectors) {
-      const T* a = packed_a;
-      for (int64_t j = j_begin; j < j_end; j += R, a += R * count) {
-        tile<decltype(vectors)::value>(a, column, count, j, j_end - j < R ? j_end - j : R,
-                                       accumulate);
-      }
-    });
   }
 
-  template <int C>
-  __attribute__((noinline)) void tile(const T* a, int64_t column, int64_t count, int64_t j,
-                                      int64_t valid_rows, bool accumulate) const {
-    Sums<T, R, C> sums{};
-    const T* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = a + r;
-    multiply<T, R>(sums, rows, packed_b + column * count, count, 0);
-    T* out = args.out + j * args.columns;
-    for (int r = 0; r < valid_rows; ++r, out += args.columns) {
-      add_row(out, column, args.columns, accumulate, sums.at[r]);
+  void run_block(const OuterProduct<E>& product, const C* b, int64_t count, int64_t j_begin,
+                 int64_t j_end, bool accumulate) const {
+    const int64_t k_count = operands<E>(count);
+    const auto run_tile = [&](int64_t j, int64_t column, int vectors) {
+      const int rows = static_cast<int>(j_end - j < R ? j_end - j : R);
+      const C* a = packed_a + (j - j_begin) * k_count;
+      const C* a_rows[R];
+      for (int r = 0; r < R; ++r) a_rows[r] = a + r;
+      Tile<C> sums(rows, vectors);
+      multiply_tile<Multiplier<E>>({a_rows, R, b + column * k_count, vectors * L, 0, k_count}, rows,
+                                   vectors, sums.at);
+      C* out = product.out + j * product.columns;
+      for (int r = 0; r < rows; ++r, out += product.columns) {
+        Vec<C>* row = sums.at + r * vectors;
+        if (accumulate) add_row(out, column, product.columns, vectors, row);
+        store_row(out, column, product.columns, vectors, row);
+      }
+    };
+    if (product.columns * k_count * static_cast<int64_t>(sizeof(C)) <= kSmallBytes) {
+      for (int64_t j = j_begin; j < j_end; j += R) {
+        for_column_panels<C>(product.columns,
+                             [&](int64_t column, int vectors) { run_tile(j, column, vectors); });
+      }
+    } else {
+      for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
+        for (int64_t j = j_begin; j < j_end; j += R) run_tile(j, column, vectors);
+      });
     }
   }
 
@@ -98,11 +134,11 @@ struct OuterProduct {
                    bool accumulate) const {
     constexpr int64_t kRun = 16;  // rows summed before they are added to the block's sum
     for (int64_t j = j_begin; j < j_end; j += L) {
-      Vec<T> sum{};
+      Vec<C> sum{};
       for (int64_t i = 0; i < count; i += kRun) {
-        Vec<T> run{};
+        Vec<C> run{};
         for (int64_t k = i; k < count && k < i + kRun; ++k) {
-          run += load(args.a[row + k] + j, j_end - j);
+          run += load_as(a_row(row + k) + j, j_end - j);
         }
         sum += run;
       }
@@ -112,46 +148,42 @@ struct OuterProduct {
   }
 };
 
-template <typename T, int R, int C>
-__attribute__((noinline)) void row_product_tile(const RowProductArgs<T>& args, int64_t row,
-                                                int64_t column) {
-  Sums<T, R, C> sums{};
-  const T* a[R];
-  for (int r = 0; r < R; ++r) a[r] = args.a[row + r];
-  multiply(sums, a, args.packed + column * args.k, args.k, 0);
-  for (int r = 0; r < R; ++r) {
-    add_row(args.out[row + r], column, args.columns, args.accumulate, sums.at[r]);
-  }
-}
-
 }  // namespace
 
-template <typename T>
-void row_product(const RowProductArgs<T>& args, int64_t row_begin, int64_t row_end) {
-  for_column_panels<T>(args.columns, [&](int64_t column, auto vectors) {
-    for_row_blocks(row_begin, row_end, [&](int64_t row, auto rows) {
-      row_product_tile<T, decltype(rows)::value, decltype(vectors)::value>(args, row, column);
+template <typename E>
+void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_end) {
+  using C = Compute<E>;
+  for_column_panels<C>(args.columns, [&](int64_t column, int vectors) {
+    for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
+      Tile<C> sums(rows, vectors);
+      multiply_columns<E>(args.a + row, operands<E>(args.k), args.w, column, rows, vectors,
+                          sums.at);
+      for (int r = 0; r < rows; ++r) {
+        Vec<C>* out = sums.at + r * vectors;
+        if (args.accumulate) add_row(args.out[row + r], column, args.columns, vectors, out);
+        store_row(args.out[row + r], column, args.columns, vectors, out);
+      }
     });
   });
 }
 
-template <typename T>
-void outer_product(const OuterProductArgs<T>& args, int64_t j_begin, int64_t j_end) {
-  OuterProduct<T>{args}.run(j_begin, j_end);
+template <typename E>
+void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_end) {
+  OuterProducts<E>{args}.run(j_begin, j_end);
 }
 
-template <typename T>
-int64_t outer_product_scratch(int64_t columns) {
-  constexpr int L = kLanes<T>;
-  return kBlockRows * ((columns + L - 1) / L * L + kBlockColumns + kTileRows);
+template <typename E>
+int64_t outer_product_scratch(int64_t columns0, int64_t columns1) {
+  constexpr int L = kLanes<Compute<E>>;
+  const int64_t padded = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
+  return kBlockRows * (padded + kBlockColumns);
 }
 
-#define INSTANTIATE(T)                                                       \
-  template void row_product(const RowProductArgs<T>&, int64_t, int64_t);     \
-  template void outer_product(const OuterProductArgs<T>&, int64_t, int64_t); \
-  template int64_t outer_product_scratch<T>(int64_t);
-INSTANTIATE(float)
-INSTANTIATE(double)
+#define INSTANTIATE(E)                                                       \
+  template void row_product(const RowProductArgs<E>&, int64_t, int64_t);     \
+  template void outer_product(const OuterProductArgs<E>&, int64_t, int64_t); \
+  template int64_t outer_product_scratch<E>(int64_t, int64_t);
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -2,12 +2,18 @@
 //
 // Dimensions: T time, N batch, I input, H hidden, P width of h (the projection, else H), G gate
 // rows (4H for LSTM, H for Elman). Strides count elements; the last dimension of every array is
-// contiguous. T is float or double in every template below.
+// contiguous. In every template below E is the type of the arrays' elements (float, double, Half or
+// BFloat16), and C = Compute<E> that of sums, of c and of working memory.
+//
+// "Operands" are what products read: an element as C; or, in the kernels for avx512_bf16, two
+// BFloat16 in the room of a C, the second of a last odd one zero. K elements are operands(K) of
+// them.
 #pragma once
 
 #include <cstdint>
 
 #include "../cell_math.h"
+#include "element.h"
 
 namespace fastrnn {
 
@@ -24,13 +30,13 @@ struct Schedule {
 };
 
 // An array of a row for each (step, batch row). Packed data has its rows one behind the other.
-template <typename T>
+template <typename E>
 struct Sequence {
-  T* data;
+  E* data;
   int64_t step_stride;  // unused when packed
   int64_t row_stride;
 
-  FASTRNN_INLINE T* row(const Schedule& schedule, int64_t t, int64_t n) const {
+  FASTRNN_INLINE E* row(const Schedule& schedule, int64_t t, int64_t n) const {
     const int64_t step = schedule.offsets ? schedule.offsets[t] * row_stride : t * step_stride;
     return data + step + n * row_stride;
   }
@@ -39,11 +45,11 @@ struct Sequence {
 // The part of a kernel's work that one thread does: a range of batch rows and a range of panels (of
 // hidden units, kPanelVectors vectors each; see pack.cpp). Where threads share rows, sync is a
 // barrier among them, passed once a step; else it is null.
-template <typename T>
+template <typename C>
 struct Share {
   int64_t row_begin, row_end;
   int64_t panel_begin, panel_end;
-  T* scratch;  // this thread's own, forward_scratch() elements
+  C* scratch;  // this thread's own, forward_scratch() elements
   void (*sync)(void* barrier);
   void* barrier;
 };
@@ -58,119 +64,152 @@ constexpr int64_t kHoistBelow = 6;
 constexpr int64_t kHoistRows = 24;
 
 // One direction of one layer, forward.
-template <typename T>
+template <typename E>
 struct ForwardArgs {
+  using C = Compute<E>;
+
   Cell cell;
   bool reverse;
   Schedule schedule;
   int64_t input, hidden, width;  // I, H, P
-  Sequence<const T> x;           // (T, N, I)
-  const T *h0, *c0;              // (N, P), and (N, H) for LSTM
+  Sequence<const E> x;           // (T, N, I)
+  const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
-  const T *w_ih, *w_hh;          // (G, I), (G, P)
-  const T* packed;       // both, as written by pack_weights; null: read w_ih and w_hh in place
-  const T* bias;         // as written by pack_bias
-  const T* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
-  Sequence<T> h;         // (T, N, P), out; the next step reads it
-  Sequence<T> y;         // a second copy of h, or data null
-  T* h_n;                // (N, P), out
-  T* c_n;                // (N, H), out, LSTM only; holds c while the loop runs
+  const E *w_ih, *w_hh;          // (G, I), (G, P)
+  const C* packed;       // both, as written by pack_weights; null (E = C): read w_ih and w_hh
+  const C* bias;         // as written by pack_bias
+  const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
+  Sequence<E> h;         // (T, N, P), out; the next step reads it
+  Sequence<E> y;         // a second copy of h, or data null
+  E* h_n;                // (N, P), out
+  C* c;                  // (N, H) working memory, LSTM only; may be c_n
+  E* c_n;                // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
-  T* gates;        // (rows, 4, H) activations, LSTM only
-  T* cells;        // (rows, H), LSTM only
-  T* unprojected;  // (rows, H) o * tanh(c), projection only
+  E* gates;        // (rows, 4, H) activations, LSTM only
+  E* cells;        // (rows, H), LSTM only
+  E* unprojected;  // (rows, H) o * tanh(c), projection only
+};
+
+// Weights (K, columns) by whose columns a product's lanes run, in panels of kPanelVectors vectors:
+// packed by pack_columns, or (E = C) read in place but for a last panel that is not full.
+template <typename C>
+struct ColumnWeights {
+  const C* full;         // the first panel
+  int64_t k_stride;      // between rows of a full panel
+  int64_t panel_stride;  // between full panels
+  const C* partial;      // the last panel, packed, if it is not full
 };
 
 // One direction of one layer, backward through time. Step s of the loop is the last but s of
 // forward.
-template <typename T>
+template <typename E>
 struct BackwardArgs {
+  using C = Compute<E>;
+
   Cell cell;
   bool reverse;
   Schedule schedule;
   int64_t hidden, width;  // H, P
-  Sequence<const T> dy;   // (T, N, P), or data null
-  Sequence<const T> h;    // (T, N, P), Elman only
-  const T* gates;         // as ForwardArgs
-  const T* cells;         // as ForwardArgs
-  const T* c0;            // (N, H), LSTM only
+  Sequence<const E> dy;   // (T, N, P), or data null
+  Sequence<const E> h;    // (T, N, P), Elman only
+  const E* gates;         // as ForwardArgs
+  const E* cells;         // as ForwardArgs
+  const E* c0;            // (N, H), LSTM only
   int64_t c0_stride;      // as ForwardArgs
-  const T* packed_w_hh;   // (G, P) as written by pack_columns
-  const T* packed_w_hr;   // (P, H) as written by pack_columns, or null
-  T* dh;                  // (N, P), in: gradient of h_n; out: gradient of h0
-  T* dc;                  // (N, H), likewise, LSTM only
-  T* dgates;              // (slots, N, G) gradients of the pre-activations, out
-  T* dprojected;          // (slots, N, P) gradients of h, out, projection only
-  int64_t slots;          // step s of the loop is kept in slot s % slots
+  ColumnWeights<C> w_hh;  // (G, P)
+  ColumnWeights<C> w_hr;  // (P, H), projection only
+  bool projected;
+  bool wants_dh0;  // else dh is left undefined
+  C* dh;           // (N, P), in: gradient of h_n; out: gradient of h0
+  C* dc;           // (N, H), likewise, LSTM only
+  C* dgates;       // (slots, N, operands(G)) gradients of the pre-activations, out
+  C* dprojected;   // (slots, N, operands(P)) gradients of h, out, projection only
+  int64_t slots;   // step s of the loop is kept in slot s % slots
 
   FASTRNN_INLINE int64_t step(int64_t s) const { return reverse ? s : schedule.steps - 1 - s; }
 };
 
-// out[r] = a[r] . w (+ out[r] where accumulate), for count rows given by pointers.
-template <typename T>
+// out[r] = a[r] . w (+ out[r] where accumulate), for rows given by pointers.
+template <typename E>
 struct RowProductArgs {
-  const T* const* a;  // rows of K elements
-  T* const* out;      // rows of `columns` elements
+  const Compute<E>* const* a;  // rows of operands(K)
+  E* const* out;               // rows of `columns` elements
   int64_t k, columns;
-  const T* packed;  // (K, columns) as written by pack_columns
+  ColumnWeights<Compute<E>> w;  // (K, columns)
   bool accumulate;
 };
 
-// out[j][c] (+)= sum over rows of a[row][j] * b[row][c], the gradient of a weight; and its bias's:
-// column_sums[j] (+)= sum over rows of a[row][j].
-template <typename T>
+// The gradient of a weight: out[j][c] (+)= sum over rows of a[row][j] * b[row][c].
+template <typename E>
+struct OuterProduct {
+  const E* const* b;
+  int64_t columns;  // of b and of out
+  Compute<E>* out;  // null: not wanted
+};
+
+// Those of the weights that share a; and their bias's: column_sums[j] (+)= sum over rows of
+// a[row][j].
+template <typename E>
 struct OuterProductArgs {
-  const T* const* a;
-  const T* const* b;
-  int64_t rows, columns;  // columns: of b and of out
-  T* out;                 // null: not wanted
-  T* column_sums;         // likewise
+  const Compute<E>* const* a;  // rows of operands
+  int64_t rows;
+  OuterProduct<E> products[2];
+  Compute<E>* column_sums;  // null: not wanted
   bool accumulate;
-  T* scratch;  // outer_product_scratch(columns) elements, this thread's own
+  Compute<E>* scratch;  // outer_product_scratch() elements, this thread's own
 };
 
-// The kernels of one instruction set.
-template <typename T>
+// The kernels of one instruction set for one type of elements.
+template <typename E>
 struct Kernels {
-  int lanes;      // elements in a vector
-  int tile_rows;  // batch rows computed together
+  using C = Compute<E>;
 
-  void (*forward)(const ForwardArgs<T>&, const Share<T>&);
+  int lanes;            // C's in a vector
+  int tile_rows;        // batch rows computed together
+  int depth;            // elements in an operand
+  bool reads_in_place;  // whether weights can be read where they lie
+
+  void (*forward)(const ForwardArgs<E>&, const Share<C>&);
   // Elements that one share of at most that many rows needs.
-  int64_t (*forward_scratch)(Cell, int64_t hidden, int64_t rows, bool projected);
+  int64_t (*forward_scratch)(Cell, int64_t input, int64_t hidden, int64_t width, bool projected,
+                             int64_t rows);
   // Steps [s_begin, s_end) of the loop; the last call, with s_end = T, also leaves dh0 in dh.
-  void (*backward)(const BackwardArgs<T>&, const Share<T>&, int64_t s_begin, int64_t s_end);
-  void (*row_product)(const RowProductArgs<T>&, int64_t row_begin, int64_t row_end);
+  void (*backward)(const BackwardArgs<E>&, const Share<C>&, int64_t s_begin, int64_t s_end);
+  void (*row_product)(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);
   // Rows [j_begin, j_end) of out.
-  void (*outer_product)(const OuterProductArgs<T>&, int64_t j_begin, int64_t j_end);
-  int64_t (*outer_product_scratch)(int64_t columns);
+  void (*outer_product)(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
+  int64_t (*outer_product_scratch)(int64_t columns0, int64_t columns1);
 
   // Each writes panels [begin, end): see pack.cpp for the layouts.
-  void (*pack_weights)(Cell, const T* w_ih, const T* w_hh, int64_t input, int64_t width,
-                       int64_t hidden, T* out, int64_t begin, int64_t end);
-  void (*pack_bias)(Cell, const T* b_ih, const T* b_hh, int64_t hidden, T* out, int64_t begin,
+  void (*pack_weights)(Cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
+                       int64_t hidden, C* out, int64_t begin, int64_t end);
+  void (*pack_bias)(Cell, const E* b_ih, const E* b_hh, int64_t hidden, C* out, int64_t begin,
                     int64_t end);  // null biases: zeros
-  void (*pack_rows)(const T* w, int64_t rows, int64_t k, T* out, int64_t begin, int64_t end);
-  void (*pack_columns)(const T* w, int64_t k, int64_t columns, T* out, int64_t begin, int64_t end);
+  void (*pack_rows)(const E* w, int64_t rows, int64_t k, C* out, int64_t begin, int64_t end);
+  void (*pack_columns)(const E* w, int64_t k, int64_t columns, C* out, int64_t begin, int64_t end);
 
   // Panels that cover the hidden units of a cell, or any other columns.
   int64_t cell_panels(Cell cell, int64_t hidden) const {
     return divide_up(hidden, cell == Cell::lstm ? lanes : kPanelVectors * lanes);
   }
   int64_t panels(int64_t columns) const { return divide_up(columns, kPanelVectors * lanes); }
-  // Columns of a packed matrix, padding included.
-  int64_t padded_gates(Cell cell, int64_t hidden) const {
-    return divide_up(hidden, lanes) * lanes * gate_count(cell);
+  int64_t operands(int64_t k) const { return divide_up(k, depth); }
+  // Elements C of a packed matrix of k rows that gives the cell's gates, or any other columns.
+  int64_t packed_gates(Cell cell, int64_t input, int64_t width, int64_t hidden) const {
+    return (operands(input) + operands(width)) * divide_up(hidden, lanes) * lanes *
+           gate_count(cell);
   }
-  int64_t padded(int64_t columns) const { return divide_up(columns, lanes) * lanes; }
+  int64_t packed_columns(int64_t k, int64_t columns) const {
+    return operands(k) * divide_up(columns, lanes) * lanes;
+  }
 
   static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
-enum class Isa { baseline, avx2, avx512 };
+enum class Isa { baseline, avx2, avx512, avx512_bf16 };
 
 // The kernels of one set, or null where this build has none for it.
-template <typename T>
-const Kernels<T>* find_kernels(Isa isa);
+template <typename E>
+const Kernels<E>* find_kernels(Isa isa);
 
 }  // namespace fastrnn

@@ -7,8 +7,13 @@
 #include <utility>
 
 #include "../cell_math.h"
+#include "element.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#define FASTRNN_ISA avx512_bf16
+#define FASTRNN_VECTOR_BYTES 64
+#elif defined(__AVX512F__)
 #include <immintrin.h>
 #define FASTRNN_ISA avx512
 #define FASTRNN_VECTOR_BYTES 64
@@ -19,6 +24,13 @@
 #else
 #define FASTRNN_ISA baseline
 #define FASTRNN_VECTOR_BYTES 16
+#endif
+
+// The types of elements that this instruction set has kernels for.
+#if defined(__AVX512BF16__)
+#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16)
+#else
+#define FASTRNN_FOR_ELEMENTS(F) F(float) F(double) F(Half) F(BFloat16)
 #endif
 
 namespace fastrnn::FASTRNN_ISA {
@@ -61,7 +73,15 @@ FASTRNN_INLINE void store(T* p, Vec<T> v) {
 
 template <typename T>
 FASTRNN_INLINE Vec<T> broadcast(T x) {
+#if FASTRNN_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_set1_ps(x);  // keeps every bit: x may be two bfloat16
+  } else {
+    return (Vec<T>)_mm512_set1_pd(x);
+  }
+#else
   return x - Vec<T>{};  // the compiler's splat: x - 0 is x for every x, -0 and NaN included
+#endif
 }
 
 // a * b + c, rounded once where the instruction set can.
@@ -119,6 +139,112 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int64_t count) {
 #endif
 }
 
+#if FASTRNN_VECTOR_BYTES == 16
+inline float half_to_float(uint16_t half) {
+  const uint32_t magnitude = (half & 0x7fffu) << 13;
+  uint32_t bits;
+  if ((half & 0x7c00) == 0x7c00) {
+    bits = magnitude | 0x7f800000;
+  } else {
+    float scaled;
+    __builtin_memcpy(&scaled, &magnitude, sizeof(scaled));
+    scaled *= 0x1p112f;  // the difference of the exponents' biases; exact, denormals included
+    __builtin_memcpy(&bits, &scaled, sizeof(bits));
+  }
+  bits |= (half & 0x8000u) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+inline uint16_t float_to_half(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  const uint16_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00 | (bits >> 13 & 0x3ff);
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and more round to infinity
+  if (bits < 0x38800000) {                       // below 2^-14: a multiple of 2^-24
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
+    magnitude += 0.5f;  // whose last bit is 2^-24: the addition rounds
+    __builtin_memcpy(&bits, &magnitude, sizeof(bits));
+    return sign | (bits - 0x3f000000);
+  }
+  return sign | (bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+}
+#endif
+
+// Elements of any type as what is computed with, and back (rounded to nearest, ties to even).
+//
+// load_as: the first `count` lanes of p; the others are zero and are not read.
+// store_as: writes the first `count` lanes.
+typedef uint16_t Words __attribute__((vector_size(FASTRNN_VECTOR_BYTES / 2)));
+
+FASTRNN_INLINE Vec<float> widen(Words words, BFloat16*) {
+  return (Vec<float>)(__builtin_convertvector(words, Bits<float>) << 16);
+}
+
+FASTRNN_INLINE Words narrow(Vec<float> v, BFloat16*) {
+  using Unsigned = Vec<uint32_t>;
+  const Unsigned bits = (Unsigned)v;
+  const Unsigned rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : bits >> 16 | 0x40, Words);
+}
+
+FASTRNN_INLINE Vec<float> widen(Words words, Half*) {
+#if FASTRNN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)words);
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)words);
+#else
+  Vec<float> v;
+  for (int lane = 0; lane < kLanes<float>; ++lane) v[lane] = half_to_float(words[lane]);
+  return v;
+#endif
+}
+
+FASTRNN_INLINE Words narrow(Vec<float> v, Half*) {
+#if FASTRNN_VECTOR_BYTES == 64
+  return (Words)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif FASTRNN_VECTOR_BYTES == 32
+  return (Words)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  Words words;
+  for (int lane = 0; lane < kLanes<float>; ++lane) words[lane] = float_to_half(v[lane]);
+  return words;
+#endif
+}
+
+template <typename E>
+FASTRNN_INLINE Vec<Compute<E>> load_as(const E* p, int64_t count = kLanes<Compute<E>>) {
+  if constexpr (kIsComputed<E>) {
+    return load(p, count);
+  } else {
+    Words words{};
+    if (count >= kLanes<float>) {
+      __builtin_memcpy(&words, p, sizeof(words));
+    } else {
+      for (int64_t lane = 0; lane < count; ++lane) words[lane] = p[lane].bits;
+    }
+    return widen(words, (E*)nullptr);
+  }
+}
+
+template <typename E>
+FASTRNN_INLINE void store_as(E* p, Vec<Compute<E>> v, int64_t count = kLanes<Compute<E>>) {
+  if constexpr (kIsComputed<E>) {
+    store(p, v, count);
+  } else {
+    const Words words = narrow(v, (E*)nullptr);
+    if (count >= kLanes<float>) {
+      __builtin_memcpy(p, &words, sizeof(words));
+    } else {
+      for (int64_t lane = 0; lane < count; ++lane) p[lane].bits = words[lane];
+    }
+  }
+}
+
 // The elements of a and b in turn, from the lower (half = 0) or the upper half of each 128 bits.
 template <int half, typename T, int... J>
 FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, J...>) {
@@ -132,7 +258,7 @@ FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
 
 // 128 bits each from p, p + stride, p + 2 stride, ...: as many as a vector holds.
 template <typename T>
-FASTRNN_INLINE Vec<T> load_quarters(const T* p, int64_t stride) {
+FASTRNN_INLINE Vec<T> load_quarters(const T* p, [[maybe_unused]] int64_t stride) {
 #if FASTRNN_VECTOR_BYTES == 64
   const auto quarter = [&](int i) { return _mm_loadu_ps((const float*)(p + i * stride)); };
   __m512 v = _mm512_castps128_ps512(quarter(0));

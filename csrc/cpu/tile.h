@@ -1,4 +1,4 @@
-// The one inner loop of every kernel: a tile of output held in registers while K runs.
+// The one inner loop of every kernel, declared: a tile of output held in registers while K runs.
 #pragma once
 
 #include "kernels.h"
@@ -14,108 +14,150 @@ constexpr int kTileRows = FASTRNN_VECTOR_BYTES == 64 ? 6 : 3;
 // the multiply-add.
 constexpr int kTwoPanelRows = FASTRNN_VECTOR_BYTES == 64 ? 2 : 1;
 
-template <typename T>
-constexpr int kPanelColumns = kPanelVectors * kLanes<T>;
+template <typename C>
+constexpr int kPanelColumns = kPanelVectors * kLanes<C>;
 
-template <int N>
-struct Constant {
-  static constexpr int value = N;
+// An operand is what a lane multiplies at once: one element, computed in C; or two bfloat16
+// elements, side by side in the bits of a float, where the dot-product instruction takes them.
+template <typename E>
+constexpr int kDepth = 1;
+#if defined(__AVX512BF16__)
+template <>
+constexpr int kDepth<BFloat16> = 2;
+#endif
+
+// The type that names the product of elements of type E: Half and float share one.
+template <typename E, int depth = kDepth<E>>
+struct MultiplierOf {
+  using type = Compute<E>;
 };
+template <typename E>
+struct MultiplierOf<E, 2> {
+  using type = E;
+};
+template <typename E>
+using Multiplier = typename MultiplierOf<E>::type;
 
-// Calls f(Constant<value>) for 1 <= value <= Max.
-template <int Max, typename F>
-FASTRNN_INLINE void with_constant(int64_t value, F&& f) {
-  if constexpr (Max == 1) {
-    f(Constant<1>{});
-  } else if (value == Max) {
-    f(Constant<Max>{});
-  } else {
-    with_constant<Max - 1>(value, static_cast<F&&>(f));
-  }
+// What gradients of pre-activations are stored in: as operands.
+template <typename E>
+using Gradient = Multiplier<E>;
+
+// Operands that hold k elements; a last half-filled one ends with a zero.
+template <typename E>
+FASTRNN_INLINE int64_t operands(int64_t k) {
+  return (k + kDepth<E> - 1) / kDepth<E>;
 }
 
+// Products are summed in blocks of this many operands: one accumulator an output element and block,
+// k in order, then the blocks' sums in order. Blocks keep the rounding error of long sums near that
+// of torch's own products; the fixed order gives an element the same bits whatever tile it is in.
+constexpr int64_t kSumBlock = 64;
+
+// The sums of a tile, in memory between blocks: (rows, vectors), in order.
+template <typename C>
+struct Tile {
+  Vec<C> at[kTileRows * kPanelVectors];
+
+  FASTRNN_INLINE Tile(int rows, int vectors) {
+    for (int i = 0; i < rows * vectors; ++i) at[i] = Vec<C>{};
+  }
+};
+
+// sums[r][v] += sum over k of a[r][k * a_stride] * w[k][v], block after block. Vector v of w's row
+// k is at w + k * w_stride + v * lanes; vectors past the fourth lie panel_stride further.
+// At most kTileRows rows of four vectors, or kTwoPanelRows of eight.
+template <typename C>
+struct TileProduct {
+  const C* const* a;
+  int64_t a_stride;
+  const C* w;
+  int64_t w_stride, panel_stride;
+  int64_t k_count;  // operands
+};
+template <typename M>
+void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
+                   Vec<Compute<M>>* sums);
+
 // Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size, and
-// calls f(first row, Constant<rows>).
+// calls f(first row, rows).
 template <typename F>
 FASTRNN_INLINE void for_row_blocks(int64_t begin, int64_t end, F&& f) {
   int64_t blocks = (end - begin + kTileRows - 1) / kTileRows;
   for (int64_t n = begin; n < end; --blocks) {
     const int64_t rows = (end - n + blocks - 1) / blocks;
-    with_constant<kTileRows>(rows, [&](auto r) { f(n, r); });
+    f(n, static_cast<int>(rows));
     n += rows;
   }
 }
 
-// Products are summed in blocks of this many k: one accumulator an output element and block, k in
-// order, then the blocks' sums in order. Blocks keep the rounding error of long sums near that of
-// torch's own products; the fixed order gives an element the same bits whatever tile it is in.
-constexpr int64_t kSumBlock = 64;
-
-// acc[r][c] = sum over one block's k of a[r][k * AStride] * w[k][c]. Vector c of w's row k is at
-// w + (k * V + c) * lanes for c < V, where V, the vectors of a panel, is C or at most four; a
-// second panel's four vectors follow at panel_stride.
-template <typename T, int AStride, int R, int C>
-FASTRNN_INLINE void multiply_block(Vec<T> (&acc)[R][C], const T* const (&a)[R], const T* w,
-                                   int64_t k_count, int64_t panel_stride) {
-  constexpr int L = kLanes<T>;
-  constexpr int V = C > kPanelVectors ? kPanelVectors : C;
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) acc[r][c] = Vec<T>{};
-  }
-  for (int64_t k = 0; k < k_count; ++k) {
-    Vec<T> weight[C];
-    for (int c = 0; c < C; ++c) weight[c] = load(w + c / V * panel_stride + c % V * L);
-    for (int r = 0; r < R; ++r) {
-      const Vec<T> value = broadcast(a[r][k * AStride]);
-      for (int c = 0; c < C; ++c) acc[r][c] = fma<T>(value, weight[c], acc[r][c]);
-    }
-    w += V * L;
-  }
-}
-
-// A tile of sums, in memory between blocks.
-template <typename T, int R, int C>
-struct Sums {
-  Vec<T> at[R][C];
-
-  FASTRNN_INLINE void add(const Vec<T> (&block)[R][C]) {
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < C; ++c) at[r][c] += block[r][c];
-    }
-  }
-};
-
-// Adds to sums the product of rows a with the packed weights w over all k, block after block.
-template <typename T, int AStride = 1, int R, int C>
-FASTRNN_INLINE void multiply(Sums<T, R, C>& sums, const T* (&a)[R], const T* w, int64_t k_count,
-                             int64_t panel_stride) {
-  constexpr int V = C > kPanelVectors ? kPanelVectors : C;
-  for (int64_t k = 0; k < k_count; k += kSumBlock) {
-    const int64_t count = k_count - k < kSumBlock ? k_count - k : kSumBlock;
-    Vec<T> block[R][C];
-    multiply_block<T, AStride>(block, a, w, count, panel_stride);
-    sums.add(block);
-    for (int r = 0; r < R; ++r) a[r] += count * AStride;
-    w += count * V * kLanes<T>;
-  }
-}
-
-// Calls f(first column, Constant<vectors>) for each panel of a matrix of that many columns.
-template <typename T, typename F>
+// Calls f(first column, vectors) for each panel of a matrix of that many columns.
+template <typename C, typename F>
 FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
-  for (int64_t column = 0; column < columns; column += kPanelColumns<T>) {
-    const int64_t vectors = (columns - column + kLanes<T> - 1) / kLanes<T>;
-    with_constant<kPanelVectors>(vectors < kPanelVectors ? vectors : kPanelVectors,
-                                 [&](auto c) { f(column, c); });
+  for (int64_t column = 0; column < columns; column += kPanelColumns<C>) {
+    const int64_t vectors = (columns - column + kLanes<C> - 1) / kLanes<C>;
+    f(column, static_cast<int>(vectors < kPanelVectors ? vectors : kPanelVectors));
+  }
+}
+
+// Adds to sums (rows, vectors) the product of rows a with the columns of w from `column` on, a
+// multiple of kPanelColumns.
+template <typename E>
+FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count,
+                                     const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
+                                     int vectors, Vec<Compute<E>>* sums) {
+  using C = Compute<E>;
+  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count};
+  if (vectors >= kPanelVectors) {
+    product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
+    product.w_stride = w.k_stride;
+    product.panel_stride = w.panel_stride;
+  }
+  multiply_tile<Multiplier<E>>(product, rows, vectors, sums);
+}
+
+// Adds to sums the vectors of a row, `columns` wide, from `column` on.
+template <typename E>
+FASTRNN_INLINE void add_row(const E* row, int64_t column, int64_t columns, int vectors,
+                            Vec<Compute<E>>* sums) {
+  constexpr int L = kLanes<Compute<E>>;
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t first = column + v * L;
+    sums[v] += load_as(row + first, columns - first);
   }
 }
 
 // Writes a tile's row to columns `column` and on of a row that is `columns` wide.
-template <typename T, int C>
-FASTRNN_INLINE void store_row(T* row, int64_t column, int64_t columns, const Vec<T> (&acc)[C]) {
-  for (int c = 0; c < C; ++c) {
-    const int64_t first = column + c * kLanes<T>;
-    store(row + first, acc[c], columns - first);
+template <typename E>
+FASTRNN_INLINE void store_row(E* row, int64_t column, int64_t columns, int vectors,
+                              const Vec<Compute<E>>* sums) {
+  constexpr int L = kLanes<Compute<E>>;
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t first = column + v * L;
+    store_as(row + first, sums[v], columns - first);
+  }
+}
+
+// The operands that `count` columns of a row make; where an operand is two elements, with those of
+// the row after it, zeros if that is null.
+template <typename E>
+FASTRNN_INLINE Vec<Compute<E>> column_operands(const E* row, const E* next, int64_t count) {
+  if constexpr (kDepth<E> == 2) {
+    const auto bits = [&](const E* p) { return (Vec<uint32_t>)load_as(p, count); };
+    return (Vec<float>)(bits(row) >> 16 | (next ? bits(next) : Vec<uint32_t>{}));
+  } else {
+    return load_as(row, count);
+  }
+}
+
+// Writes k elements as operands.
+template <typename E>
+FASTRNN_INLINE void make_operands(const E* in, int64_t k, Compute<E>* out) {
+  if constexpr (kDepth<E> == 2) {
+    __builtin_memcpy(out, in, k * sizeof(E));
+    if (k % 2) reinterpret_cast<E*>(out)[k] = E{};
+  } else {
+    constexpr int L = kLanes<Compute<E>>;
+    for (int64_t i = 0; i < k; i += L) store(out + i, load_as(in + i, k - i), k - i);
   }
 }
 

@@ -1,0 +1,35 @@
+// The types that arrays hold, and the one that each is computed in.
+#pragma once
+
+#include <cstdint>
+
+namespace fastrnn {
+
+struct Half {  // IEEE 754 binary16
+  uint16_t bits;
+};
+struct BFloat16 {  // the upper half of a binary32
+  uint16_t bits;
+};
+
+template <typename E>
+struct ComputeOf {
+  using type = E;
+};
+template <>
+struct ComputeOf<Half> {
+  using type = float;
+};
+template <>
+struct ComputeOf<BFloat16> {
+  using type = float;
+};
+
+// What elements of type E are multiplied, summed and kept in from step to step.
+template <typename E>
+using Compute = typename ComputeOf<E>::type;
+
+template <typename E>
+constexpr bool kIsComputed = sizeof(E) == sizeof(Compute<E>);
+
+}  // namespace fastrnn
