@@ -179,7 +179,7 @@ struct Backward {
           pointwise_lstm(step, n, unit, valid, *dh, dgates);
         } else {
           const Vec<C> h = load_as(args.h.row(args.schedule, step.t, n) + unit, valid);
-          store_as(dgates + unit, rnn_pointwise_backward<Math<C>, cell>(h, *dh), valid);
+          store_as(dgates + unit, rnn_pointwise_backward<Math<E>, cell>(h, *dh), valid);
         }
       }
     }
@@ -197,7 +197,7 @@ struct Backward {
     }
     C* running_dc = args.dc + n * hidden + unit;
     Vec<C> dc = load(running_dc, valid);
-    lstm_pointwise_backward<Math<C>>(gate, load_as(args.cells + row * hidden + unit, valid),
+    lstm_pointwise_backward<Math<E>>(gate, load_as(args.cells + row * hidden + unit, valid),
                                      load_as(c_prev + unit, valid), dh, dc);
     store(running_dc, dc, valid);
     for (int g = 0; g < kGates; ++g) store_as(dgates + g * hidden + unit, gate[g], valid);

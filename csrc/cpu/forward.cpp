@@ -171,7 +171,7 @@ struct Forward {
       };
       if (width == 1 || panel + 1 == share.panel_end) {
         f(panel, vectors(panel));
-      } else if (vectors(panel + 1) == kPanelVectors) {
+      } else if (hidden >= (panel + 2) * panel_units) {
         f(panel, 2 * kPanelVectors);
       } else {
         f(panel, kPanelVectors);
@@ -185,6 +185,13 @@ struct Forward {
     Tile<C> sums(hoist ? 0 : rows, vectors);
     const C* a[kTileRows];
     const int64_t i = n - share.row_begin;
+    // Each block of rows fetches a quarter of the panel that comes next: a line at each k.
+    const C* next = nullptr;
+    const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
+    if (args.packed && next_panel >= share.panel_begin && next_panel < share.panel_end) {
+      const int64_t quarter = i / kTileRows % kPanelVectors;
+      next = args.packed + next_panel * panel_stride + quarter * panel_stride / kPanelVectors;
+    }
     if (hoist) {
       for (int r = 0; r < rows; ++r) {
         const C* in = step.products +
@@ -195,12 +202,13 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums);
+      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums, next);
     }
+    if (next) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
       a[r] = staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums);
+    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums, next);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -210,22 +218,24 @@ struct Forward {
 
   // Adds a . w to sums; packed, w is the part of the panel that starts at k_offset.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const E* w, int64_t k, int64_t panel,
-                                       int64_t k_offset, int rows, int vectors,
-                                       Tile<C>& sums) const {
+                                       int64_t k_offset, int rows, int vectors, Tile<C>& sums,
+                                       const C* next) const {
     if constexpr (kIsComputed<E>) {
       if (!args.packed) {
         multiply_transposed(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
         return;
       }
     }
-    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums);
+    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums, next);
   }
 
   FASTRNN_INLINE void multiply_packed(const C* const* a, int64_t panel, int64_t k_offset, int64_t k,
-                                      int rows, int vectors, Tile<C>& sums) const {
+                                      int rows, int vectors, Tile<C>& sums,
+                                      const C* next = nullptr) const {
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
     const C* w = args.packed + panel * panel_stride + k_offset * w_stride;
-    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k}, rows, vectors, sums.at);
+    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k, next}, rows, vectors,
+                                 sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -233,21 +243,27 @@ struct Forward {
   __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
                                         int vectors, const Vec<C>* sums) const {
     constexpr int G = gate_count(cell);
+    // Columns between the gates of a unit: fewer than a vector in an LSTM's last panel.
+    const int64_t first_unit = panel * panel_units;
+    const int64_t group = hidden - first_unit < L ? hidden - first_unit : L;
     const C* bias = args.bias + panel * kPanelColumns<C>;
     for (const int64_t row_end = n + rows; n < row_end; ++n, sums += vectors) {
       E* h_row =
           args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
       E* y_row = args.y.data && !args.packed_w_hr ? args.y.row(args.schedule, step.t, n) : nullptr;
-      int64_t unit = panel * panel_units;
+      int64_t unit = first_unit;
       for (int v = 0; v < vectors; v += G, unit += L) {
         const int64_t valid = hidden - unit;
         // The bias is added last: where it is large, every sum on top of it would be rounded to it.
         Vec<C> pre[G], h;
-        for (int g = 0; g < G; ++g) pre[g] = sums[v + g] + load(bias + (v + g) * L);
+        for (int g = 0; g < G; ++g) {
+          const int64_t at = v * L + g * group;
+          pre[g] = load(reinterpret_cast<const C*>(sums) + at, group) + load(bias + at, group);
+        }
         if constexpr (cell == Cell::lstm) {
           h = finish_lstm(step, n, unit, valid, pre);
         } else {
-          h = rnn_pointwise_forward<Math<C>, cell>(pre[0]);
+          h = rnn_pointwise_forward<Math<E>, cell>(pre[0]);
         }
         store_as(h_row + unit, h, valid);
         if (y_row) store_as(y_row + unit, h, valid);
@@ -259,7 +275,7 @@ struct Forward {
                                     Vec<C> (&gate)[kGates]) const {
     C* running_c = args.c + n * hidden + unit;
     Vec<C> c = load(running_c, valid);
-    const Vec<C> h = lstm_pointwise_forward<Math<C>>(gate, c);
+    const Vec<C> h = lstm_pointwise_forward<Math<E>>(gate, c);
     store(running_c, c, valid);
     if (args.gates) {
       const int64_t row = step.rows_before + n;

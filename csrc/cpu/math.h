@@ -1,5 +1,6 @@
-// sigmoid and tanh on vectors, within 2 ulp of truth over every input, NaN, infinities and
-// denormals included.
+// sigmoid and tanh on vectors: within 2 ulp of truth over every float and double, NaN, infinities
+// and denormals included; for the 16-bit types, within 2e-5 of it, a twentieth of the rounding to
+// come.
 #pragma once
 
 #include "simd.h"
@@ -7,36 +8,47 @@
 namespace fastrnn::FASTRNN_ISA {
 
 // Constants of exp(r) = 1 + r + r^2 q(r), |r| <= ln(2) / 2. The coefficients of q are its minimax
-// polynomial there (mpmath's chebyfit); kQError is its largest error, far below one ulp of the
-// result. ln2_hi has so few bits that n * ln2_hi is exact for every n that can occur (Cody & Waite,
-// 1980).
-template <typename T>
-struct ExpConstants;
+// polynomial there (mpmath's chebyfit); the error of exp that it leaves stands beside it. ln2_hi
+// has so few bits that n * ln2_hi is exact for every n that can occur (Cody & Waite, 1980).
+template <typename C>
+struct FormatConstants;
 
 template <>
-struct ExpConstants<float> {
-  static constexpr float log2e = 1.44269502f;
+struct FormatConstants<float> {
+  static constexpr float log2e = 1.44269502f, ln2 = 0.693147182f;
   static constexpr float ln2_hi = 0.693115234375f, ln2_lo = 3.194618329871446e-05f;
   static constexpr float round = 0x1.8p23f;  // adding it leaves round(x) in the low bits
-  static constexpr int mantissa_bits = 23, bias = 127, shift = 64;
-  static constexpr float shift_back = 0x1p-64f;
+  static constexpr int mantissa_bits = 23;
+  static constexpr float shift = 64, one_shifted = 0x1p64f, shift_back = 0x1p-64f;
   static constexpr float lowest = -104.f;    // exp of it rounds to 0
   static constexpr float tanh_limit = 20.f;  // tanh is 1 to the last bit from half of it on
-  static constexpr float q[] = {0x1.0000000b9847ep-1f,  0x1.5555555a7c16bp-3f,
-                                0x1.5554e8d9c7d96p-5f,  0x1.1110e0de7be2bp-7f,
-                                0x1.6d4362097d81ap-10f, 0x1.a125285dbcbf1p-13f};  // error 1.4e-9
 };
 
 template <>
-struct ExpConstants<double> {
-  static constexpr double log2e = 1.4426950408889634;
+struct FormatConstants<double> {
+  static constexpr double log2e = 1.4426950408889634, ln2 = 0.69314718055994531;
   static constexpr double ln2_hi = 0x1.62e42fefa2p-1, ln2_lo = 7.371002565167799e-13;
   static constexpr double round = 0x1.8p52;
-  static constexpr int mantissa_bits = 52, bias = 1023, shift = 512;
-  static constexpr double shift_back = 0x1p-512;
+  static constexpr int mantissa_bits = 52;
+  static constexpr double shift = 512, one_shifted = 0x1p512, shift_back = 0x1p-512;
   static constexpr double lowest = -746.;
   static constexpr double tanh_limit = 40.;
-  static constexpr double q[] = {0x1p-1,
+};
+
+template <typename E>
+struct ExpConstants : FormatConstants<float> {                             // 16-bit types
+  static constexpr float q[] = {0x1p-1f, 0x1.56dfc4p-3f, 0x1.565c26p-5f};  // 1.1e-5
+};
+
+template <>
+struct ExpConstants<float> : FormatConstants<float> {
+  static constexpr float q[] = {0x1p-1f, 0x1.5554dep-3f, 0x1.55551ap-5f,  // 7.8e-9
+                                0x1.120b62p-7f, 0x1.6d10fcp-10f};
+};
+
+template <>
+struct ExpConstants<double> : FormatConstants<double> {
+  static constexpr double q[] = {0x1p-1,  // 1.7e-19
                                  0x1.5555555555557p-3,
                                  0x1.5555555555556p-5,
                                  0x1.11111111100cep-7,
@@ -46,40 +58,48 @@ struct ExpConstants<double> {
                                  0x1.71de021a90822p-19,
                                  0x1.27e4db57442fbp-22,
                                  0x1.af4e196027428p-26,
-                                 0x1.1f731ea5352cap-29};  // error 1.4e-18
+                                 0x1.1f731ea5352cap-29};
 };
 
-template <typename T>
+// The functions that cells of elements E are made of.
+template <typename E>
 struct Math {
-  using V = Vec<T>;
-  using B = Bits<T>;
-  using K = ExpConstants<T>;
+  using C = Compute<E>;
+  using V = Vec<C>;
+  using B = Bits<C>;
+  using K = ExpConstants<E>;
 
-  static FASTRNN_INLINE V fma(V a, V b, V c) { return fastrnn::FASTRNN_ISA::fma<T>(a, b, c); }
+  static FASTRNN_INLINE V fma(V a, V b, V c) { return fastrnn::FASTRNN_ISA::fma<C>(a, b, c); }
 
-  static FASTRNN_INLINE V abs(V x) { return (V)((B)x & ~sign_bit()); }
-
-  // 1 / (1 + exp(-x)), from exp(-|x|) so that both tails keep their relative accuracy.
+  // 1 / (1 + e) or e / (1 + e), of e = exp(-|x|), so that both tails keep their relative accuracy.
+  // e may be denormal, so all is taken times 2^shift.
   static FASTRNN_INLINE V sigmoid(V x) {
-    V y = -abs(x);
-    y = y < K::lowest ? broadcast(K::lowest) : y;
-    const Reduced r = reduce(y);
-    // 2^n may be denormal, so it is applied in two factors, the first of them exact.
-    const V scale = (V)((r.n + (K::bias + K::shift)) << K::mantissa_bits);
-    const V e = fma(r.expm1, scale, scale) * K::shift_back;
-    return (x < 0 ? e : broadcast(T(1))) / (1 + e);
+    const V y = max(broadcast(K::lowest), (V)((B)x | sign_bit()));
+    const V shifted = fma(y, broadcast(K::log2e), broadcast(K::round + K::shift));
+    const V n = shifted - (K::round + K::shift);
+    V r = fma(n, broadcast(-K::ln2_hi), y);
+    r = fma(n, broadcast(-K::ln2_lo), r);
+    const V one = broadcast(C(1));
+    const V e = fma(fma(q(r), r, one), r, one) * exp2(shifted);
+    const V a = x < 0 ? e : broadcast(K::one_shifted);
+    if constexpr (!kIsComputed<E>) return a / (K::one_shifted + e);
+    // a - a e / (1 + e): the rounding of 1 + e then counts e / (1 + e) times only.
+    return fma(-a, e / (K::one_shifted + e), a) * K::shift_back;
   }
 
-  // From t = exp(2|x|) - 1: t / (t + 2) while that is below a half, 1 - 2 / (t + 2) beyond.
+  // From h = (exp(2|x|) - 1) / 2: h / (h + 1) while that is below a half, 1 - 1 / (h + 1) beyond.
   static FASTRNN_INLINE V tanh(V x) {
-    V y = abs(x) * 2;
-    const B small = y < T(1.1);
-    y = y > K::tanh_limit ? broadcast(K::tanh_limit) : y;
-    const Reduced r = reduce(y);
-    const V scale = (V)((r.n + K::bias) << K::mantissa_bits);
-    const V t = fma(r.expm1, scale, scale - 1);
-    const V quotient = (small ? t : broadcast(T(2))) / (t + 2);
-    const V magnitude = small ? quotient : 1 - quotient;
+    const V magnitude_of_x = (V)((B)x & ~sign_bit());
+    const V y = min(broadcast(K::tanh_limit), magnitude_of_x + magnitude_of_x);
+    const V shifted = fma(y, broadcast(K::log2e), broadcast(K::round - 1));
+    const V n = shifted - (K::round - 1);
+    // One step is enough: n's error in h matters less the larger h is.
+    const V r = fma(n, broadcast(-K::ln2), y);
+    const V scale = exp2(shifted);  // 2^n / 2
+    const V h = fma(fma(q(r) * r, r, r), scale, scale - C(0.5));
+    const V a = y < C(1.1) ? h : broadcast(C(1));
+    // As in sigmoid: a - a^2 / (h + 1).
+    const V magnitude = fma(-a, a / (h + 1), a);
     return (V)((B)magnitude | ((B)x & sign_bit()));
   }
 
@@ -91,22 +111,22 @@ struct Math {
   static FASTRNN_INLINE V zero_unless_positive(V x, V h) { return h <= 0 ? V{} : x; }
 
  private:
-  struct Reduced {
-    B n;      // y = n ln(2) + r
-    V expm1;  // exp(r) - 1
-  };
+  static FASTRNN_INLINE B sign_bit() { return (B)broadcast(C(-0.0)); }
 
-  static FASTRNN_INLINE B sign_bit() { return (B)broadcast(T(-0.0)); }
+  // The smaller or larger, x where it is NaN.
+  static FASTRNN_INLINE V min(V limit, V x) { return limit < x ? limit : x; }
+  static FASTRNN_INLINE V max(V limit, V x) { return limit > x ? limit : x; }
 
-  static FASTRNN_INLINE Reduced reduce(V y) {
-    const V shifted = fma(y, broadcast(K::log2e), broadcast(K::round));
-    const V n = shifted - K::round;
-    V r = fma(n, broadcast(-K::ln2_hi), y);
-    r = fma(n, broadcast(-K::ln2_lo), r);
-    constexpr int degree = sizeof(K::q) / sizeof(T) - 1;
+  // 2^m, of the m that the low bits of shifted hold.
+  static FASTRNN_INLINE V exp2(V shifted) {
+    return (V)((B)broadcast(C(1)) + ((B)shifted << K::mantissa_bits));
+  }
+
+  static FASTRNN_INLINE V q(V r) {
+    constexpr int degree = sizeof(K::q) / sizeof(C) - 1;
     V q = broadcast(K::q[degree]);
     for (int i = degree - 1; i >= 0; --i) q = fma(q, r, broadcast(K::q[i]));
-    return {(B)shifted - (B)broadcast(K::round), fma(q * r, r, r)};
+    return q;
   }
 };
 

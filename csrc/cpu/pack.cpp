@@ -4,21 +4,22 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// A square of operands of w, (rows, k) elements, transposed: the first `valid` rows from p on, and
-// at most `elements` of each.
+// As load_square, for elements that are converted to operands first.
 template <typename E>
-FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* p,
-                                  int64_t k_count, int64_t valid, int64_t elements) {
+FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* w,
+                                  int64_t ldw, const PanelRows& rows, int v, int64_t elements) {
   using C = Compute<E>;
-  constexpr int L = kLanes<C>;
   if constexpr (kIsComputed<E>) {
-    load_transposed<C>(square, p, k_count, valid, elements);
+    load_square<C>(square, w, ldw, rows, v, elements);
   } else {
+    constexpr int64_t L = kLanes<C>;
     C copy[L * L];
-    if (elements > L * kDepth<E>) elements = L * kDepth<E>;
-    for (int row = 0; row < L; ++row) {
-      store(copy + row * L, Vec<C>{});
-      if (row < valid) make_operands(p + row * k_count, elements, copy + row * L);
+    const int64_t count = elements < L * kDepth<E> ? elements : L * kDepth<E>;
+    for (int64_t j = 0; j < L; ++j) {
+      store(copy + j * L, Vec<C>{});
+      if (v * L + j < rows.columns) {
+        make_operands(w + rows.row(v * L + j) * ldw, count, copy + j * L);
+      }
     }
     load_transposed<C>(square, copy, L);
   }
@@ -33,11 +34,10 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
   const int64_t out_step = int64_t{rows.vectors} * L;
   const int64_t operand_count = operands<E>(k_count);
   for (int v = 0; v < rows.vectors; ++v) {
-    const E* source = w + (rows.first + v * rows.step) * k_count;
     for (int64_t k = 0; k < operand_count; k += L) {
       Vec<C> square[L];
       const int64_t element = k * kDepth<E>;
-      load_operands<E>(square, source + element, k_count, rows.valid(v), k_count - element);
+      load_operands<E>(square, w + element, k_count, rows, v, k_count - element);
       C* target = out + k * out_step + v * L;
       const int64_t columns = operand_count - k < L ? operand_count - k : L;
       for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
@@ -61,18 +61,23 @@ void pack_weights(Cell cell, const E* w_ih, const E* w_hh, int64_t input, int64_
   }
 }
 
-// Panel p of a cell's two biases, added: (vectors, lanes), every panel with room for four vectors.
+// Panel p of a cell's two biases, added: its columns, every panel with room for four vectors.
 template <typename E>
 void pack_bias(Cell cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<E>* out,
                int64_t begin, int64_t end) {
   using C = Compute<E>;
+  constexpr int64_t L = kLanes<C>;
   for (int64_t panel = begin; panel < end; ++panel) {
     const PanelRows rows = cell_panel_rows<C>(cell, hidden, panel);
-    for (int v = 0; v < rows.vectors; ++v) {
-      const int64_t first = rows.first + v * rows.step;
-      Vec<C> sum{};
-      if (b_ih) sum = load_as(b_ih + first, rows.valid(v)) + load_as(b_hh + first, rows.valid(v));
-      store(out + panel * kPanelColumns<C> + v * kLanes<C>, sum);
+    C* target = out + panel * kPanelColumns<C>;
+    for (int64_t column = 0; column < kPanelColumns<C>; column += L) {
+      store(target + column, Vec<C>{});
+    }
+    for (int64_t column = 0; b_ih && column < rows.columns; column += rows.group) {
+      for (int64_t i = 0; i < rows.group; i += L) {
+        const int64_t row = rows.row(column + i), count = rows.group - i;
+        store(target + column + i, load_as(b_ih + row, count) + load_as(b_hh + row, count), count);
+      }
     }
   }
 }

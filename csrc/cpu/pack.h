@@ -9,43 +9,47 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// Which rows of a weight matrix make up one panel: vector v is the lanes rows from first + v * step
-// on, those of them that are valid.
+// Which rows of a weight matrix make up one panel: its columns are groups of consecutive rows,
+// group_step apart.
 struct PanelRows {
-  int64_t first, step, valid_first, valid_step;
+  int64_t first, group, group_step;
+  int64_t columns;  // that exist; the last vector may have more
   int vectors;
 
-  // Rows of vector v that exist.
-  FASTRNN_INLINE int64_t valid(int v) const { return valid_first + v * valid_step; }
+  FASTRNN_INLINE int64_t row(int64_t column) const {
+    return first + column / group * group_step + column % group;
+  }
 };
 
-// A cell's panel: its four gates of one vector of hidden units, or four vectors of units.
+// A cell's panel: the four gates of one vector of hidden units, or four vectors of units. The last
+// units of an LSTM, fewer than a vector, have their gates side by side in as few vectors as hold
+// them.
 template <typename C>
 FASTRNN_INLINE PanelRows cell_panel_rows(Cell cell, int64_t hidden, int64_t panel) {
   constexpr int64_t L = kLanes<C>;
-  if (cell == Cell::lstm) {
-    const int64_t first = panel * L;
-    return {first, hidden, hidden - first, 0, kPanelVectors};
-  }
-  const int64_t first = panel * kPanelColumns<C>;
-  const int64_t vectors = (hidden - first + L - 1) / L;
-  return {first, L, hidden - first, -L,
-          static_cast<int>(vectors < kPanelVectors ? vectors : kPanelVectors)};
+  const int64_t gates = gate_count(cell);
+  const int64_t first = panel * kPanelColumns<C> / gates;
+  const int64_t left = hidden - first, most = kPanelColumns<C> / gates;
+  const int64_t units = left < most ? left : most;
+  const int64_t columns = units * gates;
+  return {first, units, hidden, columns, static_cast<int>((columns + L - 1) / L)};
 }
 
-// The square at p, transposed; rows past `valid` and columns past `columns` are zero and are not
-// read.
+// The rows of vector v of a panel from operand p of w's first column on: a square of lanes x lanes
+// operands, transposed. Rows and columns (at most `count`) that do not exist are zero.
 template <typename C>
-FASTRNN_INLINE void load_transposed(Vec<C> (&square)[kLanes<C>], const C* p, int64_t ldw,
-                                    int64_t valid, int64_t columns) {
-  constexpr int L = kLanes<C>;
-  if (valid >= L && columns >= L) {
-    load_transposed<C>(square, p, ldw);
+FASTRNN_INLINE void load_square(Vec<C> (&square)[kLanes<C>], const C* w, int64_t ldw,
+                                const PanelRows& rows, int v, int64_t count) {
+  constexpr int64_t L = kLanes<C>;
+  const int64_t begin = v * L, end = begin + L < rows.columns ? begin + L : rows.columns;
+  const int64_t first = rows.row(begin);
+  if (count >= L && end == begin + L && rows.row(end - 1) == first + L - 1) {
+    load_transposed<C>(square, w + first * ldw, ldw);
     return;
   }
   C copy[L * L];
-  for (int row = 0; row < L; ++row) {
-    store(copy + row * L, row < valid ? load(p + row * ldw, columns) : Vec<C>{});
+  for (int64_t j = begin; j < begin + L; ++j) {
+    store(copy + (j - begin) * L, j < end ? load(w + rows.row(j) * ldw, count) : Vec<C>{});
   }
   load_transposed<C>(square, copy, L);
 }

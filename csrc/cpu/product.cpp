@@ -32,6 +32,9 @@ FASTRNN_INLINE void with_constant(int value, F&& f) {
   }
 }
 
+template <typename C>
+constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
+
 template <typename M, int R, int V>
 __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
                                         Vec<Compute<M>>* sums) {
@@ -40,6 +43,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
   const C* a[R];
   for (int r = 0; r < R; ++r) a[r] = product.a[r];
   const C* w = product.w;
+  const C* next = product.next ? product.next : w;
   for (int64_t left = product.k_count; left > 0; left -= kSumBlock) {
     const int64_t count = left < kSumBlock ? left : kSumBlock;
     Vec<C> block[R][V] = {};
@@ -53,6 +57,10 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
         const Vec<C> value = broadcast(a[r][offset]);
         for (int v = 0; v < V; ++v) block[r][v] = multiply_add<M>(value, weight[v], block[r][v]);
       }
+      if constexpr (R > kTwoPanelRows) {
+        __builtin_prefetch(next, 0, 2);
+        next += kLineElements<C>;
+      }
       w += product.w_stride;
       offset += product.a_stride;
     }
@@ -63,33 +71,31 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
   }
 }
 
-// The product of R rows with kLanes rows of w, (rows, k), transposed on the way.
+// The product of R rows with one vector of a panel of w, (rows, k), transposed on the way.
 template <typename C, int R>
 struct StripProduct {
   static constexpr int L = kLanes<C>;
 
   const C* const (&a)[R];
-  const C* strip;
+  const C* w;
   int64_t k_count;
-  int64_t valid;  // rows of the strip that exist
+  const PanelRows& panel;
+  int v;
 
   // block[r] += sum over k .. k + columns - 1; columns is at most L.
   FASTRNN_INLINE void add_columns(Vec<C> (&block)[R], int64_t k, int64_t columns) const {
-    if (valid < L || columns < L) {
-      add_partial(block, k, columns);
-      return;
-    }
     Vec<C> square[L];
-    load_transposed<C>(square, strip + k, k_count);
-    for (int j = 0; j < L; ++j) {
+    load_square<C>(square, w + k, k_count, panel, v, columns);
+    for (int j = 0; j < L && j < columns; ++j) {
       for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
     }
   }
 
-  __attribute__((noinline)) void add_partial(Vec<C> (&block)[R], int64_t k, int64_t columns) const {
+  // As add_columns, of L rows that lie one behind the other from `strip` on.
+  FASTRNN_INLINE void add_square(Vec<C> (&block)[R], const C* strip, int64_t k) const {
     Vec<C> square[L];
-    load_transposed<C>(square, strip + k, k_count, valid, columns);
-    for (int j = 0; j < columns && j < L; ++j) {
+    load_transposed<C>(square, strip + k, k_count);
+    for (int j = 0; j < L; ++j) {
       for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
     }
   }
@@ -98,13 +104,17 @@ struct StripProduct {
   // other's multiply-adds.
   __attribute__((noinline)) void add_to(Vec<C>* sums, int stride) const {
     int64_t k = 0;
-    for (; k + 2 * kSumBlock <= k_count; k += 2 * kSumBlock) {
-      Vec<C> block0[R] = {}, block1[R] = {};
-      for (int64_t i = 0; i < kSumBlock; i += L) {
-        add_columns(block0, k + i, L);
-        add_columns(block1, k + kSumBlock + i, L);
+    const int64_t last = (v + 1) * L - 1, first_row = panel.row(v * L);
+    if (last < panel.columns && panel.row(last) == first_row + L - 1) {
+      const C* strip = w + first_row * k_count;
+      for (; k + 2 * kSumBlock <= k_count; k += 2 * kSumBlock) {
+        Vec<C> block0[R] = {}, block1[R] = {};
+        for (int64_t i = 0; i < kSumBlock; i += L) {
+          add_square(block0, strip, k + i);
+          add_square(block1, strip, k + kSumBlock + i);
+        }
+        for (int r = 0; r < R; ++r) sums[r * stride] = sums[r * stride] + block0[r] + block1[r];
       }
-      for (int r = 0; r < R; ++r) sums[r * stride] = sums[r * stride] + block0[r] + block1[r];
     }
     for (; k < k_count; k += kSumBlock) {
       Vec<C> block[R] = {};
@@ -140,8 +150,7 @@ void multiply_transposed(const C* const* a, const C* w, int64_t k_count, const P
     const C* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
     for (int v = 0; v < panel.vectors; ++v) {
-      const C* strip = w + (panel.first + v * panel.step) * k_count;
-      StripProduct<C, R>{row, strip, k_count, panel.valid(v)}.add_to(sums + v, panel.vectors);
+      StripProduct<C, R>{row, w, k_count, panel, v}.add_to(sums + v, panel.vectors);
     }
   });
 }

@@ -72,7 +72,8 @@ struct TileProduct {
   int64_t a_stride;
   const C* w;
   int64_t w_stride, panel_stride;
-  int64_t k_count;  // operands
+  int64_t k_count;          // operands
+  const C* next = nullptr;  // k_count cache lines from here on are fetched into L2 meanwhile
 };
 template <typename M>
 void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
