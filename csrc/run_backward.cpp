@@ -92,13 +92,13 @@ class BackwardRun {
   std::vector<Part> parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = slots_ * stack_.batch;
-    std::vector<Part> parts = {{&packed_w_hh_, kernels_.packed_columns(gates, width)},
-                               {&packed_w_ih_, kernels_.packed_columns(gates, input_)},
+    std::vector<Part> parts = {{&packed_w_hh_, packed_size(gates, width, w_hh_rows())},
+                               {&packed_w_ih_, packed_size(gates, input_, stack_.rows)},
                                {&dgates_, slot_rows * kernels_.operands(gates)},
                                {&zeros_, std::max(hidden, width)},
                                {&scratch_, threads_ * scratch_size_}};
     if (stack_.projected) {
-      parts.push_back({&packed_w_hr_, kernels_.packed_columns(width, hidden)});
+      parts.push_back({&packed_w_hr_, packed_size(width, hidden, stack_.rows)});
       parts.push_back({&dprojected_, slot_rows * kernels_.operands(width)});
     }
     if (!kIsComputed<E>) {
@@ -118,6 +118,13 @@ class BackwardRun {
   // Whether weights that serve so many rows are better read where they lie.
   bool reads_in_place(int64_t rows) const {
     return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;
+  }
+  // Rows that w_hh serves.
+  int64_t w_hh_rows() const { return stack_.rows - (wants_dh0_ ? 0 : stack_.batch); }
+  // What pack_columns needs for w (k, columns).
+  int64_t packed_size(int64_t k, int64_t columns, int64_t rows) const {
+    return reads_in_place(rows) ? kernels_.operands(k) * kPanelVectors * kernels_.lanes
+                                : kernels_.packed_columns(k, columns);
   }
   ColumnWeights<C> pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
                                 const Member& member);

@@ -115,14 +115,18 @@ struct Backward {
   // The gradient of h for `rows` rows and `vectors` vectors of its columns.
   void run_recurrent_tile(const Step& step, int64_t n, int64_t column, int rows,
                           int vectors) const {
-    Tile<C> dh(rows, vectors);
+    Tile<C> dh;
     if (step.dgates_next) {
       const C* a[kTileRows];
       for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gates;
       multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at);
     } else {
       for (int r = 0; r < rows; ++r) {
-        add_row(args.dh + (n + r) * args.width, column, args.width, vectors, dh.at + r * vectors);
+        const C* row = args.dh + (n + r) * args.width;
+        for (int v = 0; v < vectors; ++v) {
+          const int64_t at = column + v * L;
+          dh.at[r * vectors + v] = load(row + at, args.width - at);
+        }
       }
     }
     if (!step.dgates) {
@@ -150,7 +154,7 @@ struct Backward {
   // The gradient of o * tanh(c), before the projection, for `rows` rows and `vectors` vectors of
   // hidden units.
   void run_projection_tile(const Step& step, int64_t n, int64_t unit, int rows, int vectors) const {
-    Tile<C> dh(rows, vectors);
+    Tile<C> dh;
     const C* a[kTileRows];
     for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * width;
     multiply_columns<E>(a, width, args.w_hr, unit, rows, vectors, dh.at);

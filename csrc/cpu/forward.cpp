@@ -131,8 +131,8 @@ struct Forward {
     }
     for_panels(count, false, [&](int64_t panel, int vectors) {
       for_row_blocks(0, count, [&](int64_t first, int block) {
-        Tile<C> sums(block, vectors);
-        multiply_packed(rows + first, panel, 0, x_operands, block, vectors, sums);
+        Tile<C> sums;
+        multiply_packed(rows + first, panel, 0, x_operands, block, vectors, sums, false);
         for (int r = 0; r < block; ++r) {
           C* out = products +
                    ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
@@ -182,7 +182,7 @@ struct Forward {
 
   // `rows` rows from n on, that many vectors of pre-activations from `panel` on.
   void run_tile(const Step& step, int64_t n, int rows, int64_t panel, int vectors) const {
-    Tile<C> sums(hoist ? 0 : rows, vectors);
+    Tile<C> sums;
     const C* a[kTileRows];
     const int64_t i = n - share.row_begin;
     // Each block of rows fetches a quarter of the panel that comes next: a line at each k.
@@ -202,13 +202,13 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums, next);
+      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums, false, next);
     }
     if (next) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
       a[r] = staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums, next);
+    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums, true, next);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -216,26 +216,27 @@ struct Forward {
     }
   }
 
-  // Adds a . w to sums; packed, w is the part of the panel that starts at k_offset.
+  // Leaves a . w in sums, or adds it; packed, w is the part of the panel that starts at k_offset.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const E* w, int64_t k, int64_t panel,
                                        int64_t k_offset, int rows, int vectors, Tile<C>& sums,
-                                       const C* next) const {
+                                       bool accumulate, const C* next) const {
     if constexpr (kIsComputed<E>) {
       if (!args.packed) {
+        for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
         multiply_transposed(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
         return;
       }
     }
-    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums, next);
+    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums, accumulate, next);
   }
 
   FASTRNN_INLINE void multiply_packed(const C* const* a, int64_t panel, int64_t k_offset, int64_t k,
-                                      int rows, int vectors, Tile<C>& sums,
+                                      int rows, int vectors, Tile<C>& sums, bool accumulate,
                                       const C* next = nullptr) const {
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
     const C* w = args.packed + panel * panel_stride + k_offset * w_stride;
-    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k, next}, rows, vectors,
-                                 sums.at);
+    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k, accumulate, next}, rows,
+                                 vectors, sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -297,14 +298,15 @@ struct Forward {
     const int64_t k = operands<E>(hidden);
     for_column_panels<C>(args.width, [&](int64_t column, int vectors) {
       for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, int rows) {
-        Tile<C> sums(rows, vectors);
+        Tile<C> sums;
         const C* a[kTileRows];
         for (int r = 0; r < rows; ++r) {
           a[r] = staged_row(step.unprojected + (n + r) * hidden, hidden, staged_m,
                             n + r - share.row_begin);
         }
-        multiply_tile<Multiplier<E>>({a, 1, args.packed_w_hr + column * k, vectors * L, 0, k}, rows,
-                                     vectors, sums.at);
+        multiply_tile<Multiplier<E>>(
+            {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, false}, rows, vectors,
+            sums.at);
         for (int r = 0; r < rows; ++r) {
           const Vec<C>* row = sums.at + r * vectors;
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors, row);

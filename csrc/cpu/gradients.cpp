@@ -108,9 +108,10 @@ struct OuterProducts {
       const C* a = packed_a + (j - j_begin) * k_count;
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r;
-      Tile<C> sums(rows, vectors);
-      multiply_tile<Multiplier<E>>({a_rows, R, b + column * k_count, vectors * L, 0, k_count}, rows,
-                                   vectors, sums.at);
+      Tile<C> sums;
+      multiply_tile<Multiplier<E>>(
+          {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false}, rows, vectors,
+          sums.at);
       C* out = product.out + j * product.columns;
       for (int r = 0; r < rows; ++r, out += product.columns) {
         Vec<C>* row = sums.at + r * vectors;
@@ -155,7 +156,7 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
   using C = Compute<E>;
   for_column_panels<C>(args.columns, [&](int64_t column, int vectors) {
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
-      Tile<C> sums(rows, vectors);
+      Tile<C> sums;
       multiply_columns<E>(args.a + row, operands<E>(args.k), args.w, column, rows, vectors,
                           sums.at);
       for (int r = 0; r < rows; ++r) {

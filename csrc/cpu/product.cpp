@@ -65,8 +65,14 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
       offset += product.a_stride;
     }
     for (int r = 0; r < R; ++r) a[r] += offset;
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < V; ++v) sums[r * V + v] += block[r][v];
+    if (left == product.k_count && !product.accumulate) {
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) sums[r * V + v] = Vec<C>{} + block[r][v];
+      }
+    } else {
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < V; ++v) sums[r * V + v] += block[r][v];
+      }
     }
   }
 }

@@ -57,22 +57,19 @@ constexpr int64_t kSumBlock = 64;
 template <typename C>
 struct Tile {
   Vec<C> at[kTileRows * kPanelVectors];
-
-  FASTRNN_INLINE Tile(int rows, int vectors) {
-    for (int i = 0; i < rows * vectors; ++i) at[i] = Vec<C>{};
-  }
 };
 
-// sums[r][v] += sum over k of a[r][k * a_stride] * w[k][v], block after block. Vector v of w's row
-// k is at w + k * w_stride + v * lanes; vectors past the fourth lie panel_stride further.
-// At most kTileRows rows of four vectors, or kTwoPanelRows of eight.
+// sums[r][v] = (sums[r][v] or 0) + sum over k of a[r][k * a_stride] * w[k][v], block after block.
+// Vector v of w's row k is at w + k * w_stride + v * lanes; vectors past the fourth lie
+// panel_stride further. At most kTileRows rows of four vectors, or kTwoPanelRows of eight.
 template <typename C>
 struct TileProduct {
   const C* const* a;
   int64_t a_stride;
   const C* w;
   int64_t w_stride, panel_stride;
-  int64_t k_count;          // operands
+  int64_t k_count;          // operands, one at least
+  bool accumulate;          // whether sums holds something
   const C* next = nullptr;  // k_count cache lines from here on are fetched into L2 meanwhile
 };
 template <typename M>
@@ -100,14 +97,14 @@ FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
   }
 }
 
-// Adds to sums (rows, vectors) the product of rows a with the columns of w from `column` on, a
+// Leaves in sums (rows, vectors) the product of rows a with the columns of w from `column` on, a
 // multiple of kPanelColumns.
 template <typename E>
 FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count,
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
                                      int vectors, Vec<Compute<E>>* sums) {
   using C = Compute<E>;
-  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count};
+  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false};
   if (vectors >= kPanelVectors) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
