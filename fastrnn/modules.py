@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _transforms
 
 __all__ = ["LSTM", "RNN"]
 
@@ -43,15 +44,15 @@ class _Recurrent(nn.RNNBase):
             and x.device.type == "cpu"
             and x.layout == torch.strided
             and not torch._C._is_any_autocast_enabled()
-            and not torch._C._are_functorch_transforms_active()
-            and forward_ad._current_level < 0
+            and not (_transforms.active() and _transforms.functionalizing())
         )
 
     def _run(
         self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the fused op: y, h_n, c_n. Raises RuntimeError on arguments it does not take."""
-        return torch.ops.fastrnn.recurrent.default(
+        run = _transforms.recurrent if _transforms.active() else torch.ops.fastrnn.recurrent.default
+        return run(
             self.mode,
             x,
             batch_sizes,
@@ -103,9 +104,9 @@ class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
-    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
-    torch.nn's own implementation.
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
+    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.
@@ -181,9 +182,9 @@ class LSTM(_Recurrent):
     """Long short-term memory: a drop-in for torch.nn.LSTM.
 
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
-    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
-    torch.nn's own implementation.
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
+    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.
