@@ -35,7 +35,10 @@ if X86:
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ]
 KERNELS = [f"csrc/cpu/{name}.cpp" for name in ("forward", "backward", "gradients", "pack")]
-OPS = ["arguments", "autograd", "ops", "plan", "reference", "run_backward", "run_forward"]
+OPS = [
+    *("arguments", "autocast", "autograd", "cell", "ops", "plan", "reference"),
+    *("run_backward", "run_forward"),
+]
 
 COMMON_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # No contraction: every multiply-add is written as one, so that all instruction sets that have it

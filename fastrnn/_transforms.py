@@ -59,6 +59,26 @@ def recurrent(
     return _run(stack, batch_sizes, tensors)
 
 
+def cell(
+    mode: str,
+    x: Tensor,
+    h0: MaybeTensor,
+    c0: MaybeTensor,
+    weights: list[Tensor],
+    has_biases: bool,
+) -> tuple[Tensor, Tensor]:
+    """Takes a step as the op `fastrnn::cell` does, and is seen by every transform."""
+    if x.dim() not in (1, 2):
+        raise RuntimeError(f"fastrnn: x has {x.dim()} dimensions")
+    if h0 is not None:
+        h0 = h0.unsqueeze(0)
+    if c0 is not None:
+        c0 = c0.unsqueeze(0)
+    sequence = x.unsqueeze(0)
+    _, h, c = recurrent(mode, sequence, None, h0, c0, weights, 1, has_biases, False, False, 0.0)
+    return h.squeeze(0), c.squeeze(0) if mode == "LSTM" else c
+
+
 @dataclass(frozen=True)
 class Stack:
     """The arguments of the ops that are not tensors."""
