@@ -38,7 +38,10 @@ if X86:
 KERNELS = [
     f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
 ]
-OPS = ["arguments", "autograd", "ops", "plan", "reference", "run_backward", "run_forward"]
+OPS = [
+    *("arguments", "autocast", "autograd", "cell", "ops", "plan", "reference"),
+    *("run_backward", "run_forward"),
+]
 
 COMMON_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
 # No contraction: every multiply-add is written as one, so that all instruction sets that have it

@@ -55,6 +55,11 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
 
 }  // namespace
 
+bool is_fused(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+         dtype == at::kBFloat16;
+}
+
 Stack check_arguments(c10::string_view mode, const at::Tensor& x,
                       const std::optional<at::Tensor>& batch_sizes,
                       const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
@@ -63,8 +68,7 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
   Stack stack{};
   stack.cell = parse_mode(mode);
   TORCH_CHECK(x.defined(), "fastrnn: x is undefined");
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble ||
-                  x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16,
+  TORCH_CHECK(is_fused(x.scalar_type()),
               "fastrnn: x must be float32, float64, float16 or bfloat16, got ", x.scalar_type());
   check_kind("x", x, x);
   TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);

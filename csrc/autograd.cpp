@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "reference.h"
+#include "signatures.h"
 
 namespace fastrnn {
 namespace {
@@ -15,11 +16,6 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 
-using RecurrentSignature = std::tuple<Tensor, Tensor, Tensor>(c10::string_view, const Tensor&,
-                                                              const OptionalTensor&,
-                                                              const OptionalTensor&,
-                                                              const OptionalTensor&, at::TensorList,
-                                                              int64_t, bool, bool, bool, double);
 using ForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
     c10::string_view, const Tensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, at::TensorList, int64_t, bool, bool, bool, double);
@@ -29,11 +25,6 @@ using BackwardSignature = std::vector<Tensor>(c10::string_view, const OptionalTe
                                               const OptionalTensor&, const OptionalTensor&,
                                               at::TensorList, const Tensor&, int64_t, bool, bool,
                                               bool, double, const c10::List<bool>&);
-
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Whether the gradient is a batch of them under vmap (autograd's is_grads_batched).
 bool is_batched(const Tensor& gradient) {
@@ -156,19 +147,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   }
 };
 
-bool wants_gradient(const Tensor& tensor) { return tensor.requires_grad(); }
-
 std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
-  const auto wants = [](const OptionalTensor& tensor) {
-    return tensor.has_value() && tensor->requires_grad();
-  };
-  const bool differentiate =
-      at::GradMode::is_enabled() && (x.requires_grad() || wants(h0) || wants(c0) ||
-                                     std::any_of(weights.begin(), weights.end(), wants_gradient));
-  if (!differentiate) {
+  if (!wants_gradient(x, h0, c0, weights)) {
     static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,

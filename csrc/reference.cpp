@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
+#include <torch/library.h>
 
 namespace fastrnn {
 namespace {
@@ -53,6 +54,34 @@ Tensor run_cell(const Stack& stack, const Tensor& x, bool reverse, CellState& st
   return at::cat(outputs);
 }
 
+// Sizes are numbers here: as a tensor, a transform would wrap them and hide their data.
+std::optional<Tensor> as_tensor(const at::OptionalIntArrayRef& batch_sizes) {
+  if (!batch_sizes.has_value()) return std::nullopt;
+  return at::from_blob(const_cast<int64_t*>(batch_sizes->data()),
+                       {static_cast<int64_t>(batch_sizes->size())}, at::kLong);
+}
+
+// The op reference: without dropout, which draws at random.
+std::tuple<Tensor, Tensor, Tensor> reference(
+    c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
+    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
+    int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first) {
+  const Stack stack = check_arguments(mode, x, as_tensor(batch_sizes), h0, c0, weights, num_layers,
+                                      has_biases, bidirectional, batch_first, /*dropout=*/0);
+  const std::vector<Tensor> outputs =
+      run_reference(stack, x, h0.value_or(Tensor()), c0.value_or(Tensor()), weights, {});
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+// The op check: raises what recurrent would, before a transform rearranges the arguments.
+void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
+           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
+           int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
+           double dropout) {
+  check_arguments(mode, x, as_tensor(batch_sizes), h0, c0, weights, num_layers, has_biases,
+                  bidirectional, batch_first, dropout);
+}
+
 }  // namespace
 
 std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Tensor& h0,
@@ -91,6 +120,30 @@ std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Ten
   return {
       y, at::stack(h_n).reshape(stack.state_sizes(stack.width)),
       lstm ? at::stack(c_n).reshape(stack.state_sizes(stack.hidden)) : at::zeros({0}, x.options())};
+}
+
+// Made of differentiable ops, so that every transform of torch.func sees through it.
+TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
+  m.def(
+      "reference(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights,"
+      " int num_layers, bool has_biases, bool bidirectional, bool batch_first) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "check(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
+      "-> ()");
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
+  m.impl("reference", reference);
+  m.impl("check", check);
+}
+
+// What the alias above does not reach: under vmap too they are the ops that they are made of.
+TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
+  m.impl("reference", reference);
+  m.impl("check", check);
 }
 
 }  // namespace fastrnn

@@ -38,6 +38,9 @@ struct Stack {
   int64_t reserve_size() const;  // elements that the forward pass keeps for the backward pass
 };
 
+// Whether there are kernels for that dtype.
+bool is_fused(at::ScalarType dtype);
+
 // Raises c10::Error (RuntimeError in Python) unless the kernels can run on these arguments.
 Stack check_arguments(c10::string_view mode, const at::Tensor& x,
                       const std::optional<at::Tensor>& batch_sizes,

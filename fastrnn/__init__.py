@@ -11,9 +11,10 @@ from fastrnn._load import load_ops
 load_ops()
 
 from fastrnn import _build_info, _fakes  # noqa: E402, F401
+from fastrnn.cells import LSTMCell, RNNCell  # noqa: E402
 from fastrnn.modules import LSTM, RNN  # noqa: E402
 
-__all__ = ["LSTM", "RNN", "build_info"]
+__all__ = ["LSTM", "RNN", "LSTMCell", "RNNCell", "build_info"]
 __version__: str = _build_info.version
 
 

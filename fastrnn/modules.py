@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn import _transforms
+from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
 
 __all__ = ["LSTM", "RNN"]
 
-_FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_fused_run = torch.ops.fastrnn.recurrent.default
 
 
 class _Recurrent(nn.RNNBase):
@@ -26,32 +28,18 @@ class _Recurrent(nn.RNNBase):
     # The weights are read at every call, so nothing has to be kept in step with the parameters.
     @property  # type: ignore[override]
     def _flat_weights(self) -> list[Tensor]:
-        parameters = self._parameters
-        try:
-            return [parameters[name] for name in self._flat_weights_names]  # type: ignore[misc]
-        except KeyError:  # parametrized, replaced by a plain tensor, or about to be
-            return [getattr(self, name, None) for name in self._flat_weights_names]  # type: ignore
+        return weights_of(self, self._flat_weights_names)  # type: ignore[arg-type]
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor]) -> None:
         pass
 
-    def _can_fuse(self, x: Tensor) -> bool:
-        """Whether the fused op covers this call; what it does not, torch.nn computes."""
-        return (
-            x.dtype in _FUSED_DTYPES
-            and x.device.type == "cpu"
-            and x.layout == torch.strided
-            and not torch._C._is_any_autocast_enabled()
-            and not torch._C._are_functorch_transforms_active()
-            and forward_ad._current_level < 0
-        )
-
     def _run(
         self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Runs the fused op: y, h_n, c_n. Raises RuntimeError on arguments it does not take."""
-        return torch.ops.fastrnn.recurrent.default(
+        run = _transforms.recurrent if _transforms.active() else _fused_run
+        return run(
             self.mode,
             x,
             batch_sizes,
@@ -68,17 +56,12 @@ class _Recurrent(nn.RNNBase):
     def _torch_takes_over(self, error: Exception, x: Tensor) -> bool:
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
-        Arguments that the fused op does not take are given to torch.nn, which either takes them
-        after all or raises in its own words; good arguments pay nothing for that. A failure of the
-        op itself is no such complaint, and neither are weights of a wrong shape in a float32 LSTM,
-        which torch.nn does not check but reads past.
+        Not for weights of a wrong shape in a float32 LSTM, which torch.nn does not check but reads
+        past.
         """
-        if not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError):
-            return True
-        words = str(error)
-        if words.startswith("fastrnn: weight") and x.size(-1) == self.input_size:
+        if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
             return not (self.mode == "LSTM" and x.dtype == torch.float32)
-        return words.startswith("fastrnn:")
+        return is_refusal(error)
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
         """torch.nn's own computation, and its words for arguments that it rejects."""
@@ -89,23 +72,13 @@ def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
-def _unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
-    """The two states of an LSTM. Raises TypeError or ValueError if they are not two."""
-    if hx is None:
-        return None, None
-    h0, c0 = hx
-    if h0 is None or c0 is None:
-        raise TypeError("hx must be None or two tensors")
-    return h0, c0
-
-
 class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
-    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
-    torch.nn's own implementation.
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
+    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.
@@ -163,7 +136,7 @@ class RNN(_Recurrent):
         """
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
-        if isinstance(x, Tensor) and self._can_fuse(x):
+        if isinstance(x, Tensor) and can_fuse(x):
             try:
                 if not packed:
                     y, h_n, _ = self._run(x, None, hx, None)
@@ -171,7 +144,7 @@ class RNN(_Recurrent):
                 h0 = hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
                 y, h_n, _ = self._run(x, input.batch_sizes, h0, None)
                 return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            except REFUSALS as error:
                 if not self._torch_takes_over(error, x):
                     raise
         return self._torch_forward(input, hx)
@@ -181,9 +154,9 @@ class LSTM(_Recurrent):
     """Long short-term memory: a drop-in for torch.nn.LSTM.
 
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel; anything else
-    (other dtypes and devices, autocast, torch.func transforms, forward-mode AD) is computed by
-    torch.nn's own implementation.
+    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
+    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.
@@ -238,17 +211,15 @@ class LSTM(_Recurrent):
         """
         packed = isinstance(input, PackedSequence)
         x = input.data if packed else input
-        if isinstance(x, Tensor) and self._can_fuse(x):
+        if isinstance(x, Tensor) and can_fuse(x):
             try:
                 if not packed:
-                    y, h_n, c_n = self._run(x, None, *_unpack(hx))
+                    y, h_n, c_n = self._run(x, None, *unpack(hx))
                     return y, (h_n, c_n)
-                h0, c0 = _unpack(
-                    hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
-                )
+                h0, c0 = unpack(hx if hx is None else self.permute_hidden(hx, input.sorted_indices))
                 y, h_n, c_n = self._run(x, input.batch_sizes, h0, c0)
                 return _repack(y, input), self.permute_hidden((h_n, c_n), input.unsorted_indices)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            except REFUSALS as error:
                 if not self._torch_takes_over(error, x):
                     raise
         return self._torch_forward(input, hx)

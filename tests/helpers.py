@@ -193,10 +193,11 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 
 def takes_fused_path(function: Callable[[], object]) -> bool:
-    """Returns whether `function` calls fastrnn's op."""
+    """Returns whether `function` calls one of fastrnn's ops."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         function()
-    return any(event.name.startswith("fastrnn::recurrent") for event in profile.events())
+    ops = ("fastrnn::recurrent", "fastrnn::cell")
+    return any(event.name.startswith(ops) for event in profile.events())
 
 
 class Recorder(TorchDispatchMode):

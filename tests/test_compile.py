@@ -1,6 +1,7 @@
 """torch.compile takes a module whole, and gives eager's results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,3 +47,55 @@ def test_traced_is_eager(case: Case) -> None:
     traced = torch.jit.trace(module, x)
     longer = torch.cat([x, x])
     torch.testing.assert_close(traced(longer), module(longer))
+
+
+# What users compile with: Inductor, in each mode; it takes seconds a case.
+INDUCTED = [
+    *cases(L=[2], D=[2], hx=[True], dropout=[0.5]),
+    *cases(["LSTM"], P=[3], batch_first=[True]),
+    *cases(["LSTM", "RNN_TANH"], L=[2], lengths=[(2, 7, 4)]),
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"fullgraph": True}, {"dynamic": True}, {}],
+    ids=["fullgraph", "dynamic", "default"],
+)
+@pytest.mark.parametrize("case", INDUCTED, ids=str)
+def test_inductor_is_eager(case: Case, options: dict[str, bool]) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    with torch._inductor.config.patch(fallback_random=True):  # eager's dropout masks
+        expected = run(module, inputs)
+        compiled = build(fastrnn, case)
+        compiled.compile(**options)
+        assert_same(run(compiled, inputs), expected)
+        compiled.eval(), module.eval()
+        with torch.no_grad():
+            assert_same(call(compiled, inputs), call(module, inputs))
+
+
+class Counter:
+    """A backend that runs graphs as they are, and counts them and the fused nodes in them."""
+
+    def __init__(self) -> None:
+        self.graphs = self.stacks = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list) -> Callable:
+        self.graphs += 1
+        targets = [node.target for node in graph.graph.nodes]
+        self.stacks += targets.count(torch.ops.fastrnn.recurrent.default)
+        return graph.forward
+
+
+@pytest.mark.parametrize("case", cases(L=[3], D=[2], P=[0, 3], dropout=[0.5]), ids=str)
+def test_no_recompilation_for_other_lengths_and_batches(case: Case) -> None:
+    counter, module = Counter(), build(fastrnn, case)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    for T, N in ((7, 3), (5, 2), (40, 64)):
+        x = make_inputs(replace(case, T=T, N=N)).x
+        torch.manual_seed(0)
+        y = compiled(x)[0]
+        torch.manual_seed(0)
+        assert torch.equal(y, module(x)[0])
+    assert (counter.graphs, counter.stacks) == (1, 1)

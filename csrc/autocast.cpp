@@ -1,0 +1,82 @@
+// The op recurrent under autocast: computed in the lower precision, with outputs of the dtypes that
+// torch.nn's modules have there.
+#include <ATen/Context.h>
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "signatures.h"
+#include "stack.h"
+
+namespace fastrnn {
+namespace {
+
+using at::ScalarType;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+struct Dtypes {
+  ScalarType y, c_n;  // h_n is like y
+};
+
+// Whether torch.nn.LSTM leaves this call to oneDNN, whose outputs are all of the lower precision.
+bool is_onednn(bool packed, bool projected, ScalarType x, ScalarType lower) {
+  using Signature = bool();
+  static const bool has_bf16 = find_op<Signature>("mkldnn::_is_mkldnn_bf16_supported").call();
+  return !packed && !projected && (x == at::kFloat || x == lower) &&
+         at::globalContext().userEnabledMkldnn() && (lower != at::kBFloat16 || has_bf16);
+}
+
+// On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
+// given.
+Dtypes cpu_dtypes(bool lstm, bool packed, bool projected, ScalarType x, ScalarType c0,
+                  ScalarType lower) {
+  if (x == at::kDouble) return {x, x};  // autocast leaves float64 alone
+  if (!lstm || is_onednn(packed, projected, x, lower)) return {lower, lower};
+  const ScalarType state = c10::promoteTypes(lower, c0);
+  return {projected ? lower : state, state};
+}
+
+template <c10::DeviceType device>
+std::tuple<Tensor, Tensor, Tensor> recurrent_autocast(
+    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+  const c10::impl::ExcludeDispatchKeyGuard below(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const ScalarType lower = at::autocast::get_autocast_dtype(device);
+  const ScalarType computed = is_fused(lower) ? lower : at::kFloat;
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(computed, t, device); };
+  const auto cast_state = [&](const OptionalTensor& t) {
+    return t.has_value() ? OptionalTensor(cast(*t)) : std::nullopt;
+  };
+  std::vector<Tensor> cast_weights;
+  cast_weights.reserve(weights.size());
+  for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
+  const auto [y, h_n, c_n] =
+      op.call(mode, cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights, num_layers,
+              has_biases, bidirectional, batch_first, dropout);
+
+  const ScalarType given = x.scalar_type();
+  Dtypes dtypes = {given == at::kDouble ? given : lower, given == at::kDouble ? given : lower};
+  if constexpr (device == c10::DeviceType::CPU) {
+    const bool lstm = mode == "LSTM";
+    // op has checked: there are two weights or more, and only a projection narrows the second.
+    const bool projected = lstm && weights[1].size(0) != 4 * weights[1].size(1);
+    dtypes = cpu_dtypes(lstm, batch_sizes.has_value(), projected, given,
+                        c0.has_value() ? c0->scalar_type() : given, lower);
+  }
+  return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
+  m.impl("recurrent", recurrent_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
+  m.impl("recurrent", recurrent_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace fastrnn

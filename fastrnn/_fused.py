@@ -1,0 +1,61 @@
+"""When a module's call goes to the fused ops, and what becomes of arguments that they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrnn import _transforms
+
+FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def can_fuse(x: Tensor) -> bool:
+    """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
+    if not x.is_cpu or x.layout is not torch.strided:
+        return False
+    if torch._C._is_any_autocast_enabled():
+        return x.dtype in FUSED_DTYPES and not _transforms.active()
+    if _transforms.active() and _transforms.functionalizing():
+        return False
+    return x.dtype in FUSED_DTYPES
+
+
+def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the two states of an LSTM.
+
+    Raises:
+        TypeError, ValueError: They are not two.
+    """
+    if hx is None:
+        return None, None
+    h0, c0 = hx
+    if h0 is None or c0 is None:
+        raise TypeError("hx must be None or two tensors")
+    return h0, c0
+
+
+def is_refusal(error: Exception) -> bool:
+    """Returns whether `error` says that the ops do not take the arguments.
+
+    Such arguments are given to torch.nn, which either takes them after all or raises in its own
+    words; good arguments pay nothing for that. A failure of the op itself is no refusal.
+    """
+    if not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError):
+        return True
+    return str(error).startswith("fastrnn:")
+
+
+# What a call on arguments of wrong types, sizes or devices may raise.
+REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
+
+
+def weights_of(module: torch.nn.Module, names: list[str]) -> list[Any]:
+    """Returns the parameters of those names, or what a parametrization puts in their place."""
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in names]
+    except KeyError:  # parametrized, replaced by a plain tensor, or about to be
+        return [getattr(module, name, None) for name in names]

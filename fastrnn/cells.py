@@ -1,0 +1,119 @@
+"""Drop-in replacements for torch.nn.RNNCell and torch.nn.LSTMCell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrnn import _transforms
+from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
+
+__all__ = ["LSTMCell", "RNNCell"]
+
+_fused_step = torch.ops.fastrnn.cell.default
+
+_NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+_NAMES_WITHOUT_BIAS = _NAMES[:2]
+
+
+def _step(
+    cell: nn.RNNCellBase, mode: str, x: Tensor, h0: Tensor | None, c0: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Runs the fused op: h, c. Raises RuntimeError on arguments that it does not take."""
+    weights = weights_of(cell, _NAMES if cell.bias else _NAMES_WITHOUT_BIAS)
+    run = _transforms.cell if _transforms.active() else _fused_step
+    return run(mode, x, h0, c0, weights, cell.bias)
+
+
+class RNNCell(nn.RNNCell):
+    """One step of an Elman RNN: a drop-in for torch.nn.RNNCell.
+
+    Takes what torch.nn.RNNCell takes, has its parameters, names and initial values, and gives its
+    results, from one fused op where `fastrnn.RNN` has one.
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the state, H.
+        bias: Whether the cell has bias_ih and bias_hh.
+        nonlinearity: "tanh" or "relu".
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Source: Elman (1990), "Finding structure in time"; equations as in torch.nn.RNNCell.
+
+    Example:
+        >>> cell = fastrnn.RNNCell(5, 8)
+        >>> cell(torch.randn(3, 5)).shape
+        torch.Size([3, 8])
+    """
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Tensor:  # noqa: A002
+        """Takes one step.
+
+        Args:
+            input: (N, I), or (I) for one sequence.
+            hx: State before the step, (N, H) or (H); zeros if None.
+
+        Returns:
+            State after the step, (N, H) or (H).
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn.RNNCell does, in its words.
+        """
+        if isinstance(input, Tensor) and can_fuse(input):
+            try:
+                return _step(self, f"RNN_{self.nonlinearity.upper()}", input, hx, None)[0]
+            except REFUSALS as error:
+                if not is_refusal(error):
+                    raise
+        return super().forward(input, hx)
+
+
+class LSTMCell(nn.LSTMCell):
+    """One step of an LSTM: a drop-in for torch.nn.LSTMCell.
+
+    Takes what torch.nn.LSTMCell takes, has its parameters, names and initial values, and gives its
+    results, from one fused op where `fastrnn.LSTM` has one.
+
+    Args:
+        input_size: Features of the input, I.
+        hidden_size: Features of the state, H.
+        bias: Whether the cell has bias_ih and bias_hh.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Source: Hochreiter & Schmidhuber (1997); equations as in torch.nn.LSTMCell.
+
+    Example:
+        >>> cell = fastrnn.LSTMCell(5, 8)
+        >>> h, c = cell(torch.randn(3, 5))
+        >>> h.shape, c.shape
+        (torch.Size([3, 8]), torch.Size([3, 8]))
+    """
+
+    def forward(
+        self,
+        input: Any,  # noqa: A002
+        hx: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Takes one step.
+
+        Args:
+            input: (N, I), or (I) for one sequence.
+            hx: States h and c before the step, (N, H) or (H) each; zeros if None.
+
+        Returns:
+            States h and c after the step, (N, H) or (H) each.
+
+        Raises:
+            RuntimeError, ValueError: as torch.nn.LSTMCell does, in its words.
+        """
+        if isinstance(input, Tensor) and can_fuse(input):
+            try:
+                return _step(self, "LSTM", input, *unpack(hx))
+            except REFUSALS as error:
+                if not is_refusal(error):
+                    raise
+        return super().forward(input, hx)

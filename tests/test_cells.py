@@ -1,0 +1,193 @@
+"""RNNCell and LSTMCell against torch.nn's: results, gradients, contract and errors."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+import fastrnn
+from helpers import DTYPES, Recorder, assert_equal, assert_same, takes_fused_path
+
+KINDS = {"LSTM": ("LSTMCell", {}), "TANH": ("RNNCell", {}), "RELU": ("RNNCell", {"relu": True})}
+
+
+def build(package: ModuleType, kind: str, **options: Any) -> nn.RNNCellBase:
+    """Returns a cell of 5 inputs and 17 units."""
+    torch.manual_seed(0)
+    if kind != "LSTM":
+        options["nonlinearity"] = kind.lower()
+    return getattr(package, KINDS[kind][0])(5, 17, **options)
+
+
+def make_inputs(kind: str, N: int | None, hx: bool, dtype: torch.dtype = torch.float32) -> list:
+    """Returns x and, if asked for, hx."""
+    generator = torch.Generator().manual_seed(1)
+    batch = () if N is None else (N,)
+
+    def draw(width: int) -> Tensor:
+        return torch.randn(*batch, width, generator=generator).to(dtype)
+
+    x, h, c = draw(5), draw(17), draw(17)
+    return [x, (h, c) if kind == "LSTM" else h] if hx else [x]
+
+
+def run(cell: nn.RNNCellBase, arguments: list) -> dict[str, Tensor]:
+    """Runs three steps forward and backward; returns the states and all gradients."""
+    leaves: list[Tensor] = []
+
+    def leaf(given: Any) -> Any:
+        if isinstance(given, tuple):
+            return tuple(map(leaf, given))
+        leaves.append(given.clone().requires_grad_())
+        return leaves[-1]
+
+    cell.zero_grad()
+    x, *hx = map(leaf, arguments)
+    state = cell(x, *hx)
+    for _ in range(2):
+        state = cell(x, state)
+    states = state if isinstance(state, tuple) else (state,)
+    sum(s.square().sum() * (i + 1) for i, s in enumerate(states)).backward()
+    results = {f"state{i}": s.detach() for i, s in enumerate(states)}
+    results |= {f"d{i}": t.grad for i, t in enumerate(leaves)}
+    return results | {f"d{n}": p.grad.clone() for n, p in cell.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("hx", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("N", [None, 0, 1, 3, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_and_gradients(
+    kind: str, N: int | None, hx: bool, bias: bool, dtype: torch.dtype
+) -> None:
+    arguments = make_inputs(kind, N, hx, dtype)
+    ours, theirs = (build(p, kind, bias=bias, dtype=dtype) for p in (fastrnn, nn))
+    assert_same(run(ours, arguments), run(theirs, arguments))
+    with torch.no_grad():
+        (got, want) = (cell(*arguments) for cell in (ours, theirs))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+        assert takes_fused_path(lambda: ours(*arguments))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_contract(kind: str, bias: bool) -> None:
+    ours, theirs = (build(p, kind, bias=bias, dtype=torch.float64) for p in (fastrnn, nn))
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, type(theirs))
+    assert_equal(dict(ours.named_parameters()), dict(theirs.named_parameters()))
+    other = build(nn, kind, bias=bias, dtype=torch.float64)
+    other.load_state_dict(ours.state_dict())
+    ours.load_state_dict(other.state_dict())
+
+
+BAD: dict[str, Callable[[str], list]] = {
+    "x_0d": lambda kind: [torch.ones(())],
+    "x_3d": lambda kind: [torch.ones(2, 3, 5)],
+    "x_width": lambda kind: [torch.ones(3, 6)],
+    "x_double": lambda kind: [torch.ones(3, 5).double()],
+    "x_int": lambda kind: [torch.ones(3, 5).long()],
+    "x_none": lambda kind: [None],
+    "hx_width": lambda kind: [torch.ones(3, 5), states(kind, torch.ones(3, 16))],
+    "hx_batch": lambda kind: [torch.ones(3, 5), states(kind, torch.ones(2, 17))],
+    "hx_3d": lambda kind: [torch.ones(3, 5), states(kind, torch.ones(1, 3, 17))],
+    "hx_unbatched": lambda kind: [torch.ones(3, 5), states(kind, torch.ones(17))],
+    "hx_batched": lambda kind: [torch.ones(5), states(kind, torch.ones(1, 17))],
+    "hx_double": lambda kind: [torch.ones(3, 5), states(kind, torch.ones(3, 17).double())],
+}
+
+
+def states(kind: str, h: Tensor) -> Any:
+    """Returns hx of which each state is `h`."""
+    return (h, h) if kind == "LSTM" else h
+
+
+def outcome(cell: nn.RNNCellBase, arguments: list) -> Any:
+    """Returns the result, or the error's type and words."""
+    try:
+        return cell(*arguments)
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input(kind: str, arguments: Callable[[str], list]) -> None:
+    ours, theirs = (outcome(build(p, kind), arguments(kind)) for p in (fastrnn, nn))
+    assert isinstance(theirs, tuple) and isinstance(theirs[1], str)
+    assert ours == theirs
+
+
+def test_unknown_nonlinearity() -> None:
+    ours, theirs = (p.RNNCell(5, 8, nonlinearity="gelu") for p in (fastrnn, nn))
+    assert outcome(ours, [torch.ones(5)]) == outcome(theirs, [torch.ones(5)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradgradcheck(kind: str) -> None:
+    cell = build(fastrnn, kind, dtype=torch.float64)
+    arguments = make_inputs(kind, 2, True, torch.float64)
+    leaves = [arguments[0], *(arguments[1] if kind == "LSTM" else arguments[1:])]
+
+    def step(x: Tensor, *states: Tensor) -> Any:
+        return cell(x, states if kind == "LSTM" else states[0])
+
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    check = {"fast_mode": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(step, leaves, check_forward_ad=True, **check)
+    assert torch.autograd.gradgradcheck(step, leaves, check_fwd_over_rev=True, **check)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_per_sample_gradients(kind: str) -> None:
+    cell = build(fastrnn, kind)
+    weights = {name: p.detach() for name, p in cell.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        state = functional_call(cell, weights, (x,))
+        return (state[0] if kind == "LSTM" else state).square().sum()
+
+    x = torch.randn(4, 5)
+    got = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    each = [grad(loss)(weights, sample) for sample in x]
+    assert_same(got, {name: torch.stack([g[name] for g in each]) for name in weights})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_is_eager(kind: str) -> None:
+    torch._dynamo.reset()
+    arguments = make_inputs(kind, 3, True)
+    expected = run(build(fastrnn, kind), arguments)
+    compiled = build(fastrnn, kind)
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    assert_same(run(compiled, arguments), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*arguments), build(fastrnn, kind)(*arguments))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_one_fused_call(kind: str) -> None:
+    cell, arguments = build(fastrnn, kind), make_inputs(kind, 1, True)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        cell(*arguments)
+    names = [event.name for event in profile.events()]
+    assert names.count("fastrnn::cell") == 1
+    assert not {"aten::linear", "aten::addmm", "aten::copy_"} & set(names)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(kind: str, requires_grad: bool) -> None:
+    cell = build(fastrnn, kind).requires_grad_(requires_grad)
+    with Recorder("fastrnn::cell") as recorder, torch.inference_mode():
+        cell(*make_inputs(kind, 3, True))
+    (call,) = recorder.calls
+    x, *rest = call[0][1:4]
+    arguments = (call[0][0], x, *rest, list(cell.parameters()), True)
+    torch.library.opcheck(torch.ops.fastrnn.cell.default, arguments)

@@ -1,0 +1,322 @@
+"""torch.func's transforms and forward-mode AD on the modules, held against torch.nn in float64."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, autograd, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
+from helpers import (
+    DTYPES,
+    KINDS,
+    Case,
+    Inputs,
+    assert_equal,
+    assert_same,
+    build,
+    call,
+    cases,
+    make_inputs,
+    run,
+    takes_fused_path,
+)
+
+Results = dict[str, Tensor]
+
+CASES = [
+    *cases(T=[4], N=[2], H=[5], L=[2], D=[2], P=[0, 3], hx=[True], dtype=DTYPES),
+    *cases(T=[4], N=[2], H=[5], batch_first=[True], bias=[False]),
+    *cases(T=[4], N=[None], H=[5], hx=[True]),
+    *cases(T=[4], N=[3], H=[5], L=[2], D=[2], lengths=[(2, 4, 3)], hx=[True], dtype=DTYPES),
+]
+
+
+def arguments_of(module: nn.RNNBase, inputs: Inputs) -> dict[str, Tensor]:
+    """Returns everything that the outputs can be differentiated by: x, h0, c0 and parameters."""
+    given = {name: t for name, t in inputs._asdict().items() if isinstance(t, Tensor)}
+    return given | {name: p.detach() for name, p in module.named_parameters()}
+
+
+def pack(x: Tensor, lengths: tuple[int, ...]) -> PackedSequence:
+    """Packs x (T, N, I) by indexing, which forward-mode AD takes and pack_padded_sequence not."""
+    T, N = x.shape[:2]
+    places = torch.arange(T * N).view(T, N)
+    packed = pack_padded_sequence(places, list(lengths), enforce_sorted=False)
+    return PackedSequence(x.flatten(0, 1)[packed.data], *packed[1:])
+
+
+class Called(nn.Module):
+    """A module on padded input and lengths, whose weights functional_call can put."""
+
+    def __init__(self, module: nn.RNNBase) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Inputs) -> Results:
+        x, lengths, h0, c0 = inputs
+        if lengths is None:
+            return call(self.module, inputs)
+        if isinstance(self.module, nn.LSTM | nn.RNN):
+            return self.one_by_one(inputs)
+        y, hidden = self.module(pack(x, lengths), h0 if c0 is None else (h0, c0))
+        states = hidden if isinstance(hidden, tuple) else (hidden,)
+        return {"y": y.data, **dict(zip(("h_n", "c_n"), states, strict=False))}
+
+    def one_by_one(self, inputs: Inputs) -> Results:
+        """What a packed sequence gives, of a module that is not transformed on one."""
+        x, lengths, h0, c0 = inputs
+        runs = [
+            call(self.module, Inputs(x[:T, n], None, h0[:, n], c0 if c0 is None else c0[:, n]))
+            for n, T in enumerate(lengths)
+        ]
+        padded = torch.nn.utils.rnn.pad_sequence([outputs.pop("y") for outputs in runs])
+        states = {name: torch.stack([r[name] for r in runs], dim=1) for name in runs[0]}
+        return {"y": pack(padded, lengths).data, **states}
+
+
+def as_function(module: nn.RNNBase, inputs: Inputs) -> Callable[[Results], Results]:
+    """Returns the map from `arguments_of(module, inputs)` to the outputs, differently weighted."""
+    called = Called(module)
+
+    def function(arguments: Results) -> Results:
+        given = inputs._replace(**{n: t for n, t in arguments.items() if n in inputs._fields})
+        weights = {f"module.{n}": t for n, t in arguments.items() if n not in inputs._fields}
+        outputs = functional_call(called, weights, (given,))
+        return {name: (i + 1) * t for i, (name, t) in enumerate(outputs.items())}
+
+    return function
+
+
+def directions(tensors: Results) -> Results:
+    """Returns a fixed random direction for each of `tensors`."""
+    generator = torch.Generator().manual_seed(5)
+    return {
+        name: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+        for name, t in tensors.items()
+    }
+
+
+def total(outputs: Results) -> Tensor:
+    """Returns a curved scalar function of all outputs."""
+    return torch.stack([output.pow(2).sum() for output in outputs.values()]).sum()
+
+
+def by_grad(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Gradients by torch.func.grad."""
+    return grad(lambda a: total(f(a)))(arguments)
+
+
+def by_vjp(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Outputs and a vector-Jacobian product by torch.func.vjp."""
+    outputs, pull = vjp(f, arguments)
+    return outputs | {f"d{n}": g for n, g in pull(directions(outputs))[0].items()}
+
+
+def by_jvp(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Outputs and a Jacobian-vector product by torch.func.jvp."""
+    outputs, tangents = jvp(f, (arguments,), (directions(arguments),))
+    return outputs | {f"t{n}": t for n, t in tangents.items()}
+
+
+def by_dual_numbers(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Outputs and a Jacobian-vector product by torch.autograd.forward_ad."""
+    moves = directions(arguments)
+    with forward_ad.dual_level():
+        outputs = f({n: forward_ad.make_dual(t, moves[n]) for n, t in arguments.items()})
+        duals = {n: forward_ad.unpack_dual(t) for n, t in outputs.items()}
+        return {n: d.primal for n, d in duals.items()} | {
+            f"t{n}": d.tangent for n, d in duals.items()
+        }
+
+
+def by_one_dual_number(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """A Jacobian-vector product where only a weight has a tangent."""
+    name = "weight_hh_l0"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(arguments[name], torch.ones_like(arguments[name]))
+        outputs = f(arguments | {name: dual})
+        return {n: forward_ad.unpack_dual(t).tangent for n, t in outputs.items()}
+
+
+def by_grad_of_grad(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Gradients of a function of gradients."""
+    return grad(lambda a: total(grad(lambda b: total(f(b)))(a)))(arguments)
+
+
+def by_jvp_of_grad(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """A Hessian-vector product, forward over reverse."""
+    return jvp(grad(lambda a: total(f(a))), (arguments,), (directions(arguments),))[1]
+
+
+def by_grad_of_jvp(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """A Hessian-vector product, reverse over forward."""
+    moves = directions(arguments)
+    return grad(lambda a: jvp(lambda b: total(f(b)), (a,), (moves,))[1])(arguments)
+
+
+def by_jvp_of_jvp(f: Callable[[Results], Results], arguments: Results) -> Results:
+    """Second directional derivatives."""
+    moves = directions(arguments)
+    return jvp(lambda a: jvp(f, (a,), (moves,))[1], (arguments,), (moves,))[1]
+
+
+FIRST = [by_grad, by_vjp, by_jvp, by_dual_numbers, by_one_dual_number]
+SECOND = [by_grad_of_grad, by_jvp_of_grad, by_grad_of_jvp, by_jvp_of_jvp]
+
+
+def as_in_float64(transform: Callable[..., Results], case: Case) -> Results:
+    """Returns what `transform` makes of torch.nn's float64 module, in `case`'s dtype."""
+    double = replace(case, dtype=torch.float64)
+    module, inputs = build(nn, double), make_inputs(case)
+    module.load_state_dict(build(nn, case).state_dict())
+    inputs = Inputs(*(t.double() if isinstance(t, Tensor) else t for t in inputs))
+    results = transform(as_function(module, inputs), arguments_of(module, inputs))
+    return {name: t.to(case.dtype) for name, t in results.items()}
+
+
+@pytest.mark.parametrize("transform", FIRST)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_first_derivatives(case: Case, transform: Callable[..., Results]) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    results = transform(as_function(module, inputs), arguments_of(module, inputs))
+    assert_same(results, as_in_float64(transform, case), factor=10)
+
+
+@pytest.mark.parametrize("transform", SECOND)
+@pytest.mark.parametrize("case", [case for case in CASES if case.dtype == torch.float64], ids=str)
+def test_second_derivatives(case: Case, transform: Callable[..., Results]) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    results = transform(as_function(module, inputs), arguments_of(module, inputs))
+    assert_same(results, as_in_float64(transform, case), factor=100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packing_inside_a_transform(kind: str) -> None:
+    case = Case(kind, T=4, N=3, H=5, lengths=(2, 4, 3), dtype=torch.float64)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+
+    def loss(weights: Results) -> Tensor:
+        x = pack_padded_sequence(inputs.x, [2, 4, 3], enforce_sorted=False)
+        return functional_call(module, weights, (x,))[0].data.square().sum()
+
+    gradients = grad(loss)({name: p.detach() for name, p in module.named_parameters()})
+    call(module, inputs)["y"].square().sum().backward()
+    assert_same(gradients, {name: p.grad for name, p in module.named_parameters()})
+
+
+SMALL = {"T": [3], "N": [2], "I": [2], "H": [3], "dtype": [torch.float64], "hx": [True]}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*cases(**SMALL), *cases(**SMALL, L=[2], D=[2], P=[0, 2]), *cases(**SMALL, lengths=[(1, 3)])],
+    ids=str,
+)
+def test_gradcheck_of_forward_mode(case: Case) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    arguments = arguments_of(module, inputs)
+    function = as_function(module, inputs)
+
+    def outputs(*values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(function(dict(zip(arguments, values, strict=True))).values())
+
+    leaves = tuple(t.requires_grad_() for t in arguments.values())
+    options = {"fast_mode": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(
+        outputs, leaves, check_forward_ad=True, check_batched_forward_grad=True, **options
+    )
+    assert torch.autograd.gradgradcheck(outputs, leaves, check_fwd_over_rev=True, **options)
+
+
+COMPOSITIONS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+    "jacrev": jacrev,
+    "jacfwd": jacfwd,
+    "hessian": hessian,
+    "jacrev_jacrev": lambda f: jacrev(jacrev(f)),
+    "jacrev_jacfwd": lambda f: jacrev(jacfwd(f)),
+    "jacfwd_jacfwd": lambda f: jacfwd(jacfwd(f)),
+    "forward_mode": lambda f: partial(
+        autograd.functional.jacobian, f, vectorize=True, strategy="forward-mode"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+@pytest.mark.parametrize(
+    "case", cases(T=[3], N=[None, 2], I=[2], H=[4], L=[2], dtype=[torch.float64]), ids=str
+)
+def test_jacobians_and_hessians(case: Case, name: str) -> None:
+    x = make_inputs(case).x
+    ours, theirs = build(fastrnn, case), build(nn, case)
+    if name in ("jacrev", "jacfwd", "forward_mode"):
+        truth, outputs = autograd.functional.jacobian, lambda y: y.sum(dim=0)
+    else:
+        truth, outputs = autograd.functional.hessian, lambda y: y.square().sum()
+    result = COMPOSITIONS[name](lambda x: outputs(ours(x)[0]))(x).detach()
+    expected = truth(lambda x: outputs(theirs(x)[0]), x)
+    assert_same({name: result}, {name: expected}, factor=100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_functionalize(kind: str) -> None:
+    case = Case(kind, L=2)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    f = functionalize(lambda x: module(x)[0])
+    assert_same({"y": f(inputs.x)}, {"y": module(inputs.x)[0]})
+    dx = functionalize(grad(lambda x: module(x)[0].square().sum()))(inputs.x)
+    assert_same({"dx": dx}, {"dx": grad(lambda x: module(x)[0].square().sum())(inputs.x)})
+
+
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+@pytest.mark.parametrize("case", cases(L=[3], D=[1, 2], batch_first=[False, True]), ids=str)
+def test_dropout_draws_torch_nn_masks(case: Case, dropout: float) -> None:
+    case = replace(case, dropout=dropout)
+    x = make_inputs(case).x
+    results = []
+    for package in (fastrnn, nn):
+        module = build(package, case)
+        torch.manual_seed(3)
+        dx, y = grad(lambda x, m=module: (m(x)[0].square().sum(), m(x)[0]), has_aux=True)(x)
+        results.append({"dx": dx, "y": y})
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_rejected_in_torch_nn_words(kind: str) -> None:
+    x = torch.ones(4, 3, 6)
+    messages = []
+    for package in (fastrnn, nn):
+        module = build(package, Case(kind))
+        with pytest.raises(RuntimeError) as error:
+            grad(lambda x, m=module: m(x)[0].sum())(x)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_derivatives_are_fused(kind: str) -> None:
+    case = Case(kind, L=2)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    function, arguments = as_function(module, inputs), arguments_of(module, inputs)
+    with torch.profiler.profile() as profile:
+        by_grad(function, arguments)
+    names = [event.name for event in profile.events()]
+    assert names.count("fastrnn::recurrent_forward") == 1
+    assert names.count("fastrnn::recurrent_backward") == 1
+    assert not {"fastrnn::reference", "aten::linear"} & set(names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_op_is_called_again_after_a_transform(kind: str) -> None:
+    case = Case(kind, L=2)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    expected = run(module, inputs)
+    by_grad(as_function(module, inputs), arguments_of(module, inputs))
+    assert_equal(run(module, inputs), expected)
+    assert takes_fused_path(lambda: call(module, inputs))

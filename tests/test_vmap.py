@@ -1,0 +1,232 @@
+"""torch.func.vmap over inputs, weights or both, and per-sample gradients, against a loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+import fastrnn
+import helpers
+from helpers import DTYPES, KINDS, Case, build, cases, make_inputs
+
+SAMPLES = 3
+Results = dict[str, Tensor]
+
+SHAPES = [
+    *cases(T=[4], N=[1, 2], H=[9], dtype=DTYPES),
+    *cases(T=[4], N=[2], H=[9], L=[2], D=[2], P=[0, 3], batch_first=[False, True]),
+    *cases(T=[4], N=[None], H=[9], L=[2], batch_first=[False, True]),
+]
+
+
+def samples_of(case: Case, dim: int = 0) -> Tensor:
+    """Returns an input for each sample, stacked along `dim`."""
+    return torch.stack([make_inputs(case, seed=seed).x for seed in range(SAMPLES)], dim)
+
+
+def states_of(case: Case, dim: int = 0) -> Any:
+    """Returns an hx for each sample, stacked along `dim`."""
+    drawn = [make_inputs(case, seed=seed) for seed in range(SAMPLES)]
+    h0 = torch.stack([each.h0 for each in drawn], dim)
+    return (h0, torch.stack([each.c0 for each in drawn], dim)) if case.kind == "LSTM" else h0
+
+
+def flat(result: Any) -> Results:
+    """Names the outputs of a module."""
+    y, hidden = result
+    states = hidden if isinstance(hidden, tuple) else (hidden,)
+    return {"y": y, **dict(zip(("h_n", "c_n"), states, strict=False))}
+
+
+def loop(function: Callable[..., Results], *columns: Any) -> Results:
+    """Stacks `function` of each sample."""
+    results = [function(*sample) for sample in zip(*columns, strict=True)]
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
+def assert_same(actual: Results, expected: Results, factor: float = 1) -> None:
+    """Asserts that results agree; those of vmap are views whose samples need not come first."""
+    dense = {name: result.contiguous() for name, result in actual.items()}
+    helpers.assert_same(dense, expected, factor)
+
+
+def per_sample(states: Any) -> list[Any]:
+    """Returns each sample's hx."""
+    return list(zip(*states, strict=True)) if isinstance(states, tuple) else list(states)
+
+
+@pytest.mark.parametrize("dim", [0, -2])
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_over_inputs(case: Case, dim: int) -> None:
+    module = build(fastrnn, case)
+    f = vmap(lambda x: flat(module(x)), in_dims=dim)
+    assert_same(f(samples_of(case, dim)), loop(lambda x: flat(module(x)), samples_of(case)))
+
+
+@pytest.mark.parametrize("given", ["x", "hx", "both"])
+@pytest.mark.parametrize(
+    "case",
+    cases(T=[4], N=[None, 2], H=[9], L=[2], D=[2], P=[0, 3], hx=[True], batch_first=[False, True]),
+    ids=str,
+)
+def test_over_inputs_and_states(case: Case, given: str) -> None:
+    module = build(fastrnn, case)
+    x, hx = samples_of(case), states_of(case, dim=1)
+    one_x, one_hx = x[0], per_sample(states_of(case))[0]
+    arguments, in_dims, columns = {
+        "x": ((x, one_hx), (0, None), (x, [one_hx] * SAMPLES)),
+        "hx": ((one_x, hx), (None, 1), ([one_x] * SAMPLES, per_sample(states_of(case)))),
+        "both": ((x, hx), (0, 1), (x, per_sample(states_of(case)))),
+    }[given]
+    f = vmap(lambda x, hx: flat(module(x, hx)), in_dims=in_dims)
+    assert_same(f(*arguments), loop(lambda x, hx: flat(module(x, hx)), *columns))
+
+
+@pytest.mark.parametrize("case", cases(T=[4], N=[3], L=[2], D=[2], P=[0, 3], H=[9]), ids=str)
+def test_over_packed_data(case: Case) -> None:
+    module = build(fastrnn, case)
+    packed = pack_padded_sequence(make_inputs(case).x, [4, 2, 1])
+    data = torch.stack([packed.data * (i + 1) for i in range(SAMPLES)])
+
+    def f(data: Tensor) -> Results:
+        y, hidden = module(PackedSequence(data, packed.batch_sizes))
+        return flat((y.data, hidden))
+
+    assert_same(vmap(f)(data), loop(f, data))
+
+
+def models_of(case: Case) -> list[nn.Module]:
+    """Returns a module for each sample."""
+    return [build(fastrnn, case, seed=seed) for seed in range(SAMPLES)]
+
+
+@pytest.mark.parametrize("x_dim", [None, 0], ids=["one_input", "input_each"])
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_over_weights(case: Case, x_dim: int | None) -> None:
+    models, x = models_of(case), samples_of(case)
+    weights, buffers = stack_module_state(models)
+
+    def f(weights: Results, x: Tensor) -> Results:
+        return flat(functional_call(models[0], (weights, buffers), (x,)))
+
+    inputs = x if x_dim == 0 else [x[0]] * SAMPLES
+    result = vmap(f, in_dims=(0, x_dim))(weights, x if x_dim == 0 else x[0])
+    assert_same(result, loop(lambda model, x: flat(model(x)), models, inputs))
+
+
+def loss_gradients(module: nn.Module, weights: Results, x: Tensor) -> Results:
+    """Returns the gradients of a loss by the weights and the input."""
+
+    def loss(weights: Results, x: Tensor) -> Tensor:
+        outputs = flat(functional_call(module, weights, (x,)))
+        return torch.stack([output.pow(2).sum() for output in outputs.values()]).sum()
+
+    dweights, dx = grad(loss, argnums=(0, 1))(weights, x)
+    return dweights | {"dx": dx}
+
+
+def eager_gradients(module: nn.Module, x: Tensor) -> Results:
+    """Returns the same by .backward()."""
+    x = x.clone().requires_grad_()
+    module.zero_grad()
+    outputs = flat(module(x))
+    torch.stack([output.pow(2).sum() for output in outputs.values()]).sum().backward()
+    return {name: p.grad for name, p in module.named_parameters()} | {"dx": x.grad}
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_per_sample_gradients(case: Case) -> None:
+    module, x = build(fastrnn, case), samples_of(case)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    result = vmap(lambda w, x: loss_gradients(module, w, x), in_dims=(None, 0))(weights, x)
+    twin = build(nn, case)
+    assert_same(result, loop(lambda x: eager_gradients(twin, x), x), factor=4)
+
+
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_gradients_of_an_ensemble(case: Case) -> None:
+    models, x = models_of(case), samples_of(case)
+    weights, _ = stack_module_state(models)
+    weights = {name: w.detach() for name, w in weights.items()}
+    result = vmap(lambda w, x: loss_gradients(models[0], w, x))(weights, x)
+    assert_same(result, loop(eager_gradients, models, x), factor=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nested(kind: str) -> None:
+    case = Case(kind, T=4, N=2, H=9, L=2)
+    module = build(fastrnn, case)
+    x = torch.stack([samples_of(case), 2 * samples_of(case)], dim=2)
+
+    def f(x: Tensor) -> Results:
+        return flat(module(x))
+
+    nested = vmap(vmap(f), in_dims=2)(x)
+    assert_same(nested, loop(lambda x: loop(f, x), x.unbind(2)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tangents(kind: str) -> None:
+    case = Case(kind, T=4, N=2, H=9, L=2, dtype=torch.float64)
+    module, x = build(fastrnn, case), samples_of(case)
+
+    def tangents(x: Tensor) -> Results:
+        return jvp(lambda x: flat(module(x)), (x,), (x.cos(),))[1]
+
+    assert_same(vmap(tangents)(x), loop(tangents, x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backward_through_vmap(kind: str) -> None:
+    case = Case(kind, T=4, N=2, H=9, L=2)
+    module, x = build(fastrnn, case), samples_of(case)
+    gradients = []
+    for f in (vmap(lambda x: flat(module(x))), lambda x: loop(lambda x: flat(module(x)), x)):
+        module.zero_grad()
+        torch.stack([output.pow(2).sum() for output in f(x).values()]).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in module.named_parameters()})
+    assert_same(*gradients, factor=4)
+
+
+def drop(kind: str, randomness: str) -> Tensor:
+    """Returns y of samples that are all the same, under dropout."""
+    case = Case(kind, N=2, L=2, dropout=0.5)
+    module, x = build(fastrnn, case), make_inputs(case).x
+    torch.manual_seed(0)
+    return vmap(lambda x: module(x)[0], randomness=randomness)(torch.stack([x] * SAMPLES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_randomness_of_dropout(kind: str) -> None:
+    same = drop(kind, "same")
+    assert torch.equal(same[0], same[1])
+    different = drop(kind, "different")
+    assert not torch.equal(different[0], different[1])
+    with pytest.raises(RuntimeError, match="randomness"):
+        drop(kind, "error")
+
+
+def calls_of(function: Callable[[], object]) -> dict[str, int]:
+    """Returns how often `function` calls each op of fastrnn."""
+    with torch.profiler.profile() as profile:
+        function()
+    names = [event.name for event in profile.events() if event.name.startswith("fastrnn::rec")]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
+def test_over_inputs_is_one_fused_call(case: Case) -> None:
+    module, x = build(fastrnn, case), samples_of(case)
+    with torch.no_grad():
+        assert calls_of(lambda: vmap(module)(x)) == {"fastrnn::recurrent": 1}
+
+
+@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
+def test_gradients_of_inputs_are_one_fused_call(case: Case) -> None:
+    module, x = build(fastrnn, case).requires_grad_(False), samples_of(case)
+    f = vmap(grad(lambda x: module(x)[0].sum()))
+    assert calls_of(lambda: f(x))["fastrnn::recurrent_backward"] == 1
