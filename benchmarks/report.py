@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cells import Cell
-from implementations import SUBJECT
+from implementations import REFERENCE, SUBJECT
 from measure import MODES, Record
 from peak import Peak
 from timing import Spread
@@ -34,8 +34,8 @@ def _us(seconds: float) -> str:
 def header(implementations: list[str]) -> str:
     """The table's first line: times, ratios with their quartiles, fastrnn's rate."""
     baselines = [name for name in implementations if name != SUBJECT]
-    times = "".join(f"{f'{name} us':>14}" for name in implementations)
-    ratios = "".join(f"{f'{name}/{SUBJECT}':>16}{'q1..q3':>13}" for name in baselines)
+    times = "".join(f"{f'{name} us':>16}" for name in implementations)
+    ratios = "".join(f"{f'{name}/{SUBJECT}':>21}{'q1..q3':>14}" for name in baselines)
     return f"{'cell':<39} {'mode':<10}{'threads':>7}{times}{ratios}{'GFLOP/s':>9}{'of peak':>8}"
 
 
@@ -45,13 +45,13 @@ def row(record: Record, implementations: list[str]) -> str:
     if record.problem:
         return f"{line}  {record.problem}"
     for name in implementations:
-        line += f"{_us(record.seconds[name].median) if name in record.seconds else '-':>14}"
+        line += f"{_us(record.seconds[name].median) if name in record.seconds else '-':>16}"
     for name in implementations:
         if name == SUBJECT:
             continue
         spread = record.ratios.get(name)
         quartiles = f"{spread.q1:.2f}..{spread.q3:.2f}" if spread else ""
-        line += f"{f'{spread.median:.2f}' if spread else '-':>16}{quartiles:>13}"
+        line += f"{f'{spread.median:.2f}' if spread else '-':>21}{quartiles:>14}"
     return f"{line}{record.gflops[SUBJECT]:>9.1f}{record.share:>8.0%}"
 
 
@@ -70,13 +70,22 @@ def groups(records: list[Record]) -> Iterator[tuple[str, str, int, list[tuple[Ce
 
 
 def ratio_summary(records: list[Record]) -> list[str]:
-    """Geometric mean and worst cell of each group against each baseline."""
+    """Geometric mean and worst cell of each group against each baseline.
+
+    Where there are several peers beside torch, also against the better of them in each cell.
+    """
     lines = []
     for kind, mode, threads, group in groups(records):
-        for name in sorted({name for _, record in group for name in record.ratios}):
-            ratios = {
-                cell: record.ratios[name].median for cell, record in group if name in record.ratios
-            }
+        names = sorted({name for _, record in group for name in record.ratios})
+        by_name = {
+            name: {cell: r.ratios[name].median for cell, r in group if name in r.ratios}
+            for name in names
+        }
+        peers = [by_name[name] for name in names if name != REFERENCE]
+        if len(peers) > 1:
+            best = {cell: min(p.get(cell, math.inf) for p in peers) for cell in peers[0]}
+            by_name["best peer"] = best
+        for name, ratios in by_name.items():
             single = [r for cell, r in ratios.items() if cell.dtype == torch.float32]
             worst = min(ratios, key=ratios.__getitem__)
             lines.append(

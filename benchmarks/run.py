@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell, select
+from cells import Cell, draw_cells, select
 from implementations import IMPLEMENTATIONS, SUBJECT
 from measure import MODES, Record, measure
 from peak import Peak, measure_peak
@@ -58,6 +58,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--mode", choices=(*MODES, "both"), default="both")
     add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
+    add("--peers", action="store_true", help="also ONNX Runtime and OpenVINO, in inference")
+    add("--random", type=int, metavar="N", help="N shapes drawn at random, not the grid's")
+    add("--seed", type=int, default=0, help="of --random")
     add("--quick", action="store_true", help="a small part of the grid, and less time a cell")
     add("--list", action="store_true", help="print the ids and stop")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
@@ -105,13 +108,20 @@ def main() -> int:
         1 if some cell has no figure (wrong results, or an exception), else 0.
     """
     arguments = parse_arguments()
-    cells = arguments.cell or select(arguments.filter, arguments.quick)
+    if arguments.random:
+        cells = draw_cells(arguments.random, arguments.seed)
+    else:
+        cells = arguments.cell or select(arguments.filter, arguments.quick)
     if arguments.list:
         print("\n".join(cell.id for cell in cells))
         return 0
     if not cells:
         print(f"no cell matches {arguments.filter!r}; --list shows all", file=sys.stderr)
         return 2
+    if arguments.peers:
+        from peers import PEERS
+
+        IMPLEMENTATIONS.update(PEERS)
     about = {"machine": machine(), "build_info": fastrnn.build_info()}
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
