@@ -58,10 +58,10 @@ struct Share {
 // units (LSTM), or four vectors of units (Elman, projection, gradients).
 constexpr int kPanelVectors = 4;
 
-// With fewer rows than this in a step the input projection is computed ahead for kHoistRows rows of
-// several steps together, so that the weights are read once for all of them.
+// With fewer rows than this in a step the input projection is computed ahead for up to kHoistRows
+// rows of several steps together, so that the weights are read once for all of them.
 constexpr int64_t kHoistBelow = 6;
-constexpr int64_t kHoistRows = 24;
+constexpr int64_t kHoistRows = 48;
 
 // One direction of one layer, forward.
 template <typename E>
