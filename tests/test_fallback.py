@@ -6,7 +6,6 @@ from torch import nn
 
 import fastrnn
 from helpers import (
-    DTYPES,
     Case,
     assert_equal,
     build,
@@ -42,16 +41,3 @@ def test_meta_device(case: Case) -> None:
     assert y.device.type == "meta" and y.shape == y_nn.shape
     states, states_nn = (h if case.kind == "LSTM" else (h,) for h in (hidden, hidden_nn))
     assert [state.shape for state in states] == [state.shape for state in states_nn]
-
-
-@pytest.mark.parametrize("case", cases(hx=[True], lengths=[None, LENGTHS], dtype=DTYPES), ids=str)
-def test_autocast(case: Case) -> None:
-    inputs = make_inputs(case)
-    ours, theirs = build(fastrnn, case), build(nn, case)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        results = call(ours, inputs)
-        expected = call(theirs, inputs)
-        assert not takes_fused_path(lambda: call(ours, inputs))
-    assert_equal(results, expected)
-    with torch.autocast("cpu"), torch.autocast("cpu", enabled=False):
-        assert takes_fused_path(lambda: call(ours, inputs))
