@@ -1,9 +1,10 @@
-// The op recurrent under autocast: computed in the lower precision, with outputs of the dtypes that
-// torch.nn's modules have there.
+// The ops recurrent and cell under autocast: computed in the lower precision, with outputs of the
+// dtypes that torch.nn's modules have there.
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "cell.h"
 #include "signatures.h"
 #include "stack.h"
 
@@ -18,29 +19,31 @@ struct Dtypes {
   ScalarType y, c_n;  // h_n is like y
 };
 
-// Whether torch.nn.LSTM leaves this call to oneDNN, whose outputs are all of the lower precision.
-bool is_onednn(bool packed, bool projected, ScalarType x, ScalarType lower) {
-  using Signature = bool();
-  static const bool has_bf16 = find_op<Signature>("mkldnn::_is_mkldnn_bf16_supported").call();
-  return !packed && !projected && (x == at::kFloat || x == lower) &&
-         at::globalContext().userEnabledMkldnn() && (lower != at::kBFloat16 || has_bf16);
+// Whether torch.nn.LSTM leaves an input of that dtype to oneDNN, whose outputs are all of the lower
+// precision.
+bool is_onednn(ScalarType x, ScalarType lower) {
+  static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported").call();
+  return (x == at::kFloat || x == at::kBFloat16) && at::globalContext().userEnabledMkldnn() &&
+         (lower != at::kBFloat16 || has_bf16);
 }
 
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
 // given.
-Dtypes cpu_dtypes(bool lstm, bool packed, bool projected, ScalarType x, ScalarType c0,
+Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0,
                   ScalarType lower) {
   if (x == at::kDouble) return {x, x};  // autocast leaves float64 alone
-  if (!lstm || is_onednn(packed, projected, x, lower)) return {lower, lower};
+  if (!lstm || (plain && !projected && is_onednn(x, lower))) return {lower, lower};
   const ScalarType state = c10::promoteTypes(lower, c0);
   return {projected ? lower : state, state};
 }
 
+// plain: neither packed nor a cell.
 template <c10::DeviceType device>
-std::tuple<Tensor, Tensor, Tensor> recurrent_autocast(
-    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const Tensor& x,
+                                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                                       const OptionalTensor& c0, at::TensorList weights,
+                                       int64_t num_layers, bool has_biases, bool bidirectional,
+                                       bool batch_first, double dropout) {
   static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
   const c10::impl::ExcludeDispatchKeyGuard below(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
@@ -61,22 +64,44 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autocast(
   Dtypes dtypes = {given == at::kDouble ? given : lower, given == at::kDouble ? given : lower};
   if constexpr (device == c10::DeviceType::CPU) {
     const bool lstm = mode == "LSTM";
-    // op has checked: there are two weights or more, and only a projection narrows the second.
+    // The op has checked: there are two weights or more, and only a projection narrows the second.
     const bool projected = lstm && weights[1].size(0) != 4 * weights[1].size(1);
-    dtypes = cpu_dtypes(lstm, batch_sizes.has_value(), projected, given,
-                        c0.has_value() ? c0->scalar_type() : given, lower);
+    dtypes = cpu_dtypes(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given,
+                        lower);
   }
   return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
+}
+
+template <c10::DeviceType device>
+std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
+                                             const OptionalTensor& batch_sizes,
+                                             const OptionalTensor& h0, const OptionalTensor& c0,
+                                             at::TensorList weights, int64_t num_layers,
+                                             bool has_biases, bool bidirectional, bool batch_first,
+                                             double dropout) {
+  return run<device>(/*plain=*/!batch_sizes.has_value(), mode, x, batch_sizes, h0, c0, weights,
+                     num_layers, has_biases, bidirectional, batch_first, dropout);
+}
+
+template <c10::DeviceType device>
+std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
+                                const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
+  const auto as_stack = [](auto&&... arguments) {
+    return run<device>(/*plain=*/false, arguments...);
+  };
+  return run_cell(as_stack, mode, x, h0, c0, weights, has_biases);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
-  m.impl("recurrent", recurrent_autocast<c10::DeviceType::CPU>);
+  m.impl("recurrent", recurrent<c10::DeviceType::CPU>);
+  m.impl("cell", cell<c10::DeviceType::CPU>);
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
-  m.impl("recurrent", recurrent_autocast<c10::DeviceType::CUDA>);
+  m.impl("recurrent", recurrent<c10::DeviceType::CUDA>);
+  m.impl("cell", cell<c10::DeviceType::CUDA>);
 }
 
 }  // namespace fastrnn

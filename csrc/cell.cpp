@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "cell.h"
 #include "signatures.h"
 #include "stack.h"
 
@@ -16,24 +17,12 @@ using CellSignature = std::tuple<Tensor, Tensor>(c10::string_view, const Tensor&
                                                  const OptionalTensor&, const OptionalTensor&,
                                                  at::TensorList, bool);
 
-OptionalTensor as_sequence(const OptionalTensor& tensor) {
-  return tensor.has_value() ? OptionalTensor(tensor->unsqueeze(0)) : std::nullopt;
-}
-
-Tensor as_sequence(const Tensor& x) {
-  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
-  return x.unsqueeze(0);
-}
-
-// Made of recurrent and views: for all dispatch keys but those below.
+// Made of recurrent and views: for every dispatch key that has no kernel of its own.
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
                                 const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
   static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
-  const auto [y, h_n, c_n] =
-      op.call(mode, as_sequence(x), std::nullopt, as_sequence(h0), as_sequence(c0), weights,
-              /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,
-              /*dropout=*/0);
-  return {h_n.squeeze(0), mode == "LSTM" ? c_n.squeeze(0) : c_n};
+  const auto run = [](auto&&... arguments) { return op.call(arguments...); };
+  return run_cell(run, mode, x, h0, c0, weights, has_biases);
 }
 
 // Inference: y and h_n are the same numbers, and so the same memory.
@@ -41,7 +30,7 @@ std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
                                     const OptionalTensor& h0, const OptionalTensor& c0,
                                     at::TensorList weights, bool has_biases) {
   const Tensor sequence = as_sequence(x);
-  const OptionalTensor h_start = as_sequence(h0), c_start = as_sequence(c0);
+  const OptionalTensor h_start = as_stacked(h0), c_start = as_stacked(c0);
   const Stack stack = check_arguments(mode, sequence, std::nullopt, h_start, c_start, weights,
                                       /*num_layers=*/1, has_biases, /*bidirectional=*/false,
                                       /*batch_first=*/false, /*dropout=*/0);
@@ -76,8 +65,6 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) { m.impl("cell", cell); }
-TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) { m.impl("cell", cell); }
-TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) { m.impl("cell", cell); }
 TORCH_LIBRARY_IMPL(fastrnn, AutogradCPU, m) { m.impl("cell", cell_autograd); }
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("cell", cell_cpu); }
 

@@ -388,7 +388,8 @@ def _push_forward(
             if primal is not None:
                 primal = forward_ad.unpack_dual(primal).primal
                 if tangent is not None:
-                    primal = forward_ad.make_dual(primal, tangent)
+                    # A tangent takes its primal's strides, which must not be an expansion's.
+                    primal = forward_ad.make_dual(primal.contiguous(), tangent)
             duals.append(primal)
         outputs = [forward_ad.unpack_dual(output) for output in function(*duals)]
         return tuple(

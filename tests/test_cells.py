@@ -191,3 +191,35 @@ def test_opcheck(kind: str, requires_grad: bool) -> None:
     x, *rest = call[0][1:4]
     arguments = (call[0][0], x, *rest, list(cell.parameters()), True)
     torch.library.opcheck(torch.ops.fastrnn.cell.default, arguments)
+
+
+zeros = torch.zeros
+BAD_OP: dict[str, dict[str, Any]] = {
+    "mode": {"mode": "GRU"},
+    "x_0d": {"x": zeros(())},
+    "x_3d": {"x": zeros(1, 3, 5)},
+    "x_width": {"x": zeros(3, 4)},
+    "x_no_width": {"x": zeros(3, 0)},
+    "x_int": {"x": zeros(3, 5, dtype=torch.int64)},
+    "x_meta": {"x": zeros(3, 5, device="meta")},
+    "h0_width": {"h0": zeros(3, 16)},
+    "h0_1d": {"h0": zeros(17)},
+    "h0_double": {"h0": zeros(3, 17).double()},
+    "c0_batch": {"c0": zeros(2, 17)},
+    "no_weights": {"weights": []},
+    "one_weight": {"weights": [zeros(68, 5)]},
+    "weights_0d": {"weights": [zeros(())] * 4},
+    "projected": {"weights": [zeros(68, 5), zeros(68, 3), *[zeros(68)] * 2, zeros(3, 17)]},
+    "no_biases": {"has_biases": False},
+}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("changes", BAD_OP.values(), ids=BAD_OP)
+def test_op_raises(changes: dict[str, Any], requires_grad: bool) -> None:
+    weights = list(build(fastrnn, "LSTM").requires_grad_(requires_grad).parameters())
+    arguments = {"mode": "LSTM", "x": torch.ones(3, 5), "h0": None, "c0": None}
+    arguments |= {"weights": weights, "has_biases": True}
+    assert torch.ops.fastrnn.cell(**arguments)[0].shape == (3, 17)
+    with pytest.raises(RuntimeError):
+        torch.ops.fastrnn.cell(**(arguments | changes))

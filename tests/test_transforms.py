@@ -264,6 +264,16 @@ def test_jacobians_and_hessians(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_hessian_of_a_sum(kind: str) -> None:
+    # The gradient of a sum is one number, expanded: its memory overlaps.
+    case = Case(kind, T=3, N=1, I=2, H=4, dtype=torch.float64)
+    x, ours, theirs = make_inputs(case).x, build(fastrnn, case), build(nn, case)
+    result = hessian(lambda x: ours(x)[0].sum())(x).detach()
+    expected = autograd.functional.hessian(lambda x: theirs(x)[0].sum(), x)
+    assert_same({"hessian": result}, {"hessian": expected}, factor=100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_functionalize(kind: str) -> None:
     case = Case(kind, L=2)
     module, inputs = build(fastrnn, case), make_inputs(case)

@@ -1,0 +1,36 @@
+// A cell as a stack of one layer and one step.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace fastrnn {
+
+// x (N, I) or (I) as a sequence (1, N, I) or (1, I).
+inline at::Tensor as_sequence(const at::Tensor& x) {
+  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
+  return x.unsqueeze(0);
+}
+
+// Likewise a state, (N, H) or (H).
+inline std::optional<at::Tensor> as_stacked(const std::optional<at::Tensor>& state) {
+  return state.has_value() ? std::optional<at::Tensor>(state->unsqueeze(0)) : std::nullopt;
+}
+
+// Calls `run`, which takes recurrent's arguments; returns h and c.
+template <typename Run>
+std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mode,
+                                            const at::Tensor& x,
+                                            const std::optional<at::Tensor>& h0,
+                                            const std::optional<at::Tensor>& c0,
+                                            at::TensorList weights, bool has_biases) {
+  const auto [y, h_n, c_n] =
+      run(mode, as_sequence(x), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
+          /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,
+          /*dropout=*/0);
+  return {h_n.squeeze(0), mode == "LSTM" ? c_n.squeeze(0) : c_n};
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,143 @@
+"""Autocast on the CPU: dtypes as torch.nn's, values as near, training, and GradScaler."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fastrnn
+from helpers import KINDS, Case, Inputs, build, call, cases, make_inputs, run, takes_fused_path
+
+LOWER = [torch.bfloat16, torch.float16]
+GIVEN = [torch.float32, torch.float64, *LOWER]
+
+
+def cast(inputs: Inputs, x: torch.dtype, states: torch.dtype) -> Inputs:
+    """Returns `inputs` with x and the states in those dtypes."""
+    return Inputs(
+        inputs.x.to(x),
+        inputs.lengths,
+        *(None if state is None else state.to(states) for state in inputs[2:]),
+    )
+
+
+def dtypes(module: nn.RNNBase, inputs: Inputs) -> dict[str, torch.dtype] | None:
+    """Returns the dtypes of the outputs, or None where torch raises."""
+    try:
+        return {name: output.dtype for name, output in call(module, inputs).items()}
+    except RuntimeError:
+        return None
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize(
+    "case", cases(L=[2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[False, True]), ids=str
+)
+def test_same_dtypes(case: Case, lower: torch.dtype) -> None:
+    compared = 0
+    for weights in GIVEN:
+        ours, theirs = (build(package, case).to(weights) for package in (fastrnn, nn))
+        for x in GIVEN:
+            for states in GIVEN if case.hx else [x]:
+                inputs = cast(make_inputs(case), x, states)
+                with torch.autocast("cpu", dtype=lower):
+                    expected = dtypes(theirs, inputs)
+                    if expected is not None:
+                        assert dtypes(ours, inputs) == expected, (weights, x, states)
+                        compared += 1
+    assert compared >= 4
+
+
+@pytest.mark.parametrize("N", [None, 2])
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("name", ["LSTMCell", "RNNCell"])
+def test_cells_have_the_same_dtypes(name: str, lower: torch.dtype, N: int | None) -> None:
+    batch = () if N is None else (N,)
+    for given in GIVEN:
+        ours, theirs = (getattr(package, name)(5, 8).to(given) for package in (fastrnn, nn))
+        for states in GIVEN:
+            h = torch.ones(*batch, 8, dtype=states)
+            hx: Any = (h, h) if name == "LSTMCell" else h
+            x = torch.ones(*batch, 5, dtype=given)
+            with torch.autocast("cpu", dtype=lower):
+                try:
+                    expected = theirs(x, hx)
+                except RuntimeError:
+                    continue
+                got = ours(x, hx)
+            pairs = zip(got, expected, strict=True) if isinstance(got, tuple) else [(got, expected)]
+            assert all(mine.dtype == other.dtype for mine, other in pairs), (given, states)
+
+
+# A product in the lower precision is off by up to half an ulp of its largest terms; a few of them
+# add up over the steps.
+ROUNDINGS = 8
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize(
+    "case", cases(L=[2], D=[2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]), ids=str
+)
+def test_results_and_gradients(case: Case, lower: torch.dtype) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    expected = run(build(nn, case), inputs)
+    with torch.autocast("cpu", dtype=lower):
+        results = run(module, inputs)
+        assert takes_fused_path(lambda: call(module, inputs))
+    for name, want in expected.items():
+        scale = max(1.0, want.abs().max().item())
+        atol = ROUNDINGS * torch.finfo(lower).eps * scale
+        torch.testing.assert_close(results[name].float(), want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_disabled_inside(kind: str) -> None:
+    module, inputs = build(fastrnn, Case(kind)), make_inputs(Case(kind))
+    with torch.autocast("cpu"), torch.autocast("cpu", enabled=False):
+        results = call(module, inputs)
+    for name, want in call(module, inputs).items():
+        assert torch.equal(results[name], want)
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_with_a_scaler(kind: str, lower: torch.dtype) -> None:
+    case = Case(kind, L=2, batch_first=True)
+    module, x = build(fastrnn, case), make_inputs(case).x
+    target = torch.randn(3, 7, 17, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=lower):
+            loss = (module(x)[0] - target).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    assert losses[-1] < 0.95 * losses[0]
+    assert scaler.get_scale() == 2.0**8  # no step was skipped
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled(kind: str) -> None:
+    case = Case(kind, L=2, lengths=(2, 7, 4))
+    inputs = make_inputs(case)
+    module, compiled = build(fastrnn, case), build(fastrnn, case)
+    torch._dynamo.reset()
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, got = run(module, inputs), run(compiled, inputs)
+    torch._dynamo.reset()
+    for name, want in expected.items():
+        assert got[name].dtype == want.dtype
+        torch.testing.assert_close(got[name], want)
+
+
+@pytest.mark.parametrize("op", ["recurrent", "cell"])
+def test_cuda_key(op: str) -> None:
+    # What it gives takes a GPU to see; that it is there does not.
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "AutocastCUDA")

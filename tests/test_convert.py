@@ -1,0 +1,187 @@
+"""convert and revert: the same parameters, hooks, flags and names under other classes."""
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+import fastrnn
+from helpers import takes_fused_path
+
+PAIRS = {name: (getattr(nn, name), getattr(fastrnn, name)) for name in fastrnn.cells.__all__}
+PAIRS |= {name: (getattr(nn, name), getattr(fastrnn, name)) for name in fastrnn.modules.__all__}
+
+
+class Model(nn.Module):
+    """Every class that is swapped, at several depths, one of them in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 8, num_layers=2, bidirectional=True, batch_first=True, dropout=0.1)
+        self.body = nn.ModuleDict({"rnn": nn.Sequential(nn.RNN(16, 8, nonlinearity="relu"))})
+        self.cells = nn.ModuleList([nn.LSTMCell(8, 8), nn.RNNCell(8, 8, bias=False)])
+        self.again = self.cells[1]
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body["rnn"](self.lstm(x)[0])[0]
+        h = self.again(self.cells[1](self.cells[0](y[:, -1])[0]))
+        return self.head(h)
+
+
+def make(seed: int = 0) -> tuple[Model, Tensor]:
+    """Returns a model in evaluation, and an input."""
+    torch.manual_seed(seed)
+    return Model().eval(), torch.randn(3, 6, 5)
+
+
+def classes(model: nn.Module) -> list[type]:
+    """Returns the class of every module."""
+    return [type(module) for module in model.modules()]
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_there_and_back(inplace: bool) -> None:
+    model, x = make()
+    before, expected, text = classes(model), model(x), repr(model)
+    converted = fastrnn.convert(model, inplace=inplace)
+    assert (converted is model) == inplace
+    swapped = dict(PAIRS.values())
+    assert classes(converted) == [swapped.get(c, c) for c in before]
+    assert inplace or classes(model) == before
+    assert repr(converted) == text
+    torch.testing.assert_close(converted(x), expected)
+    assert takes_fused_path(lambda: converted(x))
+
+    reverted = fastrnn.revert(converted, inplace=inplace)
+    assert classes(reverted) == before
+    assert torch.equal(reverted(x), expected)
+    assert not takes_fused_path(lambda: reverted(x))
+    assert converted.again is converted.cells[1] and reverted.again is reverted.cells[1]
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_a_model_that_is_itself_one(pair: tuple[type, type]) -> None:
+    module = pair[0](5, 8)
+    x = torch.randn(4, 5)
+    assert type(fastrnn.convert(module)) is pair[1] and type(module) is pair[0]
+    assert fastrnn.convert(module, inplace=True) is module and type(module) is pair[1]
+    twin = fastrnn.revert(module)
+    assert type(twin) is pair[0] and type(module) is pair[1]
+    torch.testing.assert_close(twin(x), module(x))
+    assert type(copy.deepcopy(module)) is pair[1]
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_the_same_parameters(inplace: bool) -> None:
+    model, x = make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    names = {name: id(p) for name, p in model.named_parameters()}
+    converted = fastrnn.convert(model, inplace=inplace)
+    assert {name: id(p) for name, p in converted.named_parameters()} == names
+    before = converted(x)
+    before.square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(converted(x), before)
+    for each in (model, fastrnn.revert(converted, inplace=inplace)):
+        torch.testing.assert_close(each(x), converted(x))
+
+
+def test_copies_are_independent_trees() -> None:
+    model, x = make()
+    converted = fastrnn.convert(model)
+    expected = model(x)
+    converted.lstm.weight_hh_l0 = nn.Parameter(torch.zeros(32, 8))
+    converted.head.register_forward_hook(lambda *_: torch.zeros(3, 3))
+    del converted.cells[0]
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_hooks_flags_and_attributes(inplace: bool) -> None:
+    model, x = make()
+    seen: list[str] = []
+    model.lstm.register_forward_pre_hook(lambda *_: seen.append("pre"))
+    model.lstm.register_forward_hook(lambda *_: seen.append("post"))
+    model.cells[0].register_full_backward_hook(lambda *_: seen.append("backward"))
+    model.register_state_dict_post_hook(lambda *_: seen.append("state"))
+    model.lstm.train().note = "kept"
+    model.lstm.weight_hh_l0.requires_grad_(False)
+    for swap in (fastrnn.convert, fastrnn.revert):
+        model = swap(model, inplace=inplace)
+        seen.clear()
+        model(x).sum().backward()
+        model.state_dict()
+        assert seen == ["pre", "post", "backward", "state"]
+        assert model.lstm.training and not model.cells[0].training and not model.training
+        assert model.lstm.note == "kept" and not model.lstm.weight_hh_l0.requires_grad
+
+
+def through_torch_save(model: nn.Module) -> nn.Module:
+    """Returns a copy made by torch.save."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def test_saved_and_copied() -> None:
+    model, x = make()
+    expected = model(x)
+    converted = fastrnn.convert(model)
+    for each in (copy.deepcopy(converted), through_torch_save(converted)):
+        assert classes(each) == classes(converted)
+        torch.testing.assert_close(each(x), expected)
+        assert torch.equal(fastrnn.revert(each)(x), expected)
+    twin, _ = make(seed=1)
+    twin.load_state_dict(converted.state_dict())
+    assert torch.equal(twin(x), expected)
+
+
+class MyLSTM(nn.LSTM):
+    """A subclass, which may compute something else."""
+
+
+class MyFastLSTM(fastrnn.LSTM):
+    """A subclass of the other side."""
+
+
+def test_subclasses_are_left_alone_and_reported() -> None:
+    model = nn.Sequential(
+        nn.LSTM(5, 8), MyLSTM(5, 8), parametrizations.weight_norm(nn.Linear(5, 8))
+    )
+    parametrizations.weight_norm(model.append(nn.RNN(5, 8))[3], "weight_hh_l0")
+    with pytest.warns(UserWarning, match=r"1 \(MyLSTM\), 3 \(ParametrizedRNN\)$"):
+        converted = fastrnn.convert(model)
+    assert classes(converted)[1:3] == [fastrnn.LSTM, MyLSTM]
+    with pytest.warns(UserWarning, match=r"the model itself \(MyFastLSTM\)$"):
+        assert type(fastrnn.revert(MyFastLSTM(5, 8))) is MyFastLSTM
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastrnn.convert(fastrnn.convert(make()[0]))
+
+
+def as_numpy(outputs: Any) -> list[np.ndarray]:
+    """Returns all tensors of a module's outputs."""
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf.detach().numpy() for leaf in leaves]
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
+def test_onnx_of_what_is_reverted(name: str, dynamo: bool, tmp_path: Any) -> None:
+    model = getattr(fastrnn, name)(5, 8, num_layers=2, bidirectional=True).eval()
+    x = torch.randn(6, 3, 5)
+    path = str(tmp_path / "model.onnx")
+    torch.onnx.export(fastrnn.revert(model), (x,), path, dynamo=dynamo)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for got, want in zip(results, as_numpy(model(x)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
