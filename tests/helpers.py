@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -217,11 +218,20 @@ class Recorder(TorchDispatchMode):
 
 def run_python(*args: str, cwd: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a fresh Python interpreter with `env` set; an empty value unsets a variable."""
-    return subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *args],
         cwd=cwd,
         env={name: value for name, value in (os.environ | env).items() if value},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        # Its children too: they hold the pipes.
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        stderr += "\nkilled: it hung"
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)

@@ -71,7 +71,8 @@ def test_cells_have_the_same_dtypes(name: str, lower: torch.dtype, N: int | None
 
 
 # A product in the lower precision is off by up to half an ulp of its largest terms; a few of them
-# add up over the steps.
+# add up over the steps. A gradient of relu jumps where a rounding turns a sign, so there
+# whole tensors are compared, and held to twice torch.nn's own error if that is more.
 ROUNDINGS = 8
 
 
@@ -80,15 +81,20 @@ ROUNDINGS = 8
     "case", cases(L=[2], D=[2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]), ids=str
 )
 def test_results_and_gradients(case: Case, lower: torch.dtype) -> None:
-    module, inputs = build(fastrnn, case), make_inputs(case)
-    expected = run(build(nn, case), inputs)
+    module, theirs, inputs = build(fastrnn, case), build(nn, case), make_inputs(case)
+    expected = run(theirs, inputs)
     with torch.autocast("cpu", dtype=lower):
         results = run(module, inputs)
+        results_nn = run(theirs, inputs) if case.kind == "RNN_RELU" else {}
         assert takes_fused_path(lambda: call(module, inputs))
     for name, want in expected.items():
-        scale = max(1.0, want.abs().max().item())
-        atol = ROUNDINGS * torch.finfo(lower).eps * scale
-        torch.testing.assert_close(results[name].float(), want, rtol=0, atol=atol)
+        got, tolerance = results[name].float(), ROUNDINGS * torch.finfo(lower).eps
+        if case.kind == "RNN_RELU":
+            error_nn = (results_nn[name].float() - want).norm()
+            assert (got - want).norm() <= max(tolerance * want.norm(), 2 * error_nn), name
+        else:
+            atol = tolerance * max(1.0, want.abs().max().item())
+            torch.testing.assert_close(got, want, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)
