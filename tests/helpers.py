@@ -8,17 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KINDS = ["LSTM", "RNN_TANH", "RNN_RELU"]
 DTYPES = [torch.float32, torch.float64]
 HALF_DTYPES = [torch.bfloat16, torch.float16]
+FUSED_DTYPES = [*DTYPES, *HALF_DTYPES]
 
 # Largest difference allowed between two right results, as a share of the largest value: they
 # sum in another order. About 100 roundings at either dtype.
@@ -151,6 +153,36 @@ def run(
     return results
 
 
+def run_weighted(
+    module: nn.RNNBase, inputs: Inputs, weights: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Returns outputs, y padded, and gradients of `inputs`, for the loss sum(output * weight)."""
+    leaves = {
+        name: value.detach().clone().requires_grad_()
+        for name, value in inputs._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    outputs = call(module, inputs._replace(**leaves))
+    if inputs.lengths is not None:
+        packed = pack_padded_sequence(
+            inputs.x, list(inputs.lengths), module.batch_first, enforce_sorted=False
+        )
+        y = PackedSequence(outputs["y"], *packed[1:])
+        outputs["y"], _ = pad_packed_sequence(y, module.batch_first)
+    sum((outputs[name] * weight).sum() for name, weight in weights.items()).backward()
+    results = {name: output.detach() for name, output in outputs.items()}
+    return results | {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+
+
+def random_weights(outputs: dict[str, Tensor], seed: int = 2) -> dict[str, Tensor]:
+    """Returns weights for run_weighted, one for every element of `outputs`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(output.shape, generator=generator).to(output.dtype)
+        for name, output in outputs.items()
+    }
+
+
 def loss(outputs: dict[str, Tensor], use: Iterable[str], seed: int = 2) -> Tensor:
     """Returns the sum of the outputs named in `use`, each under a random weighting."""
     generator = torch.Generator().manual_seed(seed)
@@ -235,3 +267,10 @@ def run_python(*args: str, cwd: str | None = None, **env: str) -> subprocess.Com
         stdout, stderr = process.communicate()
         stderr += "\nkilled: it hung"
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def run_tests(*args: str, **env: str) -> None:
+    """Runs pytest on tests of this folder in a fresh interpreter, with `env` set."""
+    options = ["-q", "-x", "-p", "no:cacheprovider"]
+    result = run_python("-m", "pytest", *options, *args, cwd=str(Path(__file__).parent), **env)
+    assert result.returncode == 0, result.stdout + result.stderr

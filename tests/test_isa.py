@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import assert_equal, run_python
+import fastrnn  # noqa: F401
+from helpers import assert_equal, run_python, run_tests
 
 LEVELS = ["DEFAULT", "AVX2", "AVX512"]
 WORKER = Path(__file__).with_name("isa_worker.py")
@@ -21,11 +22,15 @@ def best_level() -> str:
     return run_python("-c", code, ATEN_CPU_CAPABILITY="").stdout.strip()
 
 
+def skip_unless_available(level: str) -> None:
+    if best_level() not in LEVELS or LEVELS.index(level) > LEVELS.index(best_level()):
+        pytest.skip(f"this CPU's best capability is {best_level()}")
+
+
 @cache
 def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
     """Runs the worker, which checks its results, under `level`; returns outputs by case."""
-    if best_level() not in LEVELS or LEVELS.index(level) > LEVELS.index(best_level()):
-        pytest.skip(f"this CPU's best capability is {best_level()}")
+    skip_unless_available(level)
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "outputs.pt")
         result = run_python(str(WORKER), level, path, ATEN_CPU_CAPABILITY=level.lower())
@@ -36,6 +41,23 @@ def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_matches_torch(level: str) -> None:
     assert outputs_under(level)
+
+
+# What holds bit for bit or to the last place, and is computed by each set's own code.
+STRICT_TESTS = [
+    "test_activations.py",
+    "test_rows.py",
+    "test_threads.py",
+    "test_packed.py::test_is_each_sequence_alone",
+]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_strict_tests(level: str) -> None:
+    skip_unless_available(level)
+    if level == torch.ops.fastrnn.cpu_capability():
+        pytest.skip("the one in use, under which those tests run anyway")
+    run_tests(*STRICT_TESTS, ATEN_CPU_CAPABILITY=level.lower())
 
 
 def test_avx2_and_avx512_give_the_same_bits() -> None:

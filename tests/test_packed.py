@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from helpers import (
     DTYPES,
+    FUSED_DTYPES,
     KINDS,
     Case,
     Inputs,
@@ -19,7 +20,9 @@ from helpers import (
     call,
     cases,
     make_inputs,
+    random_weights,
     run,
+    run_weighted,
     takes_fused_path,
 )
 
@@ -55,21 +58,33 @@ def test_matches_torch(case: Case) -> None:
     assert "Recurrent" in call(ours, inputs)["y"].grad_fn.name()
 
 
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], hx=[True], P=[0, 3], dtype=DTYPES), ids=str)
+TOGETHER = [
+    replace(case, T=max(case.lengths), N=len(case.lengths))
+    for case in [
+        *cases(lengths=[(3, 7, 1, 7, 5)], L=[2], D=[2], hx=[True], P=[0, 3], dtype=FUSED_DTYPES),
+        *cases(lengths=[(40, 3, 1, 9, 40, 26, 2)], H=[130], hx=[True], dtype=FUSED_DTYPES),
+        *cases(lengths=[(1, 40, 33) * 10], H=[8], hx=[True], dtype=FUSED_DTYPES),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", TOGETHER, ids=str)
 def test_is_each_sequence_alone(case: Case) -> None:
-    lengths = (3, 7, 1, 7, 5)
-    case = replace(case, N=len(lengths), lengths=lengths)
     module, inputs = build(fastrnn, case), make_inputs(case)
     with torch.no_grad():
-        together = call(module, inputs)
-        packed = pack_sequence([inputs.x[:n, b] for b, n in enumerate(lengths)], False)
-        y, _ = pad_packed_sequence(PackedSequence(together["y"], *packed[1:]))
-        for b, length in enumerate(lengths):
-            row = slice(b, b + 1)
-            h0, c0 = (t if t is None else t[:, row] for t in (inputs.h0, inputs.c0))
-            alone = call(module, Inputs(inputs.x[:length, row], None, h0, c0))
-            in_batch = {name: state[:, row] for name, state in together.items() if name != "y"}
-            assert_equal({"y": y[:length, row], **in_batch}, alone)
+        weights = random_weights(call(module, inputs._replace(lengths=None)))
+    together = run_weighted(module, inputs, weights)
+    for b, length in enumerate(case.lengths):
+
+        def cut(t: Tensor, name: str, b: int = b, length: int = length) -> Tensor:
+            return t[:length, b : b + 1] if name in ("x", "y", "dx") else t[:, b : b + 1]
+
+        alone = Inputs(
+            **{name: cut(t, name) for name, t in inputs._asdict().items() if isinstance(t, Tensor)}
+        )
+        weights_alone = {name: cut(weight, name) for name, weight in weights.items()}
+        in_batch = {name: cut(t, name) for name, t in together.items()}
+        assert_equal(in_batch, run_weighted(module, alone, weights_alone))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,16 +1,35 @@
-"""A row's result depends on that row alone, bit for bit, whatever the batch."""
+"""A row's result depends on that row alone, bit for bit, whatever the batch.
+
+test_isa.py runs this file under each instruction set.
+"""
 
 import pytest
 import torch
 
 import fastrnn
-from helpers import DTYPES, Case, Inputs, assert_equal, build, call, cases, make_inputs
+from helpers import (
+    DTYPES,
+    FUSED_DTYPES,
+    Case,
+    Inputs,
+    assert_equal,
+    build,
+    call,
+    cases,
+    make_inputs,
+    random_weights,
+    run_weighted,
+)
 
 BATCHES = [
-    *cases(N=[2, 5, 17], I=[7], H=[17], hx=[True], dtype=DTYPES),
-    *cases(T=[3], N=[33], I=[33], H=[16, 130], L=[2], D=[2], hx=[True], dtype=DTYPES),
-    *cases(["LSTM"], N=[7], H=[33], P=[1, 17], L=[2], D=[2], hx=[True], dtype=DTYPES),
+    *cases(N=[2, 5, 17], I=[7], H=[17], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[3], N=[33], I=[33], H=[16, 130], L=[2], D=[2], hx=[True], dtype=FUSED_DTYPES),
+    *cases(["LSTM"], N=[7], H=[33], P=[1, 17], L=[2], D=[2], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[40], N=[9], I=[4], H=[64], hx=[True]),
+    # Alone, a row's weights are read in place; together they are packed.
+    *cases(T=[1], N=[7, 13], I=[5], H=[8, 130], hx=[True], dtype=FUSED_DTYPES),
+    # Alone, a row's steps are one chunk of the backward pass; together they are two.
+    *cases(T=[40], N=[29], I=[3], H=[17], hx=[True], dtype=FUSED_DTYPES),
     *cases(N=[5], batch_first=[True], hx=[True]),
 ]
 
@@ -39,29 +58,18 @@ def test_inference(case: Case) -> None:
             assert_equal(alone, results_of_rows(case, together, some))
 
 
-def training_results(case: Case, inputs: Inputs, weights: torch.Tensor) -> dict:
-    """Returns outputs and the gradients of `inputs`, for the loss sum(y * weights)."""
-    leaves = Inputs(*(t if t is None else t.detach().clone().requires_grad_() for t in inputs))
-    outputs = call(build(fastrnn, case), leaves)
-    (outputs["y"] * weights).sum().backward()
-    gradients = {"dx": leaves.x.grad, "dh0": leaves.h0.grad}
-    if leaves.c0 is not None:
-        gradients["dc0"] = leaves.c0.grad
-    return {name: output.detach() for name, output in outputs.items()} | gradients
-
-
 @pytest.mark.parametrize("case", BATCHES, ids=str)
 def test_training(case: Case) -> None:
-    inputs = make_inputs(case)
-    weights = torch.randn_like(call(build(fastrnn, case), inputs)["y"])
-    together = training_results(case, inputs, weights)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    weights = random_weights(call(module, inputs))
+    together = run_weighted(module, inputs, weights)
     for some in (slice(0, 1), slice(case.N - 1, None), slice(1, case.N // 2 + 1)):
-        cut = results_of_rows(case, {"y": weights}, some)["y"]
-        alone = training_results(case, rows(case, inputs, some), cut)
+        cut = results_of_rows(case, weights, some)
+        alone = run_weighted(module, rows(case, inputs, some), cut)
         assert_equal(alone, results_of_rows(case, together, some))
 
 
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], hx=[True], dtype=DTYPES), ids=str)
+@pytest.mark.parametrize("case", cases(L=[2], D=[2], hx=[True], dtype=FUSED_DTYPES), ids=str)
 def test_inference_is_training(case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     training = {name: output.detach() for name, output in call(module, inputs).items()}
@@ -69,7 +77,7 @@ def test_inference_is_training(case: Case) -> None:
         assert_equal(call(module, inputs), training)
 
 
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], dtype=DTYPES), ids=str)
+@pytest.mark.parametrize("case", cases(L=[2], D=[2], dtype=FUSED_DTYPES), ids=str)
 def test_unbatched_is_a_batch_of_one(case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     with torch.no_grad():
@@ -78,7 +86,7 @@ def test_unbatched_is_a_batch_of_one(case: Case) -> None:
     assert_equal(unbatched, {name: output[:, 0] for name, output in batched.items()})
 
 
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], dtype=DTYPES), ids=str)
+@pytest.mark.parametrize("case", cases(L=[2], D=[2], dtype=FUSED_DTYPES), ids=str)
 def test_batch_first_is_time_first(case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     with torch.no_grad():
@@ -89,7 +97,7 @@ def test_batch_first_is_time_first(case: Case) -> None:
     assert_equal(outputs, expected)
 
 
-@pytest.mark.parametrize("case", cases(dtype=DTYPES), ids=str)
+@pytest.mark.parametrize("case", cases(N=[1, 3, 13], dtype=FUSED_DTYPES), ids=str)
 def test_shorter_sequence_is_a_prefix(case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     with torch.no_grad():
@@ -97,3 +105,17 @@ def test_shorter_sequence_is_a_prefix(case: Case) -> None:
         for length in range(1, case.T):
             prefix = call(module, Inputs(inputs.x[:length]))
             assert_equal({"y": prefix["y"]}, {"y": y[:length]})
+
+
+@pytest.mark.parametrize("case", cases(N=[1, 13], H=[17, 130], hx=[True], dtype=DTYPES), ids=str)
+def test_steps_one_by_one(case: Case) -> None:
+    """Not in 16 bits, where a state is rounded between calls but not between steps."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    with torch.no_grad():
+        together = call(module, inputs)
+        state = {"h_n": inputs.h0, "c_n": inputs.c0}
+        for t in range(case.T):
+            state |= call(module, Inputs(inputs.x[t : t + 1], None, state["h_n"], state["c_n"]))
+            assert_equal({"y": state["y"]}, {"y": together["y"][t : t + 1]})
+    del together["y"]
+    assert_equal({name: state[name] for name in together}, together)

@@ -1,28 +1,68 @@
-"""Results and gradients do not depend on the number of threads, bit for bit."""
+"""Results and gradients do not depend on the number of threads, bit for bit.
+
+test_isa.py runs this file under each instruction set, test_load.py on a busy machine.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import fastrnn
-from helpers import DTYPES, Case, assert_equal, assert_same, build, call, cases, make_inputs, run
+from helpers import (
+    FUSED_DTYPES,
+    Case,
+    assert_equal,
+    assert_same,
+    build,
+    call,
+    cases,
+    make_inputs,
+    run,
+)
 
-CASES = [
-    *cases(T=[9], N=[1, 2, 13], I=[7], H=[33, 130], hx=[True], dtype=DTYPES),
-    *cases(T=[5], N=[33], I=[33], H=[64], L=[2], D=[2], P=[0, 17]),
-    *cases(T=[9], N=[5], H=[33], D=[2], lengths=[(3, 9, 1, 9, 2)], P=[0, 5], dtype=DTYPES),
+# csrc/plan.cpp takes another thread for each 1e6 floating-point operations.
+FLOPS_PER_THREAD = 2e6
+
+SEVERAL_THREADS = [
+    # By rows.
+    *cases(T=[40], N=[13], I=[751], H=[8, 17, 33], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[20], N=[13], I=[77], H=[130], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[9], N=[33], I=[33], H=[64], L=[2], D=[2], P=[0, 17]),
+    *cases(T=[40], N=[2], I=[201], H=[130], hx=[True], dtype=FUSED_DTYPES),
+    # By hidden units, which need a barrier at each step.
+    *cases(T=[40], N=[1, 7], I=[17], H=[300], hx=[True], dtype=FUSED_DTYPES),
+    # By direction, if two.
+    *cases(T=[20], N=[5], I=[35], H=[130], L=[2], D=[2], dtype=FUSED_DTYPES),
+    *cases(T=[2], N=[3], I=[701], H=[700], D=[2]),
+    *cases(["LSTM"], T=[20], N=[1, 5], I=[135], H=[130], P=[33], D=[2], dtype=FUSED_DTYPES),
+    *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[130], D=[2]),
+    *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[300], hx=[True]),
+    *cases(T=[20], L=[2], N=[6], I=[65], H=[300], dropout=[0.5]),
+]
+
+EDGES = [
+    *cases(T=[9], N=[1, 2], I=[7], H=[33, 130], hx=[True]),
+    *cases(T=[9], N=[5], H=[33], D=[2], lengths=[(3, 9, 1, 9, 2)], P=[0, 5]),
     *cases(T=[200], N=[1], I=[3], H=[64]),
-    *cases(T=[2], N=[1], I=[64], H=[300], D=[2]),
     *cases(N=[None], H=[48], L=[3]),
     *cases(N=[0], H=[48]),
-    *cases(L=[2], N=[6], dropout=[0.5]),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def flops(case: Case) -> float:
+    """Returns the operations of a layer's forward pass."""
+    gates = case.H * (4 if case.kind == "LSTM" else 1)
+    rows = sum(case.lengths) if case.lengths else case.T * case.N
+    return 2.0 * rows * gates * (case.I + (case.P or case.H)) * case.D
+
+
+@pytest.mark.parametrize("case", [*SEVERAL_THREADS, *EDGES], ids=str)
 def test_thread_counts(case: Case) -> None:
+    if case in SEVERAL_THREADS:
+        assert flops(case) >= 3 * FLOPS_PER_THREAD
     inputs = make_inputs(case)
     results = []
     for threads in (1, 2, 3):
@@ -41,36 +81,42 @@ def test_matches_torch(case: Case, threads: int) -> None:
     assert_same(run(build(fastrnn, case), inputs), expected)
 
 
-@pytest.mark.parametrize("case", cases(T=[30], N=[1, 6], H=[64], D=[2]), ids=str)
+REPEATED = cases(T=[20], N=[1, 7], I=[101], H=[300], dtype=FUSED_DTYPES)
+
+
+@pytest.mark.parametrize("case", [replace(case, D=2) for case in REPEATED], ids=str)
 def test_again_and_again(case: Case) -> None:
+    assert flops(case) >= 3 * FLOPS_PER_THREAD
     module, inputs = build(fastrnn, case), make_inputs(case)
-    torch.set_num_threads(3)
     first = run(module, inputs)
-    for _ in range(20):
+    torch.set_num_threads(3)
+    for _ in range(5):
         assert_equal(run(module, inputs), first)
 
 
-@pytest.mark.parametrize("case", cases(T=[30], N=[1, 6], H=[64], dtype=DTYPES), ids=str)
+@pytest.mark.parametrize("case", REPEATED, ids=str)
 def test_calls_from_several_python_threads(case: Case) -> None:
-    torch.set_num_threads(2)
+    assert flops(case) >= 2 * FLOPS_PER_THREAD
     module, inputs = build(fastrnn, case), make_inputs(case)
 
-    def infer(_: int) -> dict:
+    def infer(threads: int) -> dict:
+        assert torch.get_num_threads() == threads
         with torch.no_grad():
             return call(module, inputs)
 
-    expected = infer(0)
-    with ThreadPoolExecutor(4) as pool:
-        for outputs in pool.map(infer, range(40)):
+    expected = infer(1)
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(8) as pool:
+        for outputs in pool.map(infer, [2] * 24):
             assert_equal(outputs, expected)
 
 
-@pytest.mark.parametrize("case", cases(T=[30], N=[1, 6], H=[64]), ids=str)
+@pytest.mark.parametrize("case", REPEATED, ids=str)
 def test_training_in_several_python_threads(case: Case) -> None:
-    torch.set_num_threads(2)
     inputs = make_inputs(case)
-    modules = [build(fastrnn, case) for _ in range(4)]
+    modules = [build(fastrnn, case) for _ in range(8)]
     expected = run(build(fastrnn, case), inputs)
-    with ThreadPoolExecutor(4) as pool:
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(8) as pool:
         for results in pool.map(lambda module: run(module, inputs), modules):
             assert_equal(results, expected)

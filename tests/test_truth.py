@@ -35,6 +35,7 @@ CASES = [
     *cases(T=[2], N=[130], I=[300], H=[33]),
     *cases(T=[1000], N=[4], I=[7], H=[17]),
 ]
+LONG = cases(T=[10_000], N=[2], I=[7], H=[33])
 
 # Where an activation function is hard to get right: the scale of x, and what is added to the
 # biases of the gates i, f, g, o. Biases are dropped where x is small, so that it stays so.
@@ -76,7 +77,7 @@ def check(ours: nn.RNNBase, theirs: nn.RNNBase, inputs: Inputs, case: Case) -> N
         assert_error_is_small(name, *errors, exact, torch.finfo(case.dtype).eps)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LONG], ids=str)
 def test_float32(case: Case) -> None:
     check(build(fastrnn, case), build(nn, case), make_inputs(case), case)
 

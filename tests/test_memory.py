@@ -1,0 +1,108 @@
+"""Memory: what torch's CPU allocator hands out during a call.
+
+What oneDNN and MKL allocate by themselves is not seen, which favours torch.nn in comparisons.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.profiler import ProfilerActivity, profile
+
+import fastrnn
+from helpers import FUSED_DTYPES, Case, build, cases, make_inputs, run
+
+
+def peak_memory(function: Callable[[], object]) -> int:
+    """Returns by how many bytes the memory in use rises, at most, while `function` runs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = function()
+    assert kept is not None  # kept until here: results count
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted(
+        (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
+    )
+    assert changes
+    in_use = peak = 0
+    for _, _, bytes_ in changes:
+        in_use += bytes_
+        peak = max(peak, in_use)
+    return peak
+
+
+def workspace(case: Case) -> int:
+    """Returns the peak of inference, less the outputs."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    x = inputs.x
+    if case.lengths is not None:
+        x = pack_padded_sequence(x, list(case.lengths), case.batch_first, enforce_sorted=False)
+    outputs = {}
+
+    def infer() -> object:
+        outputs["all"] = module(x)
+        return outputs
+
+    with torch.no_grad():
+        peak = peak_memory(infer)
+    y, hidden = outputs["all"]
+    kept = [y.data, *(hidden if case.kind == "LSTM" else [hidden])]
+    return peak - sum(t.numel() * t.element_size() for t in kept)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *cases(T=[20], N=[1, 4, 33], H=[64], D=[1, 2], dtype=FUSED_DTYPES),
+        *cases(["LSTM"], T=[20], N=[1, 33], H=[33], P=[17], dtype=FUSED_DTYPES),
+        *cases(T=[20], N=[7], H=[33], batch_first=[True]),
+    ],
+    ids=str,
+)
+def test_inference_workspace_is_constant(case: Case) -> None:
+    assert workspace(replace(case, T=40 * case.T)) == workspace(case)
+
+
+@pytest.mark.parametrize("case", cases(T=[20], N=[7], H=[33], L=[2, 3, 4], D=[2]), ids=str)
+def test_inference_keeps_two_layers_at_most(case: Case) -> None:
+    """Of the outputs below the last layer's."""
+    layer = case.T * case.N * case.H * case.D * case.dtype.itemsize
+    growth = workspace(replace(case, T=2 * case.T)) - workspace(case)
+    assert growth == min(case.L - 1, 2) * layer
+
+
+def training_peaks(case: Case) -> tuple[int, int]:
+    """Returns the peaks of a training step, fastrnn's and torch.nn's."""
+    inputs = make_inputs(case)
+    modules = [build(package, case) for package in (fastrnn, nn)]
+    ours, theirs = (peak_memory(lambda module=module: run(module, inputs)) for module in modules)
+    return ours, theirs
+
+
+# With so many rows the workspace does not grow any more, and what grows outweighs it.
+TRAINING = [
+    *cases(T=[30], N=[32], I=[33], H=[64], dtype=FUSED_DTYPES),
+    *cases(T=[30], N=[32], I=[33], H=[64], L=[2], D=[2]),
+]
+
+
+@pytest.mark.parametrize("case", TRAINING, ids=str)
+def test_training_grows_less_with_time_than_torch(case: Case) -> None:
+    short, long = training_peaks(case), training_peaks(replace(case, T=2 * case.T))
+    assert long[0] - short[0] <= long[1] - short[1]
+
+
+# Where torch.nn runs oneDNN, which keeps much.
+ONEDNN = [
+    case
+    for case in TRAINING
+    if case.kind == "LSTM" and case.dtype in (torch.float32, torch.bfloat16)
+]
+
+
+@pytest.mark.parametrize("case", ONEDNN, ids=str)
+def test_training_peak_is_below_torch(case: Case) -> None:
+    ours, theirs = training_peaks(case)
+    assert ours <= theirs
