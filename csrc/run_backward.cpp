@@ -56,8 +56,8 @@ class BackwardRun {
         slots_(chunk_steps_ < stack.steps ? chunk_steps_ + 1 : chunk_steps_),
         threads_(thread_count(4. * stack.rows * stack.gates() * (stack.input + stack.width))),
         scratch_size_(Arena<C>::padded(
-            std::max(kernels_.outer_product_scratch(input_, stack.width),
-                     stack.projected ? kernels_.outer_product_scratch(stack.hidden, 0) : 0))),
+            std::max(outer_product_scratch(input_, stack.width),
+                     stack.projected ? outer_product_scratch(stack.hidden, 0) : 0))),
         arena_(measure(), options) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
     std::fill_n(zeros_, std::max(stack.hidden, stack.width), C(0));
@@ -115,6 +115,9 @@ class BackwardRun {
     return total;
   }
 
+  int64_t outer_product_scratch(int64_t columns0, int64_t columns1) const {
+    return kernels_.outer_product_scratch(columns0, columns1, chunk_steps_ * stack_.batch);
+  }
   // Whether weights that serve so many rows are better read where they lie.
   bool reads_in_place(int64_t rows) const {
     return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;

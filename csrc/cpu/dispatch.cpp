@@ -17,7 +17,7 @@ namespace fastrnn {
   template <typename E>                                                                        \
   void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                            \
   template <typename E>                                                                        \
-  int64_t outer_product_scratch(int64_t, int64_t);                                             \
+  int64_t outer_product_scratch(int64_t, int64_t, int64_t);                                    \
   template <typename E>                                                                        \
   void pack_weights(Cell, const E*, const E*, int64_t, int64_t, int64_t, Compute<E>*, int64_t, \
                     int64_t);                                                                  \

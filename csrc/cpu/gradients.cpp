@@ -25,8 +25,9 @@ struct OuterProducts {
 
   const OuterProductArgs<E>& args;
   C* const packed_a = args.scratch;  // (blocks of R columns, operands of rows, R)
-  C* const packed_b[2] = {packed_a + kBlockRows * kBlockColumns,
-                          packed_a + kBlockRows * (kBlockColumns + padded(0))};
+  const int64_t block_rows = args.rows < kBlockRows ? args.rows : kBlockRows;
+  C* const packed_b[2] = {packed_a + block_rows * kBlockColumns,
+                          packed_a + block_rows * (kBlockColumns + padded(0))};
 
   // Columns of packed_b.
   int64_t padded(int i) const { return (args.products[i].columns + L - 1) / L * L; }
@@ -174,16 +175,16 @@ void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_e
 }
 
 template <typename E>
-int64_t outer_product_scratch(int64_t columns0, int64_t columns1) {
+int64_t outer_product_scratch(int64_t columns0, int64_t columns1, int64_t rows) {
   constexpr int L = kLanes<Compute<E>>;
   const int64_t padded = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
-  return kBlockRows * (padded + kBlockColumns);
+  return (rows < kBlockRows ? rows : kBlockRows) * (padded + kBlockColumns);
 }
 
 #define INSTANTIATE(E)                                                       \
   template void row_product(const RowProductArgs<E>&, int64_t, int64_t);     \
   template void outer_product(const OuterProductArgs<E>&, int64_t, int64_t); \
-  template int64_t outer_product_scratch<E>(int64_t, int64_t);
+  template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 

@@ -178,7 +178,7 @@ struct Kernels {
   void (*row_product)(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);
   // Rows [j_begin, j_end) of out.
   void (*outer_product)(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
-  int64_t (*outer_product_scratch)(int64_t columns0, int64_t columns1);
+  int64_t (*outer_product_scratch)(int64_t columns0, int64_t columns1, int64_t rows);
 
   // Each writes panels [begin, end): see pack.cpp for the layouts.
   void (*pack_weights)(Cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
