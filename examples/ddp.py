@@ -21,4 +21,5 @@ for step in range(20):
     optimizer.step()
     if step % 5 == 0 and dist.get_rank() == 0:
         print(f"step {step}: loss {loss.item():.3f}")
+dist.barrier()  # all have done their last reduction
 dist.destroy_process_group()

@@ -18,9 +18,9 @@ def can_fuse(x: Tensor) -> bool:
         return False
     if torch._C._is_any_autocast_enabled():
         return x.dtype in FUSED_DTYPES and not _transforms.active()
-    if _transforms.active() and _transforms.functionalizing():
+    if x.dtype not in FUSED_DTYPES:
         return False
-    return x.dtype in FUSED_DTYPES
+    return not (_transforms.active() and _transforms.functionalizing())
 
 
 def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

@@ -76,8 +76,8 @@ class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
-    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    results. On a CPU whole sequences run in one fused kernel (float32, float64, bfloat16, float16),
+    under torch.compile, autocast and the transforms of torch.func too; other dtypes and devices are
     computed by torch.nn's own implementation.
 
     Args:
@@ -154,8 +154,8 @@ class LSTM(_Recurrent):
     """Long short-term memory: a drop-in for torch.nn.LSTM.
 
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
-    results. On a CPU in float32 and float64 whole sequences run in one fused kernel, under
-    torch.compile and the transforms of torch.func too; other dtypes and devices, and autocast, are
+    results. On a CPU whole sequences run in one fused kernel (float32, float64, bfloat16, float16),
+    under torch.compile, autocast and the transforms of torch.func too; other dtypes and devices are
     computed by torch.nn's own implementation.
 
     Args:
