@@ -154,7 +154,7 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
   return {cells(), batch, state_width};
 }
 
-// The layout is forward.cpp's and backward.cpp's Reserve (see stack.cpp).
+// The layout is Reserve's, in buffers.h.
 int64_t Stack::reserve_size() const {
   const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0) + width;
   const int64_t dropped = dropout > 0 ? (layers - 1) * 2 * layer_width() : 0;

@@ -1,5 +1,5 @@
 // The ops: schemas, and their kernels for the CPU key. torch's dispatcher, autograd (autograd.cpp)
-// and compiler (fastrnn/_ops.py holds the fakes) meet here.
+// and compiler (fastrnn/_fakes.py holds the fakes) meet here.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
