@@ -8,7 +8,6 @@ fill, `batchfirst`, `hx` a given initial state, and the dtype `f64`, `bf16` or `
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from dataclasses import dataclass
@@ -184,23 +183,3 @@ def select(pattern: str = "", quick: bool = False) -> list[Cell]:
     """The grid's cells whose id contains a match of pattern, in the grid's order."""
     names = [name for name in GRID if not quick or name in QUICK]
     return [Cell.parse(name) for name in names if re.search(pattern, name)]
-
-
-def draw_cells(count: int, seed: int) -> list[Cell]:
-    """Shapes in no grid, B to 256, T to 200, I and H from 8 to 1024, of at most 10 GFLOP."""
-    generator = random.Random(seed)
-
-    def log_uniform(low: int, high: int) -> int:
-        return round(math.exp(generator.uniform(math.log(low), math.log(high))))
-
-    found: list[Cell] = []
-    while len(found) < count:
-        text = (
-            f"{generator.choice(('rnn', 'lstm'))}-B{log_uniform(1, 256)}-T{log_uniform(1, 200)}"
-            f"-I{log_uniform(8, 1024)}-H{log_uniform(8, 1024)}"
-        )
-        text += generator.choice(("", "", "", "-L2")) + generator.choice(("", "", "", "-bi"))
-        cell = Cell.parse(text)
-        if cell.flops("inference") <= 1e10:
-            found.append(cell)
-    return found

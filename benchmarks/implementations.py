@@ -48,10 +48,12 @@ class Step:
         run: Does the work once: this is what is timed.
         results: Does it once and names its results as torch.nn would shape them: "output", "h_n",
             "c_n", and in training "x.grad" and one "<weight>.grad" each.
+        own_threads: Whether it keeps threads of its own beside torch's.
     """
 
     run: Callable[[], Any]
     results: Callable[[], dict[str, Tensor]]
+    own_threads: bool = False
 
 
 Build = Callable[[Workload], "Step | None"]

@@ -76,7 +76,8 @@ def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> 
         with torch.inference_mode(mode == "inference"):
             steps = _build_and_check(cell, mode)
             runs = {name: step.run for name, step in steps.items()}
-            times = alternate(runs, threads, seconds)
+            several_pools = threads > 1 and any(step.own_threads for step in steps.values())
+            times = alternate(runs, threads, seconds, several_pools)
     except Exception as error:
         return Record(cell.id, mode, threads, problem=f"{type(error).__name__}: {error}")
     spreads = {name: Spread.of(values) for name, values in times.items()}

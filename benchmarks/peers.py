@@ -1,179 +1,116 @@
-"""Other runtimes that run a trained RNN or LSTM on a CPU: ONNX Runtime and OpenVINO.
+"""Other runtimes that a user might pick for inference: ONNX Runtime and OpenVINO.
 
-Each gets the workload's weights as an ONNX model, prepared once before anything is timed: their own
-packed copies of the weights are theirs to keep. Inputs and outputs are bound once, so that a call
-is their run and nothing else. Float32 inference of padded input, without a projection.
-
-pip install 'fastrnn[peers]' brings them; `run.py --peers` times them.
+Each gets the cell as the same ONNX model (onnx_model.py) with static shapes, float32, and as many
+threads as torch. Session, compiled model, packed weights and the buffers of inputs and outputs are
+made once, outside the time; a call is the shortest way to have fresh results: neither copies an
+input, and neither allocates an output, where torch.nn and fastrnn do.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import onnx
 import onnxruntime
 import openvino
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import OrtValue
 from torch import Tensor
 
 from cells import Cell
 from implementations import Build, Step, Workload
-
-_OPSET = 17
-# ONNX orders an LSTM's gates i, o, f, c; torch.nn i, f, g, o.
-_GATES = {"lstm": (0, 3, 1, 2), "rnn": (0,)}
+from onnx_model import make_model
 
 
-def _reorder(weight: Tensor, kind: str) -> np.ndarray:
-    gates = weight.chunk(4 if kind == "lstm" else 1)
-    return torch.cat([gates[g] for g in _GATES[kind]]).numpy()
-
-
-def _can_run(work: Workload) -> bool:
+def _does(work: Workload) -> bool:
+    """Whether the peers do this workload: float32 inference, not packed, without a projection."""
     cell = work.cell
-    return (
-        work.mode == "inference"
-        and cell.dtype == torch.float32
-        and cell.fill == 100
-        and not cell.P
-        and not cell.hx
-    )
+    plain = cell.fill == 100 and cell.P == 0 and cell.dtype == torch.float32
+    return plain and work.mode == "inference"
 
 
-def make_model(work: Workload) -> onnx.ModelProto:
-    """The workload as an ONNX model: x to output, and h_n and c_n of each layer (D, N, H)."""
-    cell, state = work.cell, work.state
-    nodes, initializers = [], []
-
-    def constant(name: str, value: np.ndarray) -> str:
-        initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def weight(label: str, layer: int) -> list[Tensor]:
-        suffixes = ["", "_reverse"][: cell.D]
-        return [state[f"{label}_l{layer}{suffix}"] for suffix in suffixes]
-
-    shape = constant("shape", np.array([0, 0, -1], dtype=np.int64))
-    data = "x"
-    if cell.batch_first:
-        nodes.append(helper.make_node("Transpose", [data], ["x_time_first"], perm=[1, 0, 2]))
-        data = "x_time_first"
-    states: list[str] = []
-    for layer in range(cell.L):
-        parameters = {
-            name: constant(
-                f"{name}{layer}",
-                np.stack([_reorder(tensor, cell.kind) for tensor in weight(label, layer)]),
-            )
-            for name, label in (("W", "weight_ih"), ("R", "weight_hh"))
-        }
-        biases = [
-            np.concatenate([_reorder(a, cell.kind), _reorder(b, cell.kind)])
-            for a, b in zip(weight("bias_ih", layer), weight("bias_hh", layer), strict=True)
-        ]
-        activations: dict[str, Any] = {"activations": [cell.nonlinearity.capitalize()] * cell.D}
-        finals = [f"{name}{layer}" for name in (("h", "c") if cell.kind == "lstm" else ("h",))]
-        nodes.append(
-            helper.make_node(
-                cell.kind.upper(),
-                [data, parameters["W"], parameters["R"], constant(f"B{layer}", np.stack(biases))],
-                [f"y{layer}", *finals],
-                hidden_size=cell.H,
-                direction="bidirectional" if cell.D == 2 else "forward",
-                **(activations if cell.kind == "rnn" else {}),
-            )
-        )
-        # (T, D, N, H) to (T, N, D * H)
-        nodes.append(helper.make_node("Transpose", [f"y{layer}"], [f"t{layer}"], perm=[0, 2, 1, 3]))
-        nodes.append(helper.make_node("Reshape", [f"t{layer}", shape], [f"o{layer}"]))
-        data = f"o{layer}"
-        states += finals
-    last: dict[str, Any] = {"perm": [1, 0, 2]} if cell.batch_first else {}
-    nodes.append(helper.make_node("Transpose" if last else "Identity", [data], ["output"], **last))
-
-    leading = [cell.N, cell.T] if cell.batch_first else [cell.T, cell.N]
-    sizes = {"output": [*leading, cell.D * cell.H]} | {s: [cell.D, cell.N, cell.H] for s in states}
-    graph = helper.make_graph(
-        nodes,
-        "stack",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*leading, cell.I])],
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, size) for n, size in sizes.items()],
-        initializers,
-    )
-    opset = helper.make_opsetid("", _OPSET)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8)
-
-
-def _named(cell: Cell, outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """The model's outputs as torch.nn shapes them."""
-    tensors = {name: torch.from_numpy(np.array(value)) for name, value in outputs.items()}
-    named = {"output": tensors["output"]}
-    for kind in ("h", "c") if cell.kind == "lstm" else ("h",):
-        named[f"{kind}_n"] = torch.cat([tensors[f"{kind}{layer}"] for layer in range(cell.L)])
-    return named
-
-
-def _input(work: Workload) -> np.ndarray:
+def _inputs(work: Workload) -> dict[str, Tensor]:
+    """The model's inputs by name; the states of a layer are views."""
     assert isinstance(work.x, Tensor)
-    return np.ascontiguousarray(work.x.numpy())
+    inputs = {"x": work.x}
+    if work.hx is not None:
+        states = work.hx if work.cell.kind == "lstm" else (work.hx,)
+        for letter, state in zip("hc", states, strict=False):
+            for layer, value in enumerate(state.split(work.cell.D)):
+                inputs[f"{letter}0_l{layer}"] = value
+    return inputs
 
 
-def build_onnxruntime(work: Workload) -> Step | None:
-    """A session with its input and outputs bound to memory of its own."""
-    if not _can_run(work):
+def _results(cell: Cell, outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The model's outputs as torch.nn would shape them."""
+    leading = (cell.N, cell.T) if cell.batch_first else (cell.T, cell.N)
+    output = torch.tensor(outputs["output"])
+    results = {"output": output.reshape(*leading, cell.D * cell.H)}
+    for name in ("h_n", "c_n") if cell.kind == "lstm" else ("h_n",):
+        layers = [torch.tensor(outputs[f"{name}_l{layer}"]) for layer in range(cell.L)]
+        results[name] = torch.cat(layers)
+    return results
+
+
+def build_with_onnxruntime(work: Workload) -> Step | None:
+    """A step through an InferenceSession with bound inputs and outputs.
+
+    That is a few microseconds less a call than `session.run`, which makes its outputs anew.
+    """
+    if not _does(work):
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        make_model(work).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    binding: Any = session.io_binding()
-    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(_input(work)))
-    names = [output.name for output in session.get_outputs()]
-    for output in session.get_outputs():
-        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
-        binding.bind_ortvalue_output(output.name, value)
+    model = make_model(work.cell, work.state).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for name, value in _inputs(work).items():
+        binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value.numpy()))
+    outputs = {}
+    for port in session.get_outputs():
+        outputs[port.name] = OrtValue.ortvalue_from_shape_and_type(port.shape, np.float32)
+        binding.bind_ortvalue_output(port.name, outputs[port.name])
 
     def run() -> None:
         session.run_with_iobinding(binding)
 
     def results() -> dict[str, Tensor]:
         run()
-        values = [value.numpy() for value in binding.get_outputs()]
-        return _named(work.cell, dict(zip(names, values, strict=True)))
+        return _results(work.cell, {name: value.numpy() for name, value in outputs.items()})
 
-    return Step(run, results)
+    return Step(run, results, own_threads=True)
 
 
-def build_openvino(work: Workload) -> Step | None:
-    """A compiled model's infer request, its input shared."""
-    if not _can_run(work):
+def build_with_openvino(work: Workload) -> Step | None:
+    """A step through an InferRequest of a model compiled for latency, with its inputs set before.
+
+    `infer` in the calling thread, without inputs and with outputs shared, is its shortest call.
+    """
+    if not _does(work):
         return None
-    core, proto = openvino.Core(), make_model(work)
+    core = openvino.Core()
+    model = core.read_model(make_model(work.cell, work.state).SerializeToString())
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    model = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", settings)
-    request = model.create_infer_request()
-    x = _input(work)
-    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
-    names = [output.name for output in proto.graph.output]
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    for name, value in _inputs(work).items():
+        request.set_tensor(name, openvino.Tensor(value.numpy(), shared_memory=True))
 
     def run() -> None:
-        request.infer()
+        request.infer(share_inputs=True, share_outputs=True)
 
     def results() -> dict[str, Tensor]:
         run()
-        values = [request.get_output_tensor(i).data for i in range(len(names))]
-        return _named(work.cell, dict(zip(names, values, strict=True)))
+        names = [port.any_name for port in request.model_outputs]
+        return _results(work.cell, {name: request.get_tensor(name).data for name in names})
 
-    return Step(run, results)
+    return Step(run, results, own_threads=True)
 
 
-PEERS: dict[str, Build] = {"onnxruntime": build_onnxruntime, "openvino": build_openvino}
+VERSIONS = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
+PEERS: dict[str, Build] = {
+    "onnxruntime": build_with_onnxruntime,
+    "openvino": build_with_openvino,
+}

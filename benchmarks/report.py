@@ -69,23 +69,23 @@ def groups(records: list[Record]) -> Iterator[tuple[str, str, int, list[tuple[Ce
             yield kind, mode, threads, group
 
 
-def ratio_summary(records: list[Record]) -> list[str]:
-    """Geometric mean and worst cell of each group against each baseline.
+def with_best_peer(record: Record) -> dict[str, Spread]:
+    """A record's ratios; and, where peers were timed, that to the fastest of them."""
+    peers = [spread for name, spread in record.ratios.items() if name != REFERENCE]
+    if not peers:
+        return record.ratios
+    return record.ratios | {"best peer": min(peers, key=lambda spread: spread.median)}
 
-    Where there are several peers beside torch, also against the better of them in each cell.
-    """
+
+def ratio_summary(records: list[Record]) -> list[str]:
+    """Geometric mean and worst cell of each group against each baseline."""
     lines = []
     for kind, mode, threads, group in groups(records):
-        names = sorted({name for _, record in group for name in record.ratios})
-        by_name = {
-            name: {cell: r.ratios[name].median for cell, r in group if name in r.ratios}
-            for name in names
-        }
-        peers = [by_name[name] for name in names if name != REFERENCE]
-        if len(peers) > 1:
-            best = {cell: min(p.get(cell, math.inf) for p in peers) for cell in peers[0]}
-            by_name["best peer"] = best
-        for name, ratios in by_name.items():
+        found = {cell: with_best_peer(record) for cell, record in group}
+        for name in dict.fromkeys(name for spreads in found.values() for name in spreads):
+            ratios = {
+                cell: spreads[name].median for cell, spreads in found.items() if name in spreads
+            }
             single = [r for cell, r in ratios.items() if cell.dtype == torch.float32]
             worst = min(ratios, key=ratios.__getitem__)
             lines.append(
@@ -99,6 +99,24 @@ def ratio_summary(records: list[Record]) -> list[str]:
         f"{'f32 only':>9}{'worst':>7}  worst cell"
     )
     return [title, *lines] if lines else []
+
+
+def loss_summary(records: list[Record], most: int = 30) -> list[str]:
+    """The cells where fastrnn is slower beyond noise: three quarters of the rounds say so."""
+    losses = [
+        (spread, name, record)
+        for record in records
+        for name, spread in record.ratios.items()
+        if spread.q3 < 1
+    ]
+    losses.sort(key=lambda loss: loss[0].median)
+    lines = [
+        f"{spread.median:>6.2f}  {f'{name}/{SUBJECT}':<22}{record.cell} {record.mode} "
+        f"{record.threads}"
+        for spread, name, record in losses[:most]
+    ]
+    title = f"{len(losses)} ratios below 1 beyond noise (their third quartile is below 1)"
+    return [title, *lines] if records else []
 
 
 def peak_summary(records: list[Record]) -> list[str]:
@@ -140,7 +158,12 @@ def thread_summary(records: list[Record]) -> list[str]:
 def summary(records: list[Record]) -> str:
     """All that is said under the table."""
     problems = [record for record in records if record.problem]
-    parts = [ratio_summary(records), peak_summary(records), thread_summary(records)]
+    parts = [
+        ratio_summary(records),
+        loss_summary(records),
+        peak_summary(records),
+        thread_summary(records),
+    ]
     if problems:
         lines = [f"{r.cell} {r.mode} {r.threads}: {r.problem}" for r in problems]
         parts.append([f"{len(problems)} without a figure", *lines])

@@ -10,16 +10,18 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell, draw_cells, select
+from cells import Cell, select
 from implementations import IMPLEMENTATIONS, SUBJECT
 from measure import MODES, Record, measure
 from peak import Peak, measure_peak
 from plot import draw
+from random_cells import draw_cells
 from report import header, machine, row, save, summary
 
 
@@ -58,11 +60,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--mode", choices=(*MODES, "both"), default="both")
     add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
-    add("--peers", action="store_true", help="also ONNX Runtime and OpenVINO, in inference")
-    add("--random", type=int, metavar="N", help="N shapes drawn at random, not the grid's")
-    add("--seed", type=int, default=0, help="of --random")
     add("--quick", action="store_true", help="a small part of the grid, and less time a cell")
     add("--list", action="store_true", help="print the ids and stop")
+    add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
+    add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
+    add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     add("--seconds-per-cell", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
     add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
@@ -72,6 +74,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.seconds_per_cell is None:
         arguments.seconds_per_cell = 0.4 if arguments.quick else 1.2
     return arguments
+
+
+def choose_cells(arguments: argparse.Namespace) -> list[Cell]:
+    """The cells named, drawn at random, or of the grid."""
+    if arguments.cell:
+        return arguments.cell
+    if arguments.random is not None:
+        drawn = draw_cells(arguments.random, arguments.seed)
+        return [cell for cell in drawn if re.search(arguments.filter, cell.id)]
+    return select(arguments.filter, arguments.quick)
+
+
+def add_peers() -> dict[str, str]:
+    """Registers the peers; returns their versions."""
+    try:
+        import peers
+    except ImportError as error:
+        sys.exit(f"--peers needs more packages: pip install 'fastrnn[peers]' ({error})")
+    IMPLEMENTATIONS.update(peers.PEERS)
+    return peers.VERSIONS
 
 
 def find_peak(given: float | None) -> Peak:
@@ -108,21 +130,16 @@ def main() -> int:
         1 if some cell has no figure (wrong results, or an exception), else 0.
     """
     arguments = parse_arguments()
-    if arguments.random:
-        cells = draw_cells(arguments.random, arguments.seed)
-    else:
-        cells = arguments.cell or select(arguments.filter, arguments.quick)
+    cells = choose_cells(arguments)
     if arguments.list:
         print("\n".join(cell.id for cell in cells))
         return 0
     if not cells:
         print(f"no cell matches {arguments.filter!r}; --list shows all", file=sys.stderr)
         return 2
+    about: dict[str, Any] = {"machine": machine(), "build_info": fastrnn.build_info()}
     if arguments.peers:
-        from peers import PEERS
-
-        IMPLEMENTATIONS.update(PEERS)
-    about = {"machine": machine(), "build_info": fastrnn.build_info()}
+        about["peers"] = add_peers()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
     # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.

@@ -8,6 +8,7 @@ rounds is reported with its quartiles.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from torch.utils.benchmark import Timer
 
 SLICE_SECONDS = 0.01  # one implementation's share of a round: a few scheduler ticks
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
+SETTLE_SECONDS = 0.002  # how long the process must be idle to count as settled
+SETTLE_LIMIT = 0.2  # and how long it is waited for
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,22 @@ def _warm_up(number: int) -> int:
     return max(number // 100, 2)
 
 
+def settle() -> None:
+    """Waits until no thread of this process is busy.
+
+    A pool's threads spin for a while after the last call, to be there for the next one: 10 ms in
+    OpenMP, 40 ms in ONNX Runtime. Meanwhile they would take a core from another pool's slice.
+    """
+    start = time.perf_counter()
+    while time.perf_counter() - start < SETTLE_LIMIT:
+        busy = time.process_time()
+        time.sleep(SETTLE_SECONDS)
+        if time.process_time() - busy < SETTLE_SECONDS / 4:
+            return
+
+
 def alternate(
-    runs: dict[str, Callable[[], Any]], threads: int, seconds: float
+    runs: dict[str, Callable[[], Any]], threads: int, seconds: float, several_pools: bool = False
 ) -> dict[str, list[float]]:
     """Times each of runs in alternating rounds.
 
@@ -49,6 +66,8 @@ def alternate(
         threads: Intra-op threads; torch.set_num_threads(threads) should be in force already, so
             that no pool is resized between slices.
         seconds: Rough total to spend, warm-up included. Slow work takes longer: MIN_ROUNDS.
+        several_pools: Whether the runs use more than one pool of threads; each slice then waits
+            for the last one's threads to come to rest.
 
     Returns:
         Seconds a call, one entry a round, by name.
@@ -57,16 +76,26 @@ def alternate(
         name: Timer("run()", globals={"run": run}, num_threads=threads)
         for name, run in runs.items()
     }
-    cost = {name: timer.timeit(1).median for name, timer in timers.items()}
+    cost = {}
+    resting = 0.0
+    for name, timer in timers.items():
+        cost[name] = timer.timeit(1).median
+        if several_pools:
+            start = time.perf_counter()
+            settle()
+            resting += time.perf_counter() - start
     slice_seconds = min(SLICE_SECONDS, seconds / (4 * MIN_ROUNDS * len(runs)))
     number = {name: max(1, round(slice_seconds / cost[name])) for name in runs}
-    round_seconds = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in runs)
+    working = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in runs)
+    round_seconds = resting + working
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(seconds / round_seconds)))
 
     times: dict[str, list[float]] = {name: [] for name in runs}
     for index in range(rounds):
         order = list(runs) if index % 2 == 0 else list(runs)[::-1]
         for name in order:
+            if several_pools:
+                settle()
             times[name].append(timers[name].timeit(number[name]).median)
     return times
 
