@@ -170,12 +170,12 @@ ColumnWeights<Compute<E>> BackwardRun<E>::pack_columns(const E* w, int64_t k, in
       // pack_columns writes panel p at p * panel_stride of its output.
       C* const partial = packed - full * panel_stride;
       if (member.index == 0) kernels_.pack_columns(w, k, columns, partial, full, panels);
-      return {w, columns, panel_columns, packed};
+      return {columns, w, columns, panel_columns, packed};
     }
   }
   const auto [begin, end] = member.part(panels);
   kernels_.pack_columns(w, k, columns, packed, begin, end);
-  return {packed, panel_columns, panel_stride, packed + full * panel_stride};
+  return {columns, packed, panel_columns, panel_stride, packed + full * panel_stride};
 }
 
 template <typename E>

@@ -101,7 +101,7 @@ struct Backward {
       const int64_t column = panel * kPanelColumns<C>;
       int64_t vectors = (columns - column + L - 1) / L;
       if (group_width == 2 && panel + 1 < panel_end) {
-        if (vectors >= 2 * kPanelVectors) {
+        if (columns - column >= 2 * kPanelColumns<C>) {
           run(column, 2 * kPanelVectors);
           continue;
         }

@@ -94,10 +94,11 @@ struct ForwardArgs {
 // packed by pack_columns, or (E = C) read in place but for a last panel that is not full.
 template <typename C>
 struct ColumnWeights {
+  int64_t columns;
   const C* full;         // the first panel
   int64_t k_stride;      // between rows of a full panel
   int64_t panel_stride;  // between full panels
-  const C* partial;      // the last panel, packed, if it is not full
+  const C* partial;      // the last panel, packed, if not all of its columns exist
 };
 
 // One direction of one layer, backward through time. Step s of the loop is the last but s of

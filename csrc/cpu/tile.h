@@ -98,14 +98,14 @@ FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
 }
 
 // Leaves in sums (rows, vectors) the product of rows a with the columns of w from `column` on, a
-// multiple of kPanelColumns.
+// multiple of kPanelColumns. Two panels are taken together only if both are full.
 template <typename E>
 FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count,
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
                                      int vectors, Vec<Compute<E>>* sums) {
   using C = Compute<E>;
   TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false};
-  if (vectors >= kPanelVectors) {
+  if (column + kPanelColumns<C> <= w.columns) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
     product.panel_stride = w.panel_stride;
