@@ -61,13 +61,8 @@ class BackwardRun {
         arena_(measure(), options) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
     std::fill_n(zeros_, std::max(stack.hidden, stack.width), C(0));
-    if (kernels_.depth > 1) {
-      // The second half of a last odd operand is never written.
-      std::fill_n(dgates_, slots_ * stack.batch * kernels_.operands(stack.gates()), C(0));
-      if (dprojected_) {
-        std::fill_n(dprojected_, slots_ * stack.batch * kernels_.operands(stack.width), C(0));
-      }
-    }
+    clear_padding(dgates_, stack.gates());
+    if (stack.projected) clear_padding(dprojected_, stack.width);
     const int64_t rows = chunk_steps_ * stack.batch;
     dgate_rows_.resize(rows);
     x_rows_.resize(rows);
@@ -115,6 +110,11 @@ class BackwardRun {
     return total;
   }
 
+  // The second half of a last odd operand is read, and never written.
+  void clear_padding(C* rows, int64_t width) const {
+    if (width % kernels_.depth == 0) return;
+    std::fill_n(rows, slots_ * stack_.batch * kernels_.operands(width), C(0));
+  }
   int64_t outer_product_scratch(int64_t columns0, int64_t columns1) const {
     return kernels_.outer_product_scratch(columns0, columns1, chunk_steps_ * stack_.batch);
   }

@@ -4,14 +4,7 @@ import pytest
 from torch import nn
 
 import fastrnn
-from helpers import (
-    Case,
-    build,
-    cases,
-    make_inputs,
-)
-
-LENGTHS = (2, 7, 4)
+from helpers import Case, build, cases, make_inputs
 
 
 @pytest.mark.parametrize("case", cases(L=[2], D=[2], P=[0, 3], batch_first=[False, True]), ids=str)

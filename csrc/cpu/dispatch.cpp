@@ -1,4 +1,6 @@
 // The table of kernels of each instruction set that this build has.
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace fastrnn {
@@ -58,30 +60,21 @@ const Kernels<E>* find_kernels(Isa isa) {
 #ifdef FASTRNN_X86
     case Isa::avx2: return &avx2::kernels<E, 1>;
     case Isa::avx512: return &avx512::kernels<E, 1>;
-    // Only products of bfloat16 differ from avx512's.
-    case Isa::avx512_bf16: return &avx512::kernels<E, 1>;
+    case Isa::avx512_bf16:
+      // Only products of bfloat16 differ from avx512's.
+      if constexpr (std::is_same_v<E, BFloat16>) {
+        return &avx512_bf16::kernels<E, 2>;
+      } else {
+        return &avx512::kernels<E, 1>;
+      }
 #endif
     default: return nullptr;
   }
 }
-
-#ifdef FASTRNN_X86
-template <>
-const Kernels<BFloat16>* find_kernels(Isa isa) {
-  switch (isa) {
-    case Isa::baseline: return &baseline::kernels<BFloat16, 1>;
-    case Isa::avx2: return &avx2::kernels<BFloat16, 1>;
-    case Isa::avx512: return &avx512::kernels<BFloat16, 1>;
-    case Isa::avx512_bf16: return &avx512_bf16::kernels<BFloat16, 2>;
-    default: return nullptr;
-  }
-}
-#else
-template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
-#endif
 
 template const Kernels<float>* find_kernels<float>(Isa);
 template const Kernels<double>* find_kernels<double>(Isa);
 template const Kernels<Half>* find_kernels<Half>(Isa);
+template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
 
 }  // namespace fastrnn

@@ -99,16 +99,11 @@ struct Forward {
 
   // The row as operands: where it lies, or converted into slot i of `staged`.
   static const C* stage(const E* row, int64_t k, C* staged, int64_t i) {
-    if constexpr (kIsComputed<E>) {
-      return row;
-    } else {
-      C* const out = staged + i * operands<E>(k);
-      make_operands(row, k, out);
-      return out;
-    }
+    if constexpr (!kIsComputed<E>) make_operands(row, k, staged + i * operands<E>(k));
+    return staged_row(row, k, staged, i);
   }
 
-  const C* staged_row(const E* row, int64_t k, const C* staged, int64_t i) const {
+  static const C* staged_row(const E* row, int64_t k, const C* staged, int64_t i) {
     if constexpr (kIsComputed<E>) {
       return row;
     } else {
@@ -353,8 +348,8 @@ struct Forward {
     int64_t t = args.reverse ? 0 : args.schedule.steps - 1;
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       while (n >= args.schedule.rows_at(t)) --t;
-      __builtin_memcpy(args.h_n + n * args.width + begin, args.h.row(args.schedule, t, n) + begin,
-                       count * sizeof(E));
+      __builtin_memmove(args.h_n + n * args.width + begin, args.h.row(args.schedule, t, n) + begin,
+                        count * sizeof(E));
     }
   }
 };
