@@ -48,11 +48,13 @@ class Step:
         run: Does the work once: this is what is timed.
         results: Does it once and names its results as torch.nn would shape them: "output", "h_n",
             "c_n", and in training "x.grad" and one "<weight>.grad" each.
+        clear: Lets go of what a call leaves behind: gradients.
         own_threads: Whether it keeps threads of its own beside torch's.
     """
 
     run: Callable[[], Any]
     results: Callable[[], dict[str, Tensor]]
+    clear: Callable[[], None] = lambda: None
     own_threads: bool = False
 
 
@@ -114,9 +116,12 @@ def build_from_modules(library: ModuleType, work: Workload) -> Step:
     def infer() -> Any:
         return module(x, hx)
 
-    def train() -> Any:
+    def clear() -> None:
         for tensor in tensors:
             tensor.grad = None
+
+    def train() -> Any:
+        clear()
         output, states = module(x, hx)
         _data(output).backward(gradient)
         return output, states
@@ -134,7 +139,7 @@ def build_from_modules(library: ModuleType, work: Workload) -> Step:
                 named[f"{name}.grad"] = tensor.grad
         return {name: tensor.detach() for name, tensor in named.items()}
 
-    return Step(run, results)
+    return Step(run, results, clear)
 
 
 # Name and build function of each column, in the order of the table. A build function returns None

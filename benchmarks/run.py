@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import re
 import shlex
 import sys
 import warnings
@@ -16,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell, select
+from cells import Cell
 from implementations import IMPLEMENTATIONS, SUBJECT
-from measure import MODES, Record, measure
+from measure import Record, measure
 from peak import Peak, measure_peak
 from plot import draw
-from random_cells import draw_cells
 from report import header, machine, row, save, summary
+from selection import add_options, choose_cells, choose_modes
 
 
 def _thread_counts(text: str) -> list[int]:
@@ -32,38 +31,16 @@ def _thread_counts(text: str) -> list[int]:
     return counts
 
 
-def _cell(text: str) -> Cell:
-    try:
-        return Cell.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
-    return text
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/run.py",
         description="Time fastrnn against torch.nn, alternately, in one process.",
     )
+    add_options(parser)
     add = parser.add_argument
-    add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
-    add(
-        "--cell", type=_cell, action="append", metavar="ID", help="only this id, in the grid or not"
-    )
-    add("--mode", choices=(*MODES, "both"), default="both")
     add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
-    add("--quick", action="store_true", help="a small part of the grid, and less time a cell")
     add("--list", action="store_true", help="print the ids and stop")
-    add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
-    add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     add("--seconds-per-cell", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
@@ -74,16 +51,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.seconds_per_cell is None:
         arguments.seconds_per_cell = 0.4 if arguments.quick else 1.2
     return arguments
-
-
-def choose_cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells named, drawn at random, or of the grid."""
-    if arguments.cell:
-        return arguments.cell
-    if arguments.random is not None:
-        drawn = draw_cells(arguments.random, arguments.seed)
-        return [cell for cell in drawn if re.search(arguments.filter, cell.id)]
-    return select(arguments.filter, arguments.quick)
 
 
 def add_peers() -> dict[str, str]:
@@ -105,7 +72,7 @@ def find_peak(given: float | None) -> Peak:
 
 def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
     """Measures every cell, showing each as it comes. An interrupt keeps what is there."""
-    modes = MODES if arguments.mode == "both" else (arguments.mode,)
+    modes = choose_modes(arguments)
     # Threads outermost: the pool is resized only once for each count.
     jobs = [(c, mode, threads) for threads in arguments.threads for mode in modes for c in cells]
     records: list[Record] = []
