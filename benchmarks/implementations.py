@@ -101,12 +101,17 @@ def _data(x: Tensor | PackedSequence) -> Tensor:
     return x.data if isinstance(x, PackedSequence) else x
 
 
-def build_from_modules(library: ModuleType, work: Workload) -> Step:
-    """A step through `library.RNN` or `library.LSTM`, which mean what torch.nn's mean."""
+def make_module(library: ModuleType, work: Workload) -> nn.Module:
+    """`library.RNN` or `library.LSTM`, which mean what torch.nn's mean, with the weights."""
     module: nn.Module = getattr(library, work.cell.kind.upper())(**work.arguments)
     module.load_state_dict(work.state)
+    return module.train(work.mode == "training")
+
+
+def build_from_modules(library: ModuleType, work: Workload) -> Step:
+    """A step through the module of `library`."""
+    module = make_module(library, work)
     training = work.mode == "training"
-    module.train(training)
     leaf = _data(work.x).clone().requires_grad_(training)
     x = work.x._replace(data=leaf) if isinstance(work.x, PackedSequence) else leaf
     hx, gradient = work.hx, work.gradient
