@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from cells import Cell
-from check import mismatches
-from implementations import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
-from report import machine
-from timing import settle
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.check import mismatches
+from fastrnn.bench.machine import machine
+from fastrnn.bench.timing import settle
+from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
 
 SIZES = (64, 256, 1024)
 QUANTILES = (0.5, 0.9, 0.99)

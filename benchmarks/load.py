@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 
-from cells import Cell
-from implementations import IMPLEMENTATIONS, REFERENCE, SUBJECT, make_workload
-from measure import MODES
-from report import geomean, machine
-from timing import Spread, ratio
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.timing import Spread, ratio
+from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
+from implementations import IMPLEMENTATIONS
+from report import geomean
 
 CELLS = tuple(
     f"{kind}-{shape}"

@@ -24,9 +24,11 @@ from pathlib import Path
 
 import torch
 
-from cells import Cell
-from implementations import IMPLEMENTATIONS, REFERENCE, SUBJECT, Step, make_workload
-from report import geomean, machine
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
+from implementations import IMPLEMENTATIONS
+from report import geomean
 from selection import add_options, choose_cells, choose_modes
 
 _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own noise only adds

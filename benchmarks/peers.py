@@ -17,8 +17,8 @@ import torch
 from onnxruntime import InferenceSession, OrtValue
 from torch import Tensor
 
-from cells import Cell
-from implementations import Build, Step, Workload
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.work import Build, Step, Workload
 from onnx_model import make_model
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
@@ -14,11 +12,12 @@ from typing import Any
 
 import torch
 
-from cells import Cell
-from implementations import REFERENCE, SUBJECT
-from measure import MODES, Record
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.timing import Spread
+from fastrnn.bench.work import REFERENCE, SUBJECT
+from measure import Record
 from peak import Peak
-from timing import Spread
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -168,22 +167,6 @@ def summary(records: list[Record]) -> str:
         lines = [f"{r.cell} {r.mode} {r.threads}: {r.problem}" for r in problems]
         parts.append([f"{len(problems)} without a figure", *lines])
     return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def machine() -> dict[str, Any]:
-    """The processor and the software under a run, and how busy the machine was."""
-    model = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
 
 
 def save(

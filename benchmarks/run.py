@@ -1,4 +1,4 @@
-"""Times fastrnn against torch.nn over the grid of cells.py. See README.md beside this file."""
+"""Times fastrnn against torch.nn over the grid of grid.py. See README.md beside this file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import torch
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell
-from implementations import IMPLEMENTATIONS, SUBJECT
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.work import SUBJECT
+from implementations import IMPLEMENTATIONS
 from measure import Record, measure
 from peak import Peak, measure_peak
 from plot import draw
-from report import header, machine, row, save, summary
+from report import header, row, save, summary
 from selection import add_options, choose_cells, choose_modes
 
 

@@ -20,11 +20,13 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell
-from implementations import REFERENCE, SUBJECT
-from measure import MODES, Record, measure
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.work import REFERENCE, SUBJECT
+from measure import Record, measure
 from peak import Peak
-from report import machine, save
+from report import save
 
 KINDS = ("rnn", "lstm")
 _STYLES = {SUBJECT: "-", REFERENCE: "--"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 
-from cells import Cell, select
-from measure import MODES
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.measure import MODES
+from grid import select
 from random_cells import draw_cells
 
 

@@ -9,11 +9,11 @@ rounds is reported with its quartiles.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from torch.utils.benchmark import Timer
 
 SLICE_SECONDS = 0.01  # one implementation's share of a round: a few scheduler ticks
@@ -33,13 +33,44 @@ class Spread:
     @staticmethod
     def of(values: list[float]) -> Spread:
         """Spread of a list of at least one value."""
-        q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75))
-        return Spread(float(median), float(q1), float(q3))
+        rounds = torch.tensor(values, dtype=torch.float64)
+        quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        q1, median, q3 = rounds.quantile(quartiles).tolist()
+        return Spread(median, q1, q3)
 
 
 def _warm_up(number: int) -> int:
-    """Calls that Timer.timeit(number) makes before its clock starts."""
+    """Calls that Timer.timeit(number) makes before its clock starts, and the CUDA timer too."""
     return max(number // 100, 2)
+
+
+def cpu_timer(run: Callable[[], Any], threads: int) -> Callable[[int], float]:
+    """A function that calls run a number of times and returns the seconds a call."""
+    timer = Timer("run()", globals={"run": run}, num_threads=threads)
+    return lambda number: timer.timeit(number).median
+
+
+def cuda_timer(run: Callable[[], Any]) -> Callable[[int], float]:
+    """The same between two events of the current stream; the host waits for the second alone."""
+
+    def seconds_a_call(number: int) -> float:
+        for _ in range(_warm_up(number)):
+            run()
+        torch.cuda.synchronize()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(number):
+            run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / number
+
+    return seconds_a_call
+
+
+def slice_calls(cost: float, slice_seconds: float = SLICE_SECONDS) -> int:
+    """How many calls of that cost make a slice."""
+    return max(1, round(slice_seconds / cost))
 
 
 def settle() -> None:
@@ -57,7 +88,12 @@ def settle() -> None:
 
 
 def alternate(
-    runs: dict[str, Callable[[], Any]], threads: int, seconds: float, several_pools: bool = False
+    runs: dict[str, Callable[[], Any]],
+    threads: int,
+    seconds: float,
+    several_pools: bool = False,
+    device: str = "cpu",
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, list[float]]:
     """Times each of runs in alternating rounds.
 
@@ -68,35 +104,37 @@ def alternate(
         seconds: Rough total to spend, warm-up included. Slow work takes longer: MIN_ROUNDS.
         several_pools: Whether the runs use more than one pool of threads; each slice then waits
             for the last one's threads to come to rest.
+        device: "cpu" or "cuda": whose time is taken.
+        progress: Wraps the rounds, to show how far they are; tqdm, say.
 
     Returns:
         Seconds a call, one entry a round, by name.
     """
     timers = {
-        name: Timer("run()", globals={"run": run}, num_threads=threads)
+        name: cuda_timer(run) if device == "cuda" else cpu_timer(run, threads)
         for name, run in runs.items()
     }
     cost = {}
     resting = 0.0
     for name, timer in timers.items():
-        cost[name] = timer.timeit(1).median
+        cost[name] = timer(1)
         if several_pools:
             start = time.perf_counter()
             settle()
             resting += time.perf_counter() - start
     slice_seconds = min(SLICE_SECONDS, seconds / (4 * MIN_ROUNDS * len(runs)))
-    number = {name: max(1, round(slice_seconds / cost[name])) for name in runs}
+    number = {name: slice_calls(cost[name], slice_seconds) for name in runs}
     working = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in runs)
     round_seconds = resting + working
     rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(seconds / round_seconds)))
 
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(rounds):
+    for index in progress(range(rounds)):
         order = list(runs) if index % 2 == 0 else list(runs)[::-1]
         for name in order:
             if several_pools:
                 settle()
-            times[name].append(timers[name].timeit(number[name]).median)
+            times[name].append(timers[name](number[name]))
     return times
 
 
