@@ -14,6 +14,7 @@ import torch
 
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.measure import MODES
+from fastrnn.bench.report import us
 from fastrnn.bench.timing import Spread
 from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record
@@ -24,10 +25,6 @@ def geomean(values: Iterable[float]) -> float:
     """Geometric mean; NaN of nothing."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
-
-
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:,.{1 if seconds < 1e-3 else 0}f}"
 
 
 def header(implementations: list[str]) -> str:
@@ -44,7 +41,7 @@ def row(record: Record, implementations: list[str]) -> str:
     if record.problem:
         return f"{line}  {record.problem}"
     for name in implementations:
-        line += f"{_us(record.seconds[name].median) if name in record.seconds else '-':>16}"
+        line += f"{us(record.seconds[name].median) if name in record.seconds else '-':>16}"
     for name in implementations:
         if name == SUBJECT:
             continue

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.timing import Spread, alternate, ratio
+from fastrnn.bench.timing import Spread, alternate, cpu_timer, cuda_timer, ratio, settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, make_workload
 
 MODES = ("inference", "training")
@@ -85,9 +85,14 @@ def measure(
                 steps[name] = step
         if SUBJECT not in steps or REFERENCE not in steps:
             return Measurement(threads, problems=problems)
-        runs = {name: step.run for name, step in steps.items()}
-        several_pools = threads > 1 and any(step.own_threads for step in steps.values())
-        times = alternate(runs, threads, seconds, several_pools, device, progress)
+        timers = {
+            name: cuda_timer(step.run) if device == "cuda" else cpu_timer(step.run, threads)
+            for name, step in steps.items()
+        }
+        if threads > 1 and any(step.own_threads for step in steps.values()):
+            times = alternate(timers, seconds, settle, progress)
+        else:
+            times = alternate(timers, seconds, progress=progress)
     return Measurement(
         threads,
         rounds=len(times[SUBJECT]),

@@ -52,7 +52,8 @@ def sentence(ratios: dict[str, Spread], where: str) -> str:
     return f"For this shape, {where}, fastrnn is {parts}."
 
 
-def _us(seconds: float) -> str:
+def us(seconds: float) -> str:
+    """Microseconds, as precise as a reader needs."""
     return f"{seconds * 1e6:,.{1 if seconds < 1e-3 else 0}f}"
 
 
@@ -72,7 +73,7 @@ def table(measurements: list[Measurement], names: list[str]) -> str:
                 lines.append(f"{line}   not timed")
                 continue
             spread = found.seconds[name]
-            line += f"{_us(spread.median):>12}{f'{_us(spread.q1)}..{_us(spread.q3)}':>20}"
+            line += f"{us(spread.median):>12}{f'{us(spread.q1)}..{us(spread.q3)}':>20}"
             if (ratio := found.ratios.get(name)) is not None:
                 line += f"{ratio.median:>14.2f}{f'{ratio.q1:.2f}..{ratio.q3:.2f}':>14}"
             lines.append(line)

@@ -9,7 +9,7 @@ rounds is reported with its quartiles.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,10 @@ def _warm_up(number: int) -> int:
 
 
 def cpu_timer(run: Callable[[], Any], threads: int) -> Callable[[int], float]:
-    """A function that calls run a number of times and returns the seconds a call."""
+    """A function that calls run a number of times and returns the seconds a call.
+
+    torch.set_num_threads(threads) should be in force already, so that no pool is resized.
+    """
     timer = Timer("run()", globals={"run": run}, num_threads=threads)
     return lambda number: timer.timeit(number).median
 
@@ -68,11 +71,6 @@ def cuda_timer(run: Callable[[], Any]) -> Callable[[int], float]:
     return seconds_a_call
 
 
-def slice_calls(cost: float, slice_seconds: float = SLICE_SECONDS) -> int:
-    """How many calls of that cost make a slice."""
-    return max(1, round(slice_seconds / cost))
-
-
 def settle() -> None:
     """Waits until no thread of this process is busy.
 
@@ -88,52 +86,42 @@ def settle() -> None:
 
 
 def alternate(
-    runs: dict[str, Callable[[], Any]],
-    threads: int,
+    timers: Mapping[str, Callable[[int], float]],
     seconds: float,
-    several_pools: bool = False,
-    device: str = "cpu",
+    rest: Callable[[], None] = lambda: None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, list[float]]:
-    """Times each of runs in alternating rounds.
+    """Has each of timers measure in alternating rounds.
 
     Args:
-        runs: What to call, by name.
-        threads: Intra-op threads; torch.set_num_threads(threads) should be in force already, so
-            that no pool is resized between slices.
-        seconds: Rough total to spend, warm-up included. Slow work takes longer: MIN_ROUNDS.
-        several_pools: Whether the runs use more than one pool of threads; each slice then waits
-            for the last one's threads to come to rest.
-        device: "cpu" or "cuda": whose time is taken.
+        timers: By name, what makes a number of calls and returns the seconds a call.
+        seconds: Rough total to spend, warm-up included. Slow work takes longer: min_rounds.
+        rest: Called before each slice.
         progress: Wraps the rounds, to show how far they are; tqdm, say.
+        min_rounds: How many there are at least.
 
     Returns:
         Seconds a call, one entry a round, by name.
     """
-    timers = {
-        name: cuda_timer(run) if device == "cuda" else cpu_timer(run, threads)
-        for name, run in runs.items()
-    }
     cost = {}
     resting = 0.0
     for name, timer in timers.items():
         cost[name] = timer(1)
-        if several_pools:
-            start = time.perf_counter()
-            settle()
-            resting += time.perf_counter() - start
-    slice_seconds = min(SLICE_SECONDS, seconds / (4 * MIN_ROUNDS * len(runs)))
-    number = {name: slice_calls(cost[name], slice_seconds) for name in runs}
-    working = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in runs)
+        start = time.perf_counter()
+        rest()
+        resting += time.perf_counter() - start
+    slice_seconds = min(SLICE_SECONDS, seconds / (4 * MIN_ROUNDS * len(timers)))
+    number = {name: max(1, round(slice_seconds / cost[name])) for name in timers}
+    working = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in timers)
     round_seconds = resting + working
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(seconds / round_seconds)))
+    rounds = min(MAX_ROUNDS, max(min_rounds, round(seconds / round_seconds)))
 
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in timers}
     for index in progress(range(rounds)):
-        order = list(runs) if index % 2 == 0 else list(runs)[::-1]
+        order = list(timers) if index % 2 == 0 else list(timers)[::-1]
         for name in order:
-            if several_pools:
-                settle()
+            rest()
             times[name].append(timers[name](number[name]))
     return times
 
