@@ -48,18 +48,18 @@ def test_verdict(guard: ModuleType, base: Spread, now: Spread, verdict: str) -> 
 class Processes:
     """Stands in for guard.Worker: answers with made-up times, an item of `now` each time started.
 
-    An item is how many times as long the working tree takes as the base, or what it raises.
+    An item is the time it takes, or what it raises; `base` is the same for the base, each time.
     """
 
-    def __init__(self, guard: ModuleType, now: list[Any]) -> None:
-        self.guard, self.now = guard, iter(now)
+    def __init__(self, guard: ModuleType, base: Any, now: list[Any]) -> None:
+        self.guard, self.base, self.now = guard, base, iter(now)
         self.turns: list[str] = []
 
     def __call__(self, side: str, tree: Path) -> Processes:
         started = object.__new__(Processes)
         started.__dict__ |= self.__dict__
         started.side = side
-        started.cost = next(self.now) if side == "now" else 1.0
+        started.cost = next(self.now) if side == "now" else self.base
         return started
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -76,31 +76,34 @@ class Processes:
 
 
 @pytest.mark.parametrize(
-    ("now", "verdict", "passes"),
+    ("base", "now", "verdict", "passes"),
     [
-        ([1.0], "level", True),
-        ([1.3, 1.3], "loss", False),
-        ([1.3, 1.0], "level", True),  # the loss went with the process
-        ([0.7], "gain", True),
-        (["ArithmeticError: wrong"], "broken", False),
+        (1.0, [1.0], "level", True),
+        (1.0, [1.3, 1.3], "loss", False),
+        (1.0, [1.3, 1.0], "level", True),  # the loss went with the process
+        (1.0, [0.7], "gain", True),
+        (1.0, ["ArithmeticError: wrong"], "broken", False),
+        ("ArithmeticError: wrong", ["ArithmeticError: wrong"], "broken", False),
+        ("ArithmeticError: wrong", [1.0], "new", True),
     ],
 )
 def test_compare(
     guard: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
+    base: Any,
     now: list[Any],
     verdict: str,
     passes: bool,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    processes = Processes(guard, now)
+    processes = Processes(guard, base, now)
     monkeypatch.setattr(guard, "Worker", processes)
     (found,) = guard.compare_all([(CELL, "inference", 1)], Path("base"), 0.2)
     assert (found.verdict, guard.passes([found])) == (verdict, passes)
     assert next(processes.now, None) is None  # timed as often as it had to be
     assert verdict in capsys.readouterr().out
     assert ("now: ArithmeticError" in guard.summary([found])) == (verdict == "broken")
-    if verdict != "broken":  # in turn, first one and then the other first
+    if verdict in ("level", "loss", "gain"):  # in turn, first one and then the other first
         assert processes.turns[2:10] == ["base", "now", "now", "base"] * 2
 
 

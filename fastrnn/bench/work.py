@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -185,9 +184,11 @@ def build_compiled(work: Workload, seconds: float) -> Step:
     Raises:
         Exception: whatever torch.compile does; TimeoutError after that many seconds.
     """
-    torch._dynamo.reset()  # forgets what was compiled for another number of threads
+    from torch import _dynamo  # takes seconds to import, and the rest needs none of it
+
+    _dynamo.reset()  # forgets what was compiled for another number of threads
     step = build_from_modules(nn, work, lambda module: torch.compile(module, fullgraph=True))
-    with time_limit(seconds), torch._dynamo.config.patch(allow_rnn=True):
+    with time_limit(seconds), _dynamo.config.patch(allow_rnn=True):
         step.results()
     return step
 
