@@ -107,6 +107,42 @@ void rotate(int blocks, int threads, int barrier) {
   }
 }
 
+// What a thread waits for before it reads what another wrote.
+enum class Weak { shuffle, warp, half_warp, block };
+
+// Reads from a thread that did not wait for this one; `enough` makes it one that did.
+__global__ void weak_kernel(float* x, float* y, Weak weak, int enough) {
+  const int first = blockIdx.x * blockDim.x, i = threadIdx.x, lane = i % warpSize;
+  x[first + i] = static_cast<float>(first + i);
+  int from = first + i;
+  for (int turn = 0; turn < 3; ++turn) {
+    switch (weak) {
+      case Weak::shuffle:
+        __shfl_xor_sync(0xffffffffu, turn, 1);
+        if (!enough) from = first + (i ^ 1);
+        break;
+      case Weak::warp:
+        __syncwarp();
+        from = first + (i ^ (enough ? 1 : warpSize));
+        break;
+      case Weak::half_warp:
+        __syncwarp(lane < 16 ? 0x0000ffffu : 0xffff0000u);
+        from = first + (i ^ (enough ? 1 : 16));
+        break;
+      case Weak::block:
+        __syncthreads();
+        from = enough ? first + (i ^ warpSize) : (first + i + blockDim.x) % (2 * blockDim.x);
+        break;
+    }
+  }
+  y[first + i] = x[from];
+}
+
+void weak(Weak kind, int enough) {
+  std::vector<float> x(128), y(128);
+  REQUIRE(launch(weak_kernel, 2, 64, 0, true, x.data(), y.data(), kind, enough) == cudaSuccess);
+}
+
 // Notes who runs, one after the other, before, between and after two barriers.
 __global__ void order_kernel(int* count, int* log) {
   const int warp = static_cast<int>(blockIdx.x) * 2 + static_cast<int>(threadIdx.x) / warpSize;
@@ -261,6 +297,18 @@ void touch(long i, long shared_i, long shared_count) {
           cudaSuccess);
   REQUIRE(y != y);  // NaN: nobody wrote it
   std::free(x);
+}
+
+// Reads four floats at once from where no four floats may lie.
+__global__ void misaligned_kernel(const float* x, float* y) {
+  const float4 all = *reinterpret_cast<const float4*>(x + 1);
+  *y = all.x + all.w;
+}
+
+void misaligned() {
+  alignas(16) const float x[8] = {};
+  float y = 0;
+  REQUIRE(launch(misaligned_kernel, 1, 1, 0, false, x, &y) == cudaSuccess);
 }
 
 // Uses stack without end.
@@ -438,6 +486,16 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"rotate-most-fibers", [] { rotate(16, 256, 1); }},
     {"largest", [] { rotate(2 * 132, 1024, 1); }},
     {"order", order},
+    {"shuffle-orders-nothing", [] { weak(Weak::shuffle, 0); }},
+    {"warp-orders-no-other-warp", [] { weak(Weak::warp, 0); }},
+    {"half-warp-orders-no-other-half", [] { weak(Weak::half_warp, 0); }},
+    {"block-orders-no-other-block", [] { weak(Weak::block, 0); }},
+    {"enough-order",
+     [] {
+       for (const Weak kind : {Weak::shuffle, Weak::warp, Weak::half_warp, Weak::block}) {
+         weak(kind, 1);
+       }
+     }},
     {"same-place", [] { same_place(0); }},
     {"same-place-race", [] { same_place(1); }},
     {"shuffle", shuffle},
@@ -456,6 +514,7 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"touch-shared", [] { touch(8, 9, 9); }},
     {"touch-no-shared", [] { touch(8, 0, 0); }},
     {"touch-before-shared", [] { touch(8, -1, 9); }},
+    {"misaligned", misaligned},
     {"recurse",
      [] {
        int depth = 0;

@@ -37,7 +37,16 @@ def tsan() -> Path:
     return build([SELFTEST], "tsan")
 
 
-RIGHT = ["reverse", "warp-reverse", "rotate", "same-place", "shuffle", "no-fault", "multiply"]
+RIGHT = [
+    "reverse",
+    "warp-reverse",
+    "rotate",
+    "same-place",
+    "shuffle",
+    "no-fault",
+    "multiply",
+    "enough-order",
+]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -85,7 +94,8 @@ def test_random_order_depends_on_the_seed_alone(plain: Path) -> None:
 
 RACES = [
     *("reverse-no-barrier", "warp-reverse-no-barrier", "rotate-no-barrier", "same-place-race"),
-    *("multiply-no-barrier-before", "multiply-no-barrier-after"),
+    *("multiply-no-barrier-before", "multiply-no-barrier-after", "shuffle-orders-nothing"),
+    *("warp-orders-no-other-warp", "half-warp-orders-no-other-half", "block-orders-no-other-block"),
 ]
 
 
@@ -115,6 +125,13 @@ def test_out_of_bounds(asan: Path, case: str) -> None:
     assert f"AddressSanitizer: {BOUNDS[case]}" in done.stderr
     assert "_kernel" in done.stderr
     assert "emulator_selftest.cpp" in done.stderr
+
+
+def test_misaligned_vector(asan: Path) -> None:
+    done = run(asan, "misaligned")
+    assert done.returncode == 1
+    assert "emulator_selftest.cpp" in done.stderr
+    assert "misaligned address" in done.stderr
 
 
 def test_stack_is_guarded(plain: Path) -> None:
