@@ -143,6 +143,39 @@ void weak(Weak kind, int enough) {
   REQUIRE(launch(weak_kernel, 2, 64, 0, true, x.data(), y.data(), kind, enough) == cudaSuccess);
 }
 
+// Threads of one block after the other use the same stacks.
+__device__ __noinline__ void count_up(float* numbers) {
+  for (int i = 0; i < 8; ++i) numbers[i] = static_cast<float>(i);
+}
+__global__ void stack_kernel(float* x) {
+  float local[8];
+  count_up(local);
+  x[blockIdx.x * blockDim.x + threadIdx.x] = local[threadIdx.x % 8];
+}
+
+void stacks() {
+  std::vector<float> x(5 * 96);
+  REQUIRE(launch(stack_kernel, 5, 96, 0, false, x.data()) == cudaSuccess);
+  for (int i = 0; i < 5 * 96; ++i) REQUIRE(x[i] == static_cast<float>(i % 96 % 8));
+}
+
+// Loads a tile of which each lane wrote what it happens to get under the emulator, and no barrier
+// stands between.
+__global__ void own_part_kernel(float* x) {
+  namespace wmma = nvcuda::wmma;
+  const int lane = threadIdx.x;
+  for (int i = 0; i < 8; ++i) {
+    x[(lane / 4 + 8 * (i / 4)) * 16 + lane % 4 * 2 + 8 * (i / 2 % 2) + i % 2] = 1;
+  }
+  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+  wmma::load_matrix_sync(sum, x, 16, wmma::mem_row_major);
+}
+
+void own_part() {
+  alignas(32) float x[256];
+  REQUIRE(launch(own_part_kernel, 1, 32, 0, false, x) == cudaSuccess);
+}
+
 // Notes who runs, one after the other, before, between and after two barriers.
 __global__ void order_kernel(int* count, int* log) {
   const int warp = static_cast<int>(blockIdx.x) * 2 + static_cast<int>(threadIdx.x) / warpSize;
@@ -486,6 +519,8 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"rotate-most-fibers", [] { rotate(16, 256, 1); }},
     {"largest", [] { rotate(2 * 132, 1024, 1); }},
     {"order", order},
+    {"load-own-part-without-barrier", own_part},
+    {"stacks", stacks},
     {"shuffle-orders-nothing", [] { weak(Weak::shuffle, 0); }},
     {"warp-orders-no-other-warp", [] { weak(Weak::warp, 0); }},
     {"half-warp-orders-no-other-half", [] { weak(Weak::half_warp, 0); }},

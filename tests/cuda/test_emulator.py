@@ -46,6 +46,7 @@ RIGHT = [
     "no-fault",
     "multiply",
     "enough-order",
+    "stacks",
 ]
 
 
@@ -93,6 +94,7 @@ def test_random_order_depends_on_the_seed_alone(plain: Path) -> None:
 
 
 RACES = [
+    "load-own-part-without-barrier",
     *("reverse-no-barrier", "warp-reverse-no-barrier", "rotate-no-barrier", "same-place-race"),
     *("multiply-no-barrier-before", "multiply-no-barrier-after", "shuffle-orders-nothing"),
     *("warp-orders-no-other-warp", "half-warp-orders-no-other-half", "block-orders-no-other-block"),
