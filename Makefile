@@ -1,6 +1,7 @@
 # `make demo` and `make test` set everything up in .venv; the other targets build on that.
 PYTHON ?= python3
 BIN := .venv/bin
+FORMATTED := csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/cuda/*.cpp tests/cuda/emulator/*.cpp tests/cuda/emulator/*.h
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
 
 .PHONY: demo test lint format bench check-install build clean
@@ -28,13 +29,13 @@ build: .venv/built
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+	$(BIN)/clang-format -i $(FORMATTED)
 
 # A plain, not editable, installation into an environment of its own, used from another folder.
 check-install: build
