@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
 
-.PHONY: demo test lint format bench wheel check-install build clean
+.PHONY: demo test lint format bench docs wheel check-install build clean
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -13,6 +13,10 @@ test: build
 
 bench: build
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+# The API, from the docstrings.
+docs: build
+	$(BIN)/pdoc --docformat google --output-directory build/docs fastrnn
 
 build: .venv/built
 
