@@ -4,7 +4,7 @@ BIN := .venv/bin
 FORMATTED := csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/cuda/*.cpp tests/cuda/emulator/*.cpp tests/cuda/emulator/*.h
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
 
-.PHONY: demo test lint format bench check-install build clean
+.PHONY: demo test lint format bench docs wheel check-install build clean
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -14,6 +14,10 @@ test: build
 
 bench: build
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+# The API, from the docstrings.
+docs: build
+	$(BIN)/pdoc --docformat google --output-directory build/docs fastrnn
 
 build: .venv/built
 
@@ -37,12 +41,25 @@ format: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-# A plain, not editable, installation into an environment of its own, used from another folder.
-check-install: build
+# The source distribution, and the wheel built from it: so it holds every file that a build needs.
+# auditwheel leaves out torch's libraries, which are loaded before fastrnn's.
+wheel: build
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel . > build/wheel.log 2>&1 || (tail -50 build/wheel.log; false)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+	ls -l dist
+
+# The wheel in an environment of its own, used from another folder: with no compiler in reach, then
+# what it holds, and whether it runs without AVX-512. These tests need no package but the ones named.
+INSTALLED_TESTS := test_build.py test_module.py test_packed.py test_cells.py
+check-install: wheel
+	rm -rf build/install
 	$(PYTHON) -m venv build/install
-	build/install/bin/pip install -q -r requirements-dev.txt
-	build/install/bin/pip install -q --no-build-isolation --force-reinstall --no-deps .
-	cd build/install && bin/python -c "import fastrnn, torch; print(fastrnn.__version__, fastrnn.build_info()); print(fastrnn.LSTM(5, 8)(torch.ones(10, 1, 5))[0].shape)"
+	build/install/bin/pip install -q $$(grep '^torch==' requirements-dev.txt) dist/*.whl pytest hypothesis numpy
+	cp -r setup.py tests build/install
+	cd build/install/tests && env -i PATH="$$PWD/../bin" ../bin/python -m pytest -q -p no:cacheprovider $(INSTALLED_TESTS)
+	cd build/install/tests && ../bin/python -m pytest -q -p no:cacheprovider test_binary.py
 
 clean:
-	rm -rf .venv build *.egg-info fastrnn/*.so
+	rm -rf .venv build dist *.egg-info fastrnn/*.so

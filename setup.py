@@ -43,12 +43,22 @@ OPS = [
     *("run_backward", "run_forward"),
 ]
 
-COMMON_FLAGS = ["-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"]
+# Messages name the source that they come from: as torch/include/... and csrc/..., not by where
+# these lie on the machine that builds.
+FOLDERS = [f"{ROOT.resolve()}/", f"{Path(torch.__file__).resolve().parents[1]}/"]
+COMMON_FLAGS = [
+    *("-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
+    *(f"-ffile-prefix-map={folder}=" for folder in FOLDERS),
+]
 # No contraction: every multiply-add is written as one, so that all instruction sets that have it
 # give the same bits.
 KERNEL_FLAGS = ["-std=c++17", *COMMON_FLAGS, "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"]
 # torch's thread pool is OpenMP, behind inline functions; the runtime is the one that torch loads.
 OPS_FLAGS = [*COMMON_FLAGS, "-fopenmp", "-Wno-unused-parameter"]
+
+
+# What a build runs with: torch's C++ ABI is the same within a minor release only.
+TORCH_RELEASE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
 
 
 class BuildKernels(BuildExtension):
@@ -73,6 +83,7 @@ class BuildKernels(BuildExtension):
 
 setup(
     version=VERSION,
+    install_requires=[f"torch=={TORCH_RELEASE}.*"],
     ext_modules=[
         Extension(
             "fastrnn._build_info",

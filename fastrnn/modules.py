@@ -107,6 +107,7 @@ class RNN(_Recurrent):
     _torch_class = nn.RNN
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the arguments of torch.nn.RNN."""
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         if len(args) > 3:
@@ -191,6 +192,7 @@ class LSTM(_Recurrent):
     permute_hidden: Any = nn.LSTM.permute_hidden
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes the arguments of torch.nn.LSTM."""
         super().__init__("LSTM", *args, **kwargs)
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # noqa: A002

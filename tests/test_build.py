@@ -39,7 +39,8 @@ def test_metadata() -> None:
     package = metadata.metadata("fastrnn")
     assert package["Version"] == fastrnn.__version__
     requirements = metadata.requires("fastrnn")
-    assert "torch>=2.10" in requirements
+    release = ".".join(fastrnn.build_info()["torch"].split("+")[0].split(".")[:2])
+    assert f"torch=={release}.*" in requirements
     for name in ("scikit-learn", "matplotlib", "tqdm"):
         assert any(r.startswith(name) and "extra == " in r and "demo" in r for r in requirements)
 

@@ -8,9 +8,10 @@ import pytest
 from helpers import run_python
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [
     pytest.param(code, id=f"{page.stem}-{number}")
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for page in PAGES
     for number, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
 ]
 
@@ -30,3 +31,20 @@ def test_torchrun_example() -> None:
     process = run_python(*arguments, str(ROOT / "examples" / "ddp.py"), OMP_NUM_THREADS="1")
     assert process.returncode == 0, process.stderr
     assert re.search(r"step 15: loss \d", process.stdout)
+
+
+def test_streaming_example() -> None:
+    process = run_python(str(ROOT / "examples" / "streaming.py"), "--frames", "20")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert sum(line.startswith(("RNN", "LSTM")) for line in lines) == 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    names = re.findall(r"`((?:csrc|fastrnn|tests|benchmarks|docs|examples)/[\w./]+\.\w+)`", text)
+    missing = [link for link in links if not (page.parent / link).exists()]
+    missing += [name for name in names if "NAME" not in name and not (ROOT / name).exists()]
+    assert not missing
