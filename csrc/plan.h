@@ -58,7 +58,7 @@ Assignment<C> assign(const Plan& plan, const Stack& stack, int member, int64_t p
   share.row_end = ends[row_part];
   share.panel_begin = panels * unit_part / plan.unit_parts;
   share.panel_end = panels * (unit_part + 1) / plan.unit_parts;
-  if (plan.unit_parts > 1 && stack.steps > 1) {
+  if (plan.unit_parts > 1) {
     share.sync = GroupBarrier::wait;
     share.barrier = &group_barriers[group];
   }
