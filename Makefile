@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
+FORMATTED := $(foreach folder,csrc csrc/cpu tests/sanitize,$(folder)/*.cpp $(folder)/*.h)
 
-.PHONY: demo test lint format bench check-install build clean
+.PHONY: demo test lint format bench sanitize check-install build clean
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -13,6 +14,10 @@ test: build
 
 bench: build
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+# The CPU kernels under sanitizers, in programs of their own: see tests/sanitize/sanitize.py.
+sanitize: build
+	$(BIN)/python tests/sanitize/sanitize.py $(SANITIZE_FLAGS)
 
 build: .venv/built
 
@@ -28,13 +33,13 @@ build: .venv/built
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h
+	$(BIN)/clang-format -i $(FORMATTED)
 
 # A plain, not editable, installation into an environment of its own, used from another folder.
 check-install: build
