@@ -27,7 +27,7 @@ build: .venv/built
 	touch $@
 
 .venv/built: .venv/ready $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e '.[demo,test,benchmark]'
+	$(BIN)/pip install -q --no-build-isolation -e '.[demo,test,bench]'
 	touch $@
 
 lint: build

@@ -1,18 +1,15 @@
-"""One measurement: build, check, time, count."""
+"""One measurement of a grid's cell: what it takes, and what that is in operations a second."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
-from cells import Cell
-from check import mismatches
-from implementations import IMPLEMENTATIONS, REFERENCE, SUBJECT, Step, make_workload
+from fastrnn.bench import measure as bench
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.timing import Spread
+from fastrnn.bench.work import SUBJECT
+from implementations import IMPLEMENTATIONS
 from peak import Peak
-from timing import Spread, alternate, ratio
-
-MODES = ("inference", "training")
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,6 @@ class Record:
     share: float = 0.0
 
 
-def _build_and_check(cell: Cell, mode: str) -> dict[str, Step]:
-    """Steps of all implementations that do this cell, once each agrees with the reference.
-
-    Raises:
-        ArithmeticError: an implementation's results are not the reference's.
-    """
-    work = make_workload(cell, mode)
-    built = {name: build(work) for name, build in IMPLEMENTATIONS.items()}
-    steps = {name: step for name, step in built.items() if step is not None}
-    expected = steps[REFERENCE].results()
-    for name, step in steps.items():
-        if name != REFERENCE and (wrong := mismatches(step.results(), expected)):
-            raise ArithmeticError(f"{name}: {'; '.join(wrong)}")
-    return steps
-
-
 def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> Record:
     """Checks and times one cell.
 
@@ -71,24 +52,23 @@ def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> 
         The figures; or, where an implementation raises or is wrong, a record that says so, so
         that one bad cell does not cost the rest of a long run.
     """
-    torch.set_num_threads(threads)
     try:
-        with torch.inference_mode(mode == "inference"):
-            steps = _build_and_check(cell, mode)
-            runs = {name: step.run for name, step in steps.items()}
-            several_pools = threads > 1 and any(step.own_threads for step in steps.values())
-            times = alternate(runs, threads, seconds, several_pools)
+        found = bench.measure(cell, mode, threads, seconds, IMPLEMENTATIONS)
     except Exception as error:
-        return Record(cell.id, mode, threads, problem=f"{type(error).__name__}: {error}")
-    spreads = {name: Spread.of(values) for name, values in times.items()}
-    gflops = {name: cell.flops(mode) / spread.median / 1e9 for name, spread in spreads.items()}
+        return Record(cell.id, mode, threads, problem=bench.describe(error))
+    if found.problems:
+        problem = "; ".join(f"{name}: {text}" for name, text in found.problems.items())
+        return Record(cell.id, mode, threads, problem=problem)
+    gflops = {
+        name: cell.flops(mode) / spread.median / 1e9 for name, spread in found.seconds.items()
+    }
     return Record(
         cell.id,
         mode,
         threads,
-        rounds=len(times[SUBJECT]),
-        seconds=spreads,
-        ratios={n: ratio(t, times[SUBJECT]) for n, t in times.items() if n != SUBJECT},
+        rounds=found.rounds,
+        seconds=found.seconds,
+        ratios=found.ratios,
         gflops=gflops,
         share=gflops[SUBJECT] / (peak.of(cell.dtype) * threads),
     )

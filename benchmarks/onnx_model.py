@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from cells import Cell
+from fastrnn.bench.cells import Cell
 
 _OPSET, _IR_VERSION = 17, 9
 _GATES = (0, 3, 1, 2)  # ONNX's order i, o, f, c, from torch's i, f, g, o

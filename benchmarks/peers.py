@@ -8,15 +8,17 @@ input, and neither allocates an output, where torch.nn and fastrnn do.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnxruntime
 import openvino
 import torch
-from onnxruntime import OrtValue
+from onnxruntime import InferenceSession, OrtValue
 from torch import Tensor
 
-from cells import Cell
-from implementations import Build, Step, Workload
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.work import Build, Step, Workload
 from onnx_model import make_model
 
 
@@ -50,6 +52,14 @@ def _results(cell: Cell, outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return results
 
 
+def _make_session(work: Workload) -> InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    model = make_model(work.cell, work.state).SerializeToString()
+    return InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def build_with_onnxruntime(work: Workload) -> Step | None:
     """A step through an InferenceSession with bound inputs and outputs.
 
@@ -57,11 +67,7 @@ def build_with_onnxruntime(work: Workload) -> Step | None:
     """
     if not _does(work):
         return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    model = make_model(work.cell, work.state).SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = _make_session(work)
     binding = session.io_binding()
     for name, value in _inputs(work).items():
         binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value.numpy()))
@@ -105,6 +111,43 @@ def build_with_openvino(work: Workload) -> Step | None:
         run()
         names = [port.any_name for port in request.model_outputs]
         return _results(work.cell, {name: request.get_tensor(name).data for name in names})
+
+    return Step(run, results, own_threads=True)
+
+
+def step_with_onnxruntime(work: Workload) -> Step:
+    """A stepper for latency.py: the states swap places from one call to the next, uncopied."""
+    session = _make_session(work)
+    *states, output = session.get_outputs()
+    y = OrtValue.ortvalue_from_shape_and_type(output.shape, np.float32)
+    given = _inputs(work)
+    x = OrtValue.ortvalue_from_numpy(given.pop("x").numpy())
+    pairs = [
+        [OrtValue.ortvalue_from_numpy(state.numpy().copy()) for _ in range(2)]
+        for state in given.values()
+    ]
+    bindings = []
+    for turn in range(2):
+        binding = session.io_binding()
+        binding.bind_ortvalue_input("x", x)
+        binding.bind_ortvalue_output(output.name, y)
+        for name, port, pair in zip(given, states, pairs, strict=True):
+            binding.bind_ortvalue_input(name, pair[turn])
+            binding.bind_ortvalue_output(port.name, pair[1 - turn])
+        bindings.append(binding)
+    turns = itertools.cycle(bindings)
+    last = bindings[0]
+
+    def run() -> None:
+        nonlocal last
+        last = next(turns)
+        session.run_with_iobinding(last)
+
+    def results() -> dict[str, Tensor]:
+        run()
+        names = [output.name, *(port.name for port in states)]  # as they were bound
+        values = [value.numpy() for value in last.get_outputs()]
+        return _results(work.cell, dict(zip(names, values, strict=True)))
 
     return Step(run, results, own_threads=True)
 

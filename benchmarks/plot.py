@@ -16,8 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from implementations import REFERENCE, SUBJECT
-from measure import MODES, Record
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.work import REFERENCE, SUBJECT
+from measure import Record
 from report import geomean, load, ratio_summary
 
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")

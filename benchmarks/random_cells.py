@@ -7,7 +7,8 @@ import random
 
 import torch
 
-from cells import GRID, Cell
+from fastrnn.bench.cells import Cell
+from grid import GRID
 
 # What a call may cost: a training step of torch.nn then takes some tenths of a second.
 _BUDGET = 8e9
@@ -45,7 +46,9 @@ def _draw_id(rng: random.Random) -> str:
         parts.append(f"packed{rng.randint(55, 95)}")
     parts += ["batchfirst"] * (rng.random() < 0.15) + ["hx"] * (rng.random() < 0.3)
     if rng.random() < 0.25:
-        parts.append(rng.choice(["f64", "bf16", "f16"]))
+        # No 16-bit relu: values that round to either side of 0 turn a gradient on or off, and two
+        # right results differ by more than fastrnn.bench.check allows.
+        parts.append(rng.choice(["f64"] if kind == "rnn-relu" else ["f64", "bf16", "f16"]))
     return "-".join(parts)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
@@ -14,21 +12,19 @@ from typing import Any
 
 import torch
 
-from cells import Cell
-from implementations import REFERENCE, SUBJECT
-from measure import MODES, Record
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.report import us
+from fastrnn.bench.timing import Spread
+from fastrnn.bench.work import REFERENCE, SUBJECT
+from measure import Record
 from peak import Peak
-from timing import Spread
 
 
 def geomean(values: Iterable[float]) -> float:
     """Geometric mean; NaN of nothing."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs)) if logs else math.nan
-
-
-def _us(seconds: float) -> str:
-    return f"{seconds * 1e6:,.{1 if seconds < 1e-3 else 0}f}"
 
 
 def header(implementations: list[str]) -> str:
@@ -45,7 +41,7 @@ def row(record: Record, implementations: list[str]) -> str:
     if record.problem:
         return f"{line}  {record.problem}"
     for name in implementations:
-        line += f"{_us(record.seconds[name].median) if name in record.seconds else '-':>16}"
+        line += f"{us(record.seconds[name].median) if name in record.seconds else '-':>16}"
     for name in implementations:
         if name == SUBJECT:
             continue
@@ -168,22 +164,6 @@ def summary(records: list[Record]) -> str:
         lines = [f"{r.cell} {r.mode} {r.threads}: {r.problem}" for r in problems]
         parts.append([f"{len(problems)} without a figure", *lines])
     return "\n\n".join("\n".join(part) for part in parts if part)
-
-
-def machine() -> dict[str, Any]:
-    """The processor and the software under a run, and how busy the machine was."""
-    model = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
 
 
 def save(

@@ -1,14 +1,15 @@
-"""Times fastrnn against torch.nn over the grid of cells.py. See README.md beside this file."""
+"""Times fastrnn against torch.nn over the grid of grid.py. See README.md beside this file."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
-import re
 import shlex
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ import torch
 from tqdm import tqdm
 
 import fastrnn
-from cells import Cell, select
-from implementations import IMPLEMENTATIONS, SUBJECT
-from measure import MODES, Record, measure
+import guard
+import trees
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.work import SUBJECT
+from implementations import IMPLEMENTATIONS
+from measure import Record, measure
 from peak import Peak, measure_peak
 from plot import draw
-from random_cells import draw_cells
-from report import header, machine, row, save, summary
+from report import header, row, save, summary
+from selection import add_options, choose_cells, choose_modes
 
 
 def _thread_counts(text: str) -> list[int]:
@@ -32,58 +37,29 @@ def _thread_counts(text: str) -> list[int]:
     return counts
 
 
-def _cell(text: str) -> Cell:
-    try:
-        return Cell.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
-    return text
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks/run.py",
         description="Time fastrnn against torch.nn, alternately, in one process.",
     )
+    add_options(parser)
     add = parser.add_argument
-    add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
-    add(
-        "--cell", type=_cell, action="append", metavar="ID", help="only this id, in the grid or not"
-    )
-    add("--mode", choices=(*MODES, "both"), default="both")
     add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
-    add("--quick", action="store_true", help="a small part of the grid, and less time a cell")
+    add("--base", metavar="REV", help="compare with fastrnn at this commit instead of torch.nn")
     add("--list", action="store_true", help="print the ids and stop")
-    add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
-    add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     add("--seconds-per-cell", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
     add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
     arguments = parser.parse_args(argv)
+    if arguments.base and arguments.peers:
+        parser.error("--base compares fastrnn with itself, --peers with others: one at a time")
     if arguments.threads is None:
         arguments.threads = [1] if os.cpu_count() == 1 else [1, 2]
     if arguments.seconds_per_cell is None:
         arguments.seconds_per_cell = 0.4 if arguments.quick else 1.2
     return arguments
-
-
-def choose_cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells named, drawn at random, or of the grid."""
-    if arguments.cell:
-        return arguments.cell
-    if arguments.random is not None:
-        drawn = draw_cells(arguments.random, arguments.seed)
-        return [cell for cell in drawn if re.search(arguments.filter, cell.id)]
-    return select(arguments.filter, arguments.quick)
 
 
 def add_peers() -> dict[str, str]:
@@ -105,7 +81,7 @@ def find_peak(given: float | None) -> Peak:
 
 def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
     """Measures every cell, showing each as it comes. An interrupt keeps what is there."""
-    modes = MODES if arguments.mode == "both" else (arguments.mode,)
+    modes = choose_modes(arguments)
     # Threads outermost: the pool is resized only once for each count.
     jobs = [(c, mode, threads) for threads in arguments.threads for mode in modes for c in cells]
     records: list[Record] = []
@@ -123,11 +99,38 @@ def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) ->
     return records
 
 
+def compare_with_base(cells: list[Cell], arguments: argparse.Namespace, command: str) -> int:
+    """Compares with the commit --base; writes guard.json.
+
+    Returns:
+        1 if some cell lost beyond noise or has no figure, 2 if the commit cannot be built, else 0.
+    """
+    try:
+        tree = trees.prepare(arguments.base)
+    except trees.TreeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    modes = choose_modes(arguments)
+    jobs = [(cell.id, mode, n) for n in arguments.threads for mode in modes for cell in cells]
+    found = guard.compare_all(jobs, tree, arguments.seconds_per_cell)
+    print(f"\n{guard.summary(found)}")
+    content = {
+        "command": command,
+        "machine": machine(),
+        "torch": torch.__version__,
+        "base": tree.name,
+        "cells": [asdict(one) for one in found],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "guard.json").write_text(json.dumps(content, indent=1) + "\n")
+    return int(not guard.passes(found))
+
+
 def main() -> int:
     """Runs the benchmark.
 
     Returns:
-        1 if some cell has no figure (wrong results, or an exception), else 0.
+        1 if some cell has no figure (wrong results, or an exception), or lost to --base; else 0.
     """
     arguments = parse_arguments()
     cells = choose_cells(arguments)
@@ -137,11 +140,14 @@ def main() -> int:
     if not cells:
         print(f"no cell matches {arguments.filter!r}; --list shows all", file=sys.stderr)
         return 2
+    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
+    if arguments.base:
+        return compare_with_base(cells, arguments, command)
     about: dict[str, Any] = {"machine": machine(), "build_info": fastrnn.build_info()}
     if arguments.peers:
         about["peers"] = add_peers()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
     # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     peak = find_peak(arguments.peak_gflops)
@@ -151,7 +157,6 @@ def main() -> int:
     records = measure_all(cells, arguments, peak)
     print(f"\n{summary(records)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
     save(arguments.out / "results.json", records, peak, command, about)
     for name in IMPLEMENTATIONS:
         if name != SUBJECT:

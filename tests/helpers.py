@@ -217,11 +217,19 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], factor: 
 
 
 def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Asserts that two runs agree bit for bit."""
+    """Asserts that two runs agree bit for bit, so not where one has 0 and one -0."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
-        torch.testing.assert_close(
-            actual[name], want, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}"
+        got = actual[name]
+        assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+        bits, bits_wanted = (
+            t.contiguous().view(integers[want.dtype.itemsize]) for t in (got, want)
+        )
+        differ = bits != bits_wanted
+        assert not differ.any(), (
+            f"{name}: {int(differ.sum())} of {differ.numel()} values differ, the first at "
+            f"{differ.nonzero()[0].tolist()}: {got[differ][0].item()!r}, {want[differ][0].item()!r}"
         )
 
 

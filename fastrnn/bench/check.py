@@ -18,6 +18,13 @@ TOLERANCE: dict[torch.dtype, float] = {
 }
 
 
+def tolerance(reference: Tensor) -> float:
+    """Largest difference allowed from a tensor."""
+    if reference.is_cuda and reference.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        return TOLERANCE[torch.float16]  # TF32 keeps as many bits in its products
+    return TOLERANCE[reference.dtype]
+
+
 def difference(actual: Tensor, expected: Tensor) -> float:
     """Largest difference over the largest expected magnitude; infinite where a NaN is."""
     actual, expected = actual.double(), expected.double()
@@ -35,6 +42,6 @@ def mismatches(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> list[s
         elif actual[name].shape != reference.shape:
             shapes = f"{tuple(actual[name].shape)}, not {tuple(reference.shape)}"
             found.append(f"{name} has shape {shapes}")
-        elif (error := difference(actual[name], reference)) > TOLERANCE[reference.dtype]:
+        elif (error := difference(actual[name], reference)) > tolerance(reference):
             found.append(f"{name} differs by {error:.1e} of its largest value")
     return found

@@ -1,0 +1,160 @@
+"""Latency of one step at a time with the state carried on, as a distribution. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fastrnn
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.check import mismatches
+from fastrnn.bench.machine import machine
+from fastrnn.bench.timing import settle
+from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
+
+SIZES = (64, 256, 1024)
+QUANTILES = (0.5, 0.9, 0.99)
+_BLOCK = 200  # calls of one implementation before the next has its turn
+_WARM_UPS = 20  # at the start of a block, not counted
+
+# Each call of a stepper's run goes on from the state that the last one left.
+STEPPERS: dict[str, Build] = {
+    REFERENCE: lambda work: step_module(nn, work),
+    SUBJECT: lambda work: step_module(fastrnn, work),
+}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Seconds of a step at each of QUANTILES, by implementation."""
+
+    cell: str
+    calls: int
+    seconds: dict[str, tuple[float, ...]]
+
+
+def step_module(library: ModuleType, work: Workload) -> Step:
+    """A stepper through `library.RNN` or `library.LSTM`."""
+    module = make_module(library, work)
+    x, output, state = work.x, None, work.hx
+
+    def run() -> None:
+        nonlocal output, state
+        output, state = module(x, state)
+
+    def results() -> dict[str, Tensor]:
+        run()
+        states = state if isinstance(state, tuple) else (state,)
+        return {"output": output, **dict(zip(("h_n", "c_n"), states, strict=False))}
+
+    return Step(run, results)
+
+
+def build_and_check(work: Workload) -> dict[str, Callable[[], Any]]:
+    """What to call for a step, by implementation, once all agree on the fourth.
+
+    Raises:
+        ArithmeticError: an implementation's results are not the reference's.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    runs = {}
+    for name, build in STEPPERS.items():
+        step = build(work)
+        assert step is not None
+        for _ in range(3):
+            step.run()
+        found[name] = step.results()
+        if wrong := mismatches(found[name], found[REFERENCE]):
+            raise ArithmeticError(f"{work.cell.id} {name}: {'; '.join(wrong)}")
+        runs[name] = step.run
+    return runs
+
+
+def measure(cell: Cell, seconds: float) -> Distribution:
+    """Times single steps, in blocks of each implementation in turn."""
+    times: dict[str, list[int]] = {name: [] for name in STEPPERS}
+    with torch.inference_mode():
+        runs = build_and_check(make_workload(cell, "inference"))
+        deadline = time.perf_counter() + seconds
+        gc.disable()
+        while time.perf_counter() < deadline:
+            for name, step in runs.items():
+                settle()
+                for _ in range(_WARM_UPS):
+                    step()
+                for _ in range(_BLOCK):
+                    start = time.perf_counter_ns()
+                    step()
+                    times[name].append(time.perf_counter_ns() - start)
+        gc.enable()
+    quantiles = {name: np.quantile(values, QUANTILES) / 1e9 for name, values in times.items()}
+    seconds_at = {name: tuple(map(float, values)) for name, values in quantiles.items()}
+    return Distribution(cell.id, len(times[SUBJECT]), seconds_at)
+
+
+def table(found: list[Distribution]) -> str:
+    """Microseconds at each quantile, and the ratio to fastrnn's, an implementation a line."""
+    quantiles = "".join(f"{f'p{100 * q:g} us':>10}" for q in QUANTILES)
+    ratios = "".join(f"{f'p{100 * q:g}':>7}" for q in QUANTILES)
+    lines = [f"{'cell':<26}{'implementation':<16}{quantiles}   over {SUBJECT}'s{ratios}"]
+    for one in found:
+        for name, seconds in one.seconds.items():
+            times = "".join(f"{value * 1e6:>10.1f}" for value in seconds)
+            over = "".join(
+                f"{value / base:>7.2f}"
+                for value, base in zip(seconds, one.seconds[SUBJECT], strict=True)
+            )
+            lines.append(f"{one.cell:<26}{name:<16}{times}   {'':<14}{over}")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/latency.py", description="Latency of single steps, batch 1."
+    )
+    add = parser.add_argument
+    add("--threads", type=int, default=1, help="default 1")
+    add("--peers", action="store_true", help="ONNX Runtime too")
+    add("--seconds-per-cell", type=float, default=4.0, metavar="S", help="default 4")
+    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints; writes latency.json."""
+    arguments = parse_arguments()
+    if arguments.peers:
+        from peers import step_with_onnxruntime
+
+        STEPPERS["onnxruntime"] = step_with_onnxruntime
+    torch.set_num_threads(arguments.threads)
+    ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]
+    found = [measure(Cell.parse(text), arguments.seconds_per_cell) for text in ids]
+    print(table(found))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": shlex.join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "quantiles": QUANTILES,
+        "cells": [asdict(one) for one in found],
+    }
+    (arguments.out / "latency.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

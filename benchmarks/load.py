@@ -1,0 +1,166 @@
+"""Throughput where cores are wanted by others, fastrnn against torch.nn. See README.md.
+
+busy: every core also runs another process that never rests.
+callers: eight Python threads call at once, each with two intra-op threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.measure import MODES
+from fastrnn.bench.timing import Spread, ratio
+from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
+from implementations import IMPLEMENTATIONS
+from report import geomean
+
+CELLS = tuple(
+    f"{kind}-{shape}"
+    for kind in ("rnn", "lstm")
+    for shape in ("B1-T100-I64-H64", "B1-T50-I256-H256", "B8-T50-I128-H128", "B32-T20-I128-H128")
+)
+CALLERS = {"busy": 1, "callers": 8}  # Python threads that call, by scenario
+INTRA_OP_THREADS = 2
+_ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Calls a second of all callers together, by implementation, and fastrnn's over torch's."""
+
+    scenario: str
+    cell: str
+    mode: str
+    calls_per_second: dict[str, float]
+    ratio: Spread
+
+
+@contextmanager
+def every_core_busy() -> Iterator[None]:
+    """Keeps each core busy with a process of its own."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _count_calls(runs: list[Callable[[], Any]], inference: bool, seconds: float) -> float:
+    """Calls a second of all runs, each called over and over by a Python thread of its own."""
+    ready = threading.Barrier(len(runs) + 1)
+    deadline = 0.0
+    calls: list[int] = []
+
+    def call(run: Callable[[], Any]) -> None:
+        torch.set_num_threads(INTRA_OP_THREADS)
+        with torch.inference_mode(inference):
+            run()
+            ready.wait()
+            ready.wait()
+            count = 0
+            while time.perf_counter() < deadline:
+                run()
+                count += 1
+        calls.append(count)
+
+    threads = [threading.Thread(target=call, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    start = time.perf_counter()
+    deadline = start + seconds
+    ready.wait()
+    for thread in threads:
+        thread.join()
+    return sum(calls) / (time.perf_counter() - start)
+
+
+def measure(scenario: str, cell: Cell, mode: str, seconds: float) -> Throughput:
+    """Counts calls of each implementation in alternating rounds."""
+    inference = mode == "inference"
+    with torch.inference_mode(inference):
+        work = make_workload(cell, mode)
+        runs = {
+            name: [step.run for _ in range(CALLERS[scenario]) if (step := build(work))]
+            for name, build in IMPLEMENTATIONS.items()
+        }
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    slice_seconds = seconds / (_ROUNDS * len(runs))
+    with every_core_busy() if scenario == "busy" else nullcontext():
+        for index in range(_ROUNDS):
+            for name in list(runs) if index % 2 == 0 else list(runs)[::-1]:
+                rates[name].append(_count_calls(runs[name], inference, slice_seconds))
+    medians = {name: Spread.of(values).median for name, values in rates.items()}
+    gain = ratio(rates[SUBJECT], rates[REFERENCE])
+    return Throughput(scenario, cell.id, mode, medians, gain)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/load.py", description="Throughput on a machine without an idle core."
+    )
+    add = parser.add_argument
+    add("--cell", action="append", type=Cell.parse, metavar="ID", help="only this id")
+    add("--scenario", choices=tuple(CALLERS), action="append", help="default both")
+    add("--seconds-per-cell", type=float, default=5.0, metavar="S", help="default 5")
+    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints; writes load.json."""
+    arguments = parse_arguments()
+    torch.set_num_threads(INTRA_OP_THREADS)
+    cells = arguments.cell or [Cell.parse(text) for text in CELLS]
+    found: list[Throughput] = []
+    columns = "".join(f"{f'{name}/s':>12}" for name in IMPLEMENTATIONS)
+    print(f"{'scenario':<10}{'cell':<26}{'mode':<10}{columns}{'ratio':>8}  q1..q3")
+    for scenario in arguments.scenario or CALLERS:
+        for mode in MODES:
+            for cell in cells:
+                one = measure(scenario, cell, mode, arguments.seconds_per_cell)
+                found.append(one)
+                rates = "".join(f"{rate:>12,.0f}" for rate in one.calls_per_second.values())
+                print(
+                    f"{scenario:<10}{cell.id:<26}{mode:<10}{rates}{one.ratio.median:>8.2f}"
+                    f"  {one.ratio.q1:.2f}..{one.ratio.q3:.2f}",
+                    flush=True,
+                )
+    worst = min(found, key=lambda one: one.ratio.median)
+    print(
+        f"\ncalls a second, {SUBJECT} over {REFERENCE}: geomean "
+        f"{geomean(one.ratio.median for one in found):.2f}, worst {worst.ratio.median:.2f} "
+        f"({worst.scenario} {worst.cell} {worst.mode})"
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": shlex.join(["python", "benchmarks/load.py", *sys.argv[1:]]),
+        "machine": machine(),
+        "torch": torch.__version__,
+        "throughputs": [asdict(one) for one in found],
+    }
+    (arguments.out / "load.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

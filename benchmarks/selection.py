@@ -1,0 +1,54 @@
+"""Which cells a run is about: the options that the runners share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.measure import MODES
+from grid import select
+from random_cells import draw_cells
+
+
+def _cell(text: str) -> Cell:
+    try:
+        return Cell.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"not a regular expression: {error}") from error
+    return text
+
+
+def add_options(parser: argparse.ArgumentParser, mode: str = "both") -> None:
+    """Adds the options that choose cells, and --mode with a default."""
+    add = parser.add_argument
+    add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
+    add(
+        "--cell", type=_cell, action="append", metavar="ID", help="only this id, in the grid or not"
+    )
+    add("--quick", action="store_true", help="a small part of the grid")
+    add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
+    add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
+    add("--mode", choices=(*MODES, "both"), default=mode, help=f"default {mode}")
+
+
+def choose_cells(arguments: argparse.Namespace) -> list[Cell]:
+    """The cells named, drawn at random, or of the grid."""
+    if arguments.cell:
+        return arguments.cell
+    if arguments.random is not None:
+        drawn = draw_cells(arguments.random, arguments.seed)
+        return [cell for cell in drawn if re.search(arguments.filter, cell.id)]
+    return select(arguments.filter, arguments.quick)
+
+
+def choose_modes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The modes asked for."""
+    return MODES if arguments.mode == "both" else (arguments.mode,)

@@ -1,0 +1,179 @@
+"""Times a shape of your own: fastrnn, torch.nn, and torch.nn under torch.compile, in turn."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastrnn
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.machine import machine
+from fastrnn.bench.measure import MODES, Measurement, measure
+from fastrnn.bench.report import as_json, draw, sentence, table
+from fastrnn.bench.work import MODULES, SUBJECT, Build, Step, Workload, build_compiled
+
+KINDS = {"lstm": "lstm", "rnn_tanh": "rnn", "rnn_relu": "rnn-relu"}  # as cell ids have them
+DTYPES = ("f32", "f64", "bf16", "f16")
+COMPILED = "torch.compile"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def _thread_counts(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return seconds
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with status 2 and a message where it is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m fastrnn.bench", description=__doc__)
+    add = parser.add_argument
+    add("--kind", choices=tuple(KINDS), default="lstm", help="default lstm")
+    for name, default in (("batch", 1), ("seq", 100), ("input", 64), ("hidden", 64), ("layers", 1)):
+        add(f"--{name}", type=_positive, default=default, metavar="N", help=f"default {default}")
+    add("--bidirectional", action="store_true")
+    add("--dtype", choices=DTYPES, default="f32", help="default f32")
+    add("--mode", choices=MODES, default="inference", help="default inference")
+    add("--threads", type=_thread_counts, metavar="1,2", help="default: as many as torch has set")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each count; default 3")
+    limit = "seconds that torch.compile may take; default 60"
+    add("--compile-limit", type=_seconds, default=60.0, metavar="S", help=limit)
+    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--json", type=_file, metavar="FILE", help="write the figures")
+    add("--plot", type=_file, metavar="FILE", help="draw them (needs matplotlib)")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    if arguments.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'fastrnn[bench]'")
+    if arguments.threads is None:
+        arguments.threads = [torch.get_num_threads()]
+    return arguments
+
+
+def make_cell(arguments: argparse.Namespace) -> Cell:
+    """The shape that was asked for."""
+    text = f"{KINDS[arguments.kind]}-B{arguments.batch}-T{arguments.seq}"
+    text += f"-I{arguments.input}-H{arguments.hidden}"
+    text += f"-L{arguments.layers}" * (arguments.layers > 1) + "-bi" * arguments.bidirectional
+    return Cell.parse(text + f"-{arguments.dtype}" * (arguments.dtype != "f32"))
+
+
+def choose_builds(arguments: argparse.Namespace) -> dict[str, Build]:
+    """What is timed; fastrnn last, under the ones that it is held against."""
+    builds = {name: build for name, build in MODULES.items() if name != SUBJECT}
+    limit: float = arguments.compile_limit
+
+    def build(work: Workload) -> Step:
+        print(f"compiling torch.nn's module, for {limit:g} s at most", file=sys.stderr)
+        return build_compiled(work, limit)
+
+    if not arguments.no_compile:
+        builds[COMPILED] = build
+    return builds | {SUBJECT: MODULES[SUBJECT]}
+
+
+def choose_progress() -> Callable[[Iterable[int]], Iterable[int]]:
+    """A bar over the rounds where tqdm is installed, else nothing."""
+    if find_spec("tqdm") is None:
+        return iter
+    from tqdm import tqdm
+
+    return partial(tqdm, unit="round", leave=False)
+
+
+def describe(arguments: argparse.Namespace) -> str:
+    """The shape in words."""
+    words = f"{arguments.kind}, batch {arguments.batch}, {arguments.seq} steps, "
+    words += f"input {arguments.input}, hidden {arguments.hidden}"
+    words += f", {arguments.layers} layers" * (arguments.layers > 1)
+    words += ", bidirectional" * arguments.bidirectional
+    return f"{words}, {arguments.dtype}, {arguments.mode} on {arguments.device}"
+
+
+def _where(arguments: argparse.Namespace, found: Measurement) -> str:
+    if arguments.device != "cpu":
+        return "on this device"
+    return f"on {found.threads} thread{'s' * (found.threads > 1)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints, and writes what was asked for.
+
+    Returns:
+        1 if fastrnn or torch.nn has no figure, else 0.
+    """
+    arguments = parse_arguments(argv)
+    cell, builds = make_cell(arguments), choose_builds(arguments)
+    about: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "fastrnn.bench", *(argv or sys.argv[1:])]),
+        "shape": {
+            **{k: getattr(arguments, k) for k in ("kind", "batch", "seq", "input", "hidden")},
+            **{k: getattr(arguments, k) for k in ("layers", "bidirectional", "dtype")},
+        },
+        "mode": arguments.mode,
+        "device": arguments.device,
+        "machine": machine(),
+        "torch": str(torch.__version__),
+        "build_info": fastrnn.build_info(),
+    }
+    if arguments.device == "cuda":
+        about["machine"]["cuda_device"] = torch.cuda.get_device_name()
+    on = about["machine"].get("cuda_device", about["machine"]["processor"])
+    print(f"{describe(arguments)}\n{on}, torch {torch.__version__}, fastrnn {fastrnn.__version__}")
+
+    measurements: list[Measurement] = []
+    for threads in arguments.threads:
+        found = measure(
+            cell,
+            arguments.mode,
+            threads,
+            arguments.seconds,
+            builds,
+            arguments.device,
+            choose_progress(),
+        )
+        measurements.append(found)
+    sentences = [sentence(found.ratios, _where(arguments, found)) for found in measurements]
+    print(f"\n{table(measurements, list(builds))}\n")
+    print(*sentences, sep="\n")
+    if arguments.json:
+        content = as_json(about, measurements, sentences)
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.plot:
+        draw(arguments.plot, measurements, list(builds), describe(arguments))
+    return int(not all(found.ratios for found in measurements))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

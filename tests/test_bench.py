@@ -1,0 +1,162 @@
+"""`python -m fastrnn.bench` times a shape, says what to expect, and refuses what makes no sense."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastrnn.bench.__main__ import main
+from fastrnn.bench.report import sentence, verdict
+from fastrnn.bench.timing import Spread, cuda_timer
+from fastrnn.bench.work import time_limit
+from helpers import run_python
+
+TINY = ["--batch", "2", "--seq", "3", "--input", "4", "--hidden", "5", "--seconds", "0.05"]
+
+
+def test_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = [*TINY, "--threads", "1,2", "--layers", "2", "--bidirectional"]
+    arguments += ["--json", "out.json", "--plot", "out.png"]
+    process = run_python("-m", "fastrnn.bench", *arguments, cwd=str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["shape"] == {
+        **{"kind": "lstm", "batch": 2, "seq": 3, "input": 4, "hidden": 5, "layers": 2},
+        **{"bidirectional": True, "dtype": "f32"},
+    }
+    assert (found["mode"], found["device"]) == ("inference", "cpu")
+    assert found["torch"] == torch.__version__ and found["machine"]["cores"]
+    assert [result["threads"] for result in found["results"]] == [1, 2]
+    for result in found["results"]:
+        assert result["rounds"] >= 5
+        names = {"torch", "fastrnn", "torch.compile"}
+        assert result["seconds"].keys() | result["problems"].keys() == names
+        for name, ratio in result["ratios"].items():
+            assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
+            over = result["seconds"][name]["median"] / result["seconds"]["fastrnn"]["median"]
+            assert ratio["q1"] / 2 < over < ratio["q3"] * 2
+        assert result["sentence"] in process.stdout
+    assert "torch.nn " in process.stdout
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "f16"])
+@pytest.mark.parametrize("kind", ["lstm", "rnn_tanh", "rnn_relu"])
+def test_kinds(kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "out.json"
+    arguments = [*TINY, "--kind", kind, "--dtype", dtype, "--mode", "training", "--no-compile"]
+    assert main([*arguments, "--json", str(path)]) == 0
+    (result,) = json.loads(path.read_text())["results"]
+    assert result["seconds"].keys() == {"torch", "fastrnn"} and not result["problems"]
+    assert f"{kind}, batch 2, 3 steps" in capsys.readouterr().out
+
+
+def test_compile_that_fails_has_a_row(capsys: pytest.CaptureFixture) -> None:
+    assert main([*TINY, "--compile-limit", "0.001"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if " torch.compile " in line]
+    assert "no figure: " in row and "not done after 0.001 s" in row
+
+
+def test_without_extra(tmp_path: Path) -> None:
+    def run(*more: str) -> CompletedProcess[str]:
+        code = (
+            "import runpy, sys; sys.modules |= {'tqdm': None, 'matplotlib': None};"
+            f"sys.argv = {['bench', '--no-compile', *TINY, *more]};"
+            "runpy.run_module('fastrnn.bench', run_name='__main__')"
+        )
+        return run_python("-c", code, cwd=str(tmp_path))
+
+    process = run()
+    assert process.returncode == 0, process.stderr
+    assert "fastrnn is" in process.stdout and not process.stderr
+    process = run("--plot", "out.png")
+    assert process.returncode == 2
+    assert "pip install 'fastrnn[bench]'" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch", "0"], "argument --batch: '0' is not a whole number from 1 up"),
+        (["--hidden", "1.5"], "argument --hidden: '1.5' is not a whole number from 1 up"),
+        (["--threads", "1,two"], "argument --threads: 'two' is not a whole number from 1 up"),
+        (["--seconds", "nan"], "argument --seconds: 'nan' is not a time in seconds"),
+        (["--kind", "gru"], "argument --kind: invalid choice: 'gru'"),
+        (["--json", "nowhere/out.json"], "argument --json: there is no folder nowhere"),
+        (["--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ratio", "found", "words"),
+    [
+        (Spread(2.31, 2.28, 2.35), "faster", "2.3 times as fast as torch.nn"),
+        (Spread(1.256, 1.21, 1.3), "faster", "1.26 times as fast as torch.nn"),
+        (Spread(12.4, 11.0, 13.0), "faster", "12 times as fast as torch.nn"),
+        (Spread(0.8, 0.75, 0.82), "slower", "slower than torch.nn, taking 1.25 times as long"),
+        (Spread(1.2, 0.9, 1.5), "level", "level with torch.nn"),  # 1 is between the quartiles
+        (Spread(0.8, 0.7, 1.1), "level", "level with torch.nn"),
+        (Spread(1.015, 1.01, 1.02), "level", "level with torch.nn"),  # too little to matter
+    ],
+)
+def test_sentence(ratio: Spread, found: str, words: str) -> None:
+    assert verdict(ratio) == found
+    assert sentence({"torch": ratio}, "on 1 thread") == (
+        f"For this shape, on 1 thread, fastrnn is {words}."
+    )
+
+
+def test_sentence_of_two() -> None:
+    ratios = {"torch": Spread(3.0, 2.9, 3.1), "torch.compile": Spread(0.5, 0.4, 0.6)}
+    assert sentence(ratios, "on 2 threads") == (
+        "For this shape, on 2 threads, fastrnn is 3.0 times as fast as torch.nn, and slower than "
+        "torch.compile, taking 2.0 times as long."
+    )
+
+
+def test_cuda_timer_takes_the_time_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            log.append("record")
+
+        def synchronize(self) -> None:
+            log.append("wait")
+
+        def elapsed_time(self, other: "Event") -> float:
+            assert other is not self and log[-1] == "wait"
+            return 12.0  # ms
+
+    fake = SimpleNamespace(Event=Event, synchronize=lambda: log.append("drain"))
+    monkeypatch.setattr(torch, "cuda", fake)
+    assert cuda_timer(lambda: log.append("run"))(3) == pytest.approx(4e-3)
+    assert log == ["run", "run", "drain", "record", "run", "run", "run", "record", "wait"]
+
+
+def test_time_limit() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError, match=r"after 0\.01 s"), time_limit(0.01):
+        time.sleep(60)
+    with time_limit(60):
+        pass
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
