@@ -1,10 +1,10 @@
 # `make demo` and `make test` set everything up in .venv; the other targets build on that.
 PYTHON ?= python3
 BIN := .venv/bin
-FORMATTED := csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h tests/cuda/*.cpp tests/cuda/emulator/*.cpp tests/cuda/emulator/*.h
+FORMATTED := $(foreach folder,csrc csrc/cpu tests/cuda tests/cuda/emulator tests/sanitize,$(wildcard $(folder)/*.cpp $(folder)/*.h))
 SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
 
-.PHONY: demo test lint format bench docs wheel check-install build clean
+.PHONY: demo test lint format bench docs sanitize wheel check-install build clean
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -18,6 +18,9 @@ bench: build
 # The API, from the docstrings.
 docs: build
 	$(BIN)/pdoc --docformat google --output-directory build/docs fastrnn
+# The CPU kernels under sanitizers, in programs of their own: see tests/sanitize/sanitize.py.
+sanitize: build
+	$(BIN)/python tests/sanitize/sanitize.py $(SANITIZE_FLAGS)
 
 build: .venv/built
 

@@ -2,6 +2,8 @@
 
 busy: every core also runs another process that never rests.
 callers: eight Python threads call at once, each with two intra-op threads.
+servers: sixteen Python threads call one module at once, in inference, each with one intra-op thread
+and one sequence.
 """
 
 from __future__ import annotations
@@ -35,8 +37,13 @@ CELLS = tuple(
     for kind in ("rnn", "lstm")
     for shape in ("B1-T100-I64-H64", "B1-T50-I256-H256", "B8-T50-I128-H128", "B32-T20-I128-H128")
 )
-CALLERS = {"busy": 1, "callers": 8}  # Python threads that call, by scenario
-INTRA_OP_THREADS = 2
+SERVED = tuple(
+    f"{kind}-{shape}"
+    for kind in ("rnn", "lstm")
+    for shape in ("B1-T1-I64-H64", "B1-T20-I64-H64", "B1-T100-I64-H64", "B1-T50-I256-H256")
+)
+CALLERS = {"busy": 1, "callers": 8, "servers": 16}  # Python threads that call, by scenario
+INTRA_OP_THREADS = {"busy": 2, "callers": 2, "servers": 1}
 _ROUNDS = 7
 
 
@@ -64,14 +71,16 @@ def every_core_busy() -> Iterator[None]:
             process.wait()
 
 
-def _count_calls(runs: list[Callable[[], Any]], inference: bool, seconds: float) -> float:
+def _count_calls(
+    runs: list[Callable[[], Any]], inference: bool, seconds: float, intra_op_threads: int
+) -> float:
     """Calls a second of all runs, each called over and over by a Python thread of its own."""
     ready = threading.Barrier(len(runs) + 1)
     deadline = 0.0
     calls: list[int] = []
 
     def call(run: Callable[[], Any]) -> None:
-        torch.set_num_threads(INTRA_OP_THREADS)
+        torch.set_num_threads(intra_op_threads)
         with torch.inference_mode(inference):
             run()
             ready.wait()
@@ -97,18 +106,22 @@ def _count_calls(runs: list[Callable[[], Any]], inference: bool, seconds: float)
 def measure(scenario: str, cell: Cell, mode: str, seconds: float) -> Throughput:
     """Counts calls of each implementation in alternating rounds."""
     inference = mode == "inference"
+    callers, threads = CALLERS[scenario], INTRA_OP_THREADS[scenario]
+    torch.set_num_threads(threads)
     with torch.inference_mode(inference):
         work = make_workload(cell, mode)
         runs = {
-            name: [step.run for _ in range(CALLERS[scenario]) if (step := build(work))]
+            name: [step.run for _ in range(callers) if (step := build(work))]
             for name, build in IMPLEMENTATIONS.items()
         }
+    if scenario == "servers":
+        runs = {name: own[:1] * callers for name, own in runs.items()}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     slice_seconds = seconds / (_ROUNDS * len(runs))
     with every_core_busy() if scenario == "busy" else nullcontext():
         for index in range(_ROUNDS):
             for name in list(runs) if index % 2 == 0 else list(runs)[::-1]:
-                rates[name].append(_count_calls(runs[name], inference, slice_seconds))
+                rates[name].append(_count_calls(runs[name], inference, slice_seconds, threads))
     medians = {name: Spread.of(values).median for name, values in rates.items()}
     gain = ratio(rates[SUBJECT], rates[REFERENCE])
     return Throughput(scenario, cell.id, mode, medians, gain)
@@ -121,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--cell", action="append", type=Cell.parse, metavar="ID", help="only this id")
-    add("--scenario", choices=tuple(CALLERS), action="append", help="default both")
+    add("--scenario", choices=tuple(CALLERS), action="append", help="default all")
     add("--seconds-per-cell", type=float, default=5.0, metavar="S", help="default 5")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
@@ -130,13 +143,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures and prints; writes load.json."""
     arguments = parse_arguments()
-    torch.set_num_threads(INTRA_OP_THREADS)
-    cells = arguments.cell or [Cell.parse(text) for text in CELLS]
     found: list[Throughput] = []
     columns = "".join(f"{f'{name}/s':>12}" for name in IMPLEMENTATIONS)
     print(f"{'scenario':<10}{'cell':<26}{'mode':<10}{columns}{'ratio':>8}  q1..q3")
     for scenario in arguments.scenario or CALLERS:
-        for mode in MODES:
+        served = scenario == "servers"
+        cells = arguments.cell or [Cell.parse(text) for text in (SERVED if served else CELLS)]
+        for mode in ("inference",) if served else MODES:
             for cell in cells:
                 one = measure(scenario, cell, mode, arguments.seconds_per_cell)
                 found.append(one)

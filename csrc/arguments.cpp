@@ -1,6 +1,5 @@
 // What the ops accept.
 #include <ATen/core/Tensor.h>
-#include <c10/util/safe_numerics.h>
 
 #include "stack.h"
 
@@ -35,6 +34,9 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
               "fastrnn: batch_sizes must be a one-dimensional int64 tensor on the CPU");
   stack.steps = batch_sizes.size(0);
   TORCH_CHECK(stack.steps > 0, "fastrnn: batch_sizes is empty");
+  // Before they are copied: an expanded tensor has any number of elements.
+  TORCH_CHECK(stack.steps <= stack.rows, "fastrnn: batch_sizes has ", stack.steps,
+              " elements, and x ", stack.rows, " rows");
   const at::Tensor contiguous = batch_sizes.contiguous();
   const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
   stack.batch_sizes.assign(sizes, sizes + stack.steps);
@@ -133,12 +135,11 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
     check_kind("c0", *c0, x);
     check_sizes("c0", *c0, stack.state_sizes(stack.hidden));
   }
-  // Nothing that is computed below may overflow: the largest buffer is the reserve.
-  int64_t bytes = 0;
-  TORCH_CHECK(
-      !c10::mul_overflows(stack.rows, 16 * (stack.layer_width() + 6 * stack.hidden) * stack.cells(),
-                          &bytes),
-      "fastrnn: x is too large");
+  // Nothing that is computed below may overflow: the largest buffer is the reserve. In double, in
+  // which the product itself cannot.
+  const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.cells()) *
+                          static_cast<double>(stack.layer_width() + 6 * stack.hidden);
+  TORCH_CHECK(elements < 0x1p59, "fastrnn: x is too large");
   return stack;
 }
 

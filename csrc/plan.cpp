@@ -71,21 +71,20 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
   return {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
 }
 
-std::vector<int64_t> split_rows(const Stack& stack, int parts) {
-  std::vector<int64_t> ends(parts);
-  if (!stack.packed) {
-    for (int i = 0; i < parts; ++i) ends[i] = stack.batch * (i + 1) / parts;
-    return ends;
-  }
-  int64_t t = stack.steps - 1, work = 0;
-  int part = 0;
+std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part) {
+  if (!stack.packed) return {stack.batch * part / parts, stack.batch * (part + 1) / parts};
+  int64_t t = stack.steps - 1, work = 0, begin = 0;
+  int current = 0;  // the part that row n is in
   for (int64_t n = 0; n < stack.batch; ++n) {
     while (n >= stack.batch_sizes[t]) --t;
     work += t + 1;
-    while (part < parts - 1 && work * parts >= stack.rows * (part + 1)) ends[part++] = n + 1;
+    while (current < parts - 1 && work * parts >= stack.rows * (current + 1)) {
+      if (current == part) return {begin, n + 1};
+      begin = n + 1;
+      ++current;
+    }
   }
-  for (; part < parts; ++part) ends[part] = stack.batch;
-  return ends;
+  return {current == part ? begin : stack.batch, stack.batch};
 }
 
 void GroupBarrier::wait(void* self) {

@@ -1,7 +1,8 @@
 // How the threads of a team divide a layer among them.
 #pragma once
 
-#include <vector>
+#include <tuple>
+#include <utility>
 
 #include "stack.h"
 #include "team.h"
@@ -24,8 +25,9 @@ struct Plan {
 // For a team of that size; panels: of the hidden units of a cell.
 Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels);
 
-// Where each of `parts` consecutive ranges of batch rows ends, of nearly equal work.
-std::vector<int64_t> split_rows(const Stack& stack, int parts);
+// The batch rows, from the first to before the last, of one of `parts` consecutive ranges of nearly
+// equal work. Allocates nothing: no member of a team may throw.
+std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part);
 
 // The barrier of the threads that share the rows of one direction.
 struct GroupBarrier {
@@ -52,13 +54,11 @@ Assignment<C> assign(const Plan& plan, const Stack& stack, int member, int64_t p
   if (group >= plan.direction_groups) return {};
   const int row_part = member % group_size / plan.unit_parts;
   const int unit_part = member % plan.unit_parts;
-  const std::vector<int64_t> ends = split_rows(stack, plan.row_parts);
   Share<C> share{};
-  share.row_begin = row_part > 0 ? ends[row_part - 1] : 0;
-  share.row_end = ends[row_part];
+  std::tie(share.row_begin, share.row_end) = split_rows(stack, plan.row_parts, row_part);
   share.panel_begin = panels * unit_part / plan.unit_parts;
   share.panel_end = panels * (unit_part + 1) / plan.unit_parts;
-  if (plan.unit_parts > 1 && stack.steps > 1) {
+  if (plan.unit_parts > 1) {
     share.sync = GroupBarrier::wait;
     share.barrier = &group_barriers[group];
   }

@@ -1,13 +1,21 @@
-"""On a machine without an idle core everything ends, with the bits of a single thread."""
+"""Under load everything ends, with the bits of a single thread.
+
+Seconds of the serving test: FASTRNN_LOAD_SECONDS, 2 unless set.
+"""
 
 import os
+import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from helpers import run_tests
+import fastrnn
+from helpers import Case, assert_equal, build, call, cases, make_inputs, run_tests
 
 
 @pytest.fixture
@@ -29,3 +37,46 @@ def every_core_busy() -> Iterator[None]:
 @pytest.mark.usefixtures("every_core_busy")
 def test_threads_on_a_busy_machine() -> None:
     run_tests("test_threads.py", "-k", "f32 and not matches_torch")
+
+
+SERVERS = 16
+SERVED = cases(["LSTM"], N=[1], I=[32], H=[64], L=[2], D=[1, 2])
+SERVED += cases(["RNN_TANH"], N=[1], I=[32], H=[256], dropout=[0.5], L=[2])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("case", SERVED, ids=str)
+def test_serving(case: Case, threads: int) -> None:
+    """Many Python threads share a module in evaluation, each with sequences of its own."""
+    torch.set_num_threads(threads)
+    module = build(fastrnn, case).eval()
+    lengths = [1, 2, 7, 30, 100]
+    requests = [
+        make_inputs(Case(**(vars(case) | {"T": T, "hx": seed % 2 == 0})), seed=seed)
+        for T in lengths
+        for seed in range(4)
+    ]
+    with torch.inference_mode():
+        expected = [call(module, request) for request in requests]
+    deadline = time.monotonic() + float(os.environ.get("FASTRNN_LOAD_SECONDS", "2"))
+    served, failures = [0] * SERVERS, []
+
+    def serve(server: int) -> None:
+        torch.set_num_threads(threads)
+        rng = random.Random(server)
+        try:
+            with torch.inference_mode():
+                while served[server] == 0 or time.monotonic() < deadline:
+                    i = rng.randrange(len(requests))
+                    assert_equal(call(module, requests[i]), expected[i])
+                    served[server] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    servers = [threading.Thread(target=serve, args=(server,)) for server in range(SERVERS)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert not failures, failures[0]
+    assert all(served)

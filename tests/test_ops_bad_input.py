@@ -30,6 +30,20 @@ def test_raises(changes: dict[str, Any], op: Any, requires_grad: bool) -> None:
         op(**(arguments | changes))
 
 
+def test_sizes_are_counted_before_they_are_copied() -> None:
+    sizes = torch.ones(1, dtype=torch.int64).expand(2**34)
+    with pytest.raises(RuntimeError, match="fastrnn: batch_sizes has"):
+        ops.recurrent(**(good() | good_packed(batch_sizes=sizes)))
+
+
+def test_a_product_of_sizes_that_overflows() -> None:
+    gates, one = 2**60, torch.ones(1)
+    shapes = [(gates, 1), (gates, 1), (gates,), (gates,), (1, gates // 4)]
+    huge = {"x": torch.ones(1, 1, 1), "weights": [one.expand(shape) for shape in shapes]}
+    with pytest.raises(RuntimeError, match="fastrnn: x is too large"):
+        ops.recurrent(**(good() | huge | {"h0": None, "c0": None}))
+
+
 def test_wrong_number_of_arguments() -> None:
     with pytest.raises(RuntimeError):
         ops.recurrent()

@@ -94,6 +94,17 @@ def test_again_and_again(case: Case) -> None:
         assert_equal(run(module, inputs), first)
 
 
+@pytest.mark.parametrize("case", cases(T=[1], N=[1, 7], I=[1101], H=[515], hx=[True]), ids=str)
+def test_gradient_of_the_state_of_a_single_step(case: Case) -> None:
+    """It follows from what all threads leave, after a step that needs no barrier by itself."""
+    assert 2 * flops(case) >= FLOPS_PER_THREAD  # of the backward pass
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    first = run(module, inputs)
+    torch.set_num_threads(3)
+    for _ in range(100):
+        assert_equal(run(module, inputs), first)
+
+
 @pytest.mark.parametrize("case", REPEATED, ids=str)
 def test_calls_from_several_python_threads(case: Case) -> None:
     assert flops(case) >= 2 * FLOPS_PER_THREAD

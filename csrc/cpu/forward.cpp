@@ -57,7 +57,7 @@ struct Forward {
         step.products = step_products;
         run_step(step);
         if (args.packed_w_hr) project_output(step);
-        if (share.sync) share.sync(share.barrier);
+        if (share.sync && s + 1 < args.schedule.steps) share.sync(share.barrier);
         if (step.row_end > share.row_begin) {
           step_products += (step.row_end - share.row_begin) * shared_panels * kPanelColumns<C>;
         }

@@ -44,7 +44,8 @@ struct Sequence {
 
 // The part of a kernel's work that one thread does: a range of batch rows and a range of panels (of
 // hidden units, kPanelVectors vectors each; see pack.cpp). Where threads share rows, sync is a
-// barrier among them, passed once a step; else it is null.
+// barrier among them, passed between steps (and after the last one of the backward pass, whose
+// results dh0 follows from); else it is null.
 template <typename C>
 struct Share {
   int64_t row_begin, row_end;

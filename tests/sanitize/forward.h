@@ -1,0 +1,155 @@
+// The forward pass of one direction, drawn at random.
+#pragma once
+
+#include "driver.h"
+
+namespace fastrnn::sanitize {
+
+// What the backward pass reads of it, too.
+template <typename E>
+struct ForwardRun {
+  using C = Compute<E>;
+
+  const Kernels<E>& kernels;
+  const Shape& shape;
+  Draw& draw;
+  const bool lstm = shape.cell == Cell::lstm;
+  const bool kept;      // what the backward pass needs
+  const bool in_place;  // the weights are read where they lie
+  const double scale = 1 / std::sqrt(double(shape.H + shape.I));
+
+  Rows<E> x{"x", draw, shape, shape.I, true};
+  State<E> h0{"h0", draw, shape.N, shape.P}, c0{"c0", draw, shape.N, shape.H};
+  Array<E> w_ih = random_array<E>("w_ih", draw, shape.gates() * shape.I, scale);
+  Array<E> w_hh = random_array<E>("w_hh", draw, shape.gates() * shape.P, scale);
+  const bool has_biases = !draw.one_in(4);
+  Array<E> b_ih = random_array<E>("b_ih", draw, shape.gates());
+  Array<E> b_hh = random_array<E>("b_hh", draw, shape.gates());
+  Array<E> w_hr = random_array<E>("w_hr", draw, shape.projected ? shape.P * shape.H : 0, scale);
+  Array<C> packed{"packed", kernels.packed_gates(shape.cell, shape.I, shape.P, shape.H)};
+  Array<C> bias{"bias", kernels.cell_panels(shape.cell, shape.H) * kPanelVectors * kernels.lanes};
+  Array<C> packed_w_hr{"packed_w_hr",
+                       shape.projected ? kernels.packed_columns(shape.H, shape.P) : 0};
+  Rows<E> h{"h", draw, shape, shape.P}, y{"y", draw, shape, shape.P};
+  Array<E> h_n{"h_n", shape.N * shape.P, draw.one_in(3)};
+  Array<E> c_n{"c_n", lstm ? shape.N * shape.H : 0, draw.one_in(3)};
+  Array<C> c{"c", lstm && !kIsComputed<E> ? shape.N * shape.H : 0, draw.one_in(3)};
+  Array<E> gates{"gates", lstm && kept ? shape.rows() * 4 * shape.H : 0};
+  Array<E> cells{"cells", lstm && kept ? shape.rows() * shape.H : 0};
+  Array<E> unprojected{"unprojected", shape.projected && kept ? shape.rows() * shape.H : 0};
+  // One step's h may be the final one.
+  const bool h_is_final = shape.T == 1 && h.row == shape.P && draw.one_in(2);
+  const bool has_copy = draw.one_in(2);
+
+  ForwardRun(const Kernels<E>& kernels, const Shape& shape, Draw& draw, bool kept)
+      : kernels(kernels),
+        shape(shape),
+        draw(draw),
+        kept(kept),
+        in_place(kernels.reads_in_place && draw.one_in(shape.T == 1 ? 2 : 8)) {
+    x.fill(draw, shape);
+  }
+
+  ForwardArgs<E> arguments() {
+    ForwardArgs<E> a{};
+    a.cell = shape.cell;
+    a.reverse = shape.reverse;
+    a.schedule = shape.schedule();
+    a.input = shape.I;
+    a.hidden = shape.H;
+    a.width = shape.P;
+    a.x = x.input();
+    // In the product with the number of the first step that is computed.
+    if (planted_fault == "overflow" && shape.reverse && shape.T > 2) a.x.step_stride = INT64_MAX;
+    a.h0 = h0.array.data();
+    a.h0_stride = h0.stride;
+    a.c0 = c0.array.data();
+    a.c0_stride = c0.stride;
+    a.w_ih = w_ih.data();
+    a.w_hh = w_hh.data();
+    a.packed = in_place ? nullptr : packed.data();
+    a.bias = bias.data();
+    a.packed_w_hr = shape.projected ? packed_w_hr.data() : nullptr;
+    a.h = h.sequence();
+    if (has_copy) a.y = y.sequence();
+    a.h_n = h_is_final ? h.array.data() : h_n.data();
+    if (lstm) {
+      a.c_n = c_n.data();
+      if constexpr (kIsComputed<E>) {
+        a.c = a.c_n;
+      } else {
+        a.c = c.data();
+      }
+    }
+    if (gates.size() > 0) {
+      a.gates = gates.data();
+      a.cells = cells.data();
+    }
+    if (unprojected.size() > 0) a.unprojected = unprojected.data();
+    return a;
+  }
+
+  void run(int threads) {
+    const int64_t panels = kernels.cell_panels(shape.cell, shape.H);
+    const ForwardArgs<E> args = arguments();
+    GroupBarrier group;
+    auto shares = random_shares<C>(draw, shape, threads, panels, group);
+    std::vector<Array<C>> scratch;
+    for (Share<C>& share : shares) {
+      scratch.emplace_back(
+          "scratch", kernels.forward_scratch(shape.cell, shape.I, shape.H, shape.P, shape.projected,
+                                             share.row_end - share.row_begin));
+      share.scratch = scratch.back().data();
+    }
+    run_team(threads, [&](const Member& member) {
+      const auto [begin, end] = member.part(panels);
+      kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
+                        has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
+      if (!in_place) {
+        kernels.pack_weights(shape.cell, w_ih.data(), w_hh.data(), shape.I, shape.P, shape.H,
+                             packed.data(), begin, end);
+      }
+      if (shape.projected) {
+        const auto [first, last] = member.part(kernels.panels(shape.P));
+        kernels.pack_rows(w_hr.data(), shape.P, shape.H, packed_w_hr.data(), first, last);
+      }
+      member.wait();
+      kernels.forward(args, shares[member.index]);
+    });
+  }
+
+  void check(double tolerance) {
+    NaiveForward naive;
+    naive.x = x.matrix(shape);
+    naive.w_ih = Matrix(w_ih.data(), shape.gates(), shape.I);
+    naive.w_hh = Matrix(w_hh.data(), shape.gates(), shape.P);
+    naive.w_hr = Matrix(w_hr.data(), shape.projected ? shape.P : 0, shape.H);
+    naive.h0 = h0.matrix(shape.N, shape.P);
+    naive.c0 = c0.matrix(shape.N, shape.H);
+    naive.bias.assign(shape.gates(), 0);
+    for (int64_t j = 0; has_biases && j < shape.gates(); ++j) {
+      naive.bias[j] = to_double(b_ih.data()[j]) + to_double(b_hh.data()[j]);
+    }
+    if (planted_fault == "value") naive.w_ih.data.back() += 1;
+    run_naive_forward<E>(shape, naive);
+    expect_near("h", h.matrix(shape), naive.h, tolerance);
+    expect(h.gaps_untouched(shape), "h was written between its rows");
+    if (has_copy) {
+      expect(y.matrix(shape).data == h.matrix(shape).data, "y is not h");
+      expect(y.gaps_untouched(shape), "y was written between its rows");
+    }
+    const E* final_h = h_is_final ? h.array.data() : h_n.data();
+    expect_near("h_n", Matrix(final_h, shape.N, shape.P), naive.h0, tolerance);
+    if (lstm) expect_near("c_n", Matrix(c_n.data(), shape.N, shape.H), naive.c0, tolerance);
+    if (gates.size() > 0) {
+      expect_near("gates", Matrix(gates.data(), shape.rows(), 4 * shape.H), naive.gates, tolerance);
+      expect_near("cells", Matrix(cells.data(), shape.rows(), shape.H), naive.cells, tolerance);
+    }
+    if (unprojected.size() > 0) {
+      expect_near("unprojected", Matrix(unprojected.data(), shape.rows(), shape.H),
+                  naive.unprojected, tolerance);
+    }
+  }
+};
+
+}  // namespace fastrnn::sanitize

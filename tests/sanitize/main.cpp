@@ -1,0 +1,122 @@
+// Drives the CPU kernels, without torch, over random shapes, strides, schedules and divisions among
+// threads, and holds the results against plain loops. Built with sanitizers; see sanitize.py.
+//
+//   program ISA DTYPE [--first SEED] [--count CASES] [--plant FAULT]
+//
+// FAULT is an array's name, whose array is then one element too short; or overflow, barrier,
+// overlap, value.
+#include "backward.h"
+
+namespace fastrnn::sanitize {
+namespace {
+
+Shape random_shape(Draw& draw) {
+  constexpr int64_t kWidths[] = {1,  2,  3,  4,  5,  7,  8,  9,  15, 16,
+                                 17, 31, 32, 33, 48, 63, 64, 65, 100};
+  constexpr int64_t kWide[] = {65, 96, 127, 128, 130, 192, 193, 257};
+  constexpr Cell kCells[] = {Cell::lstm, Cell::lstm, Cell::rnn_tanh, Cell::rnn_relu};
+  Shape shape{};
+  shape.cell = draw.choice(kCells);
+  shape.reverse = draw.one_in(3);
+  shape.projected = shape.cell == Cell::lstm && draw.one_in(3);
+  shape.T = draw.one_in(4) ? 1 : draw.integer(2, 6);
+  shape.N = draw.one_in(4) ? 1 : draw.integer(2, 14);
+  shape.I = draw.choice(kWidths);
+  shape.H = draw.choice(kWidths);
+  if (draw.one_in(4)) {  // several panels
+    (draw.one_in(3) ? shape.I : shape.H) = draw.choice(kWide);
+    shape.T = draw.integer(1, 3);
+  } else if (draw.one_in(4)) {  // more rows than are hoisted, or than a block of a sum has
+    shape.T = draw.integer(30, 70);
+    shape.I = draw.integer(1, 9);
+    shape.H = draw.integer(1, 9);
+  }
+  shape.P = shape.projected ? draw.integer(1, std::max<int64_t>(1, shape.H - 1)) : shape.H;
+  if (draw.one_in(3)) {  // packed
+    int64_t size = shape.N, total = 0;
+    for (int64_t t = 0; t < shape.T; ++t) {
+      shape.sizes.push_back(size);
+      shape.offsets.push_back(total);
+      total += size;
+      if (draw.one_in(2)) size = draw.integer(1, size);
+    }
+  }
+  return shape;
+}
+
+template <typename E>
+void run_case(const Kernels<E>& kernels, uint64_t seed) {
+  Draw draw(seed);
+  const Shape shape = random_shape(draw);
+  const int threads = draw.one_in(3) ? 1 : static_cast<int>(draw.integer(2, 3));
+  const bool trains = draw.one_in(2);
+  // Of the largest result: some 100 roundings in sums; or, where h is rounded to 16 bits at each
+  // step, a few of those.
+  const double tolerance = (kIsComputed<E> ? 400 : 4) * Format<E>::epsilon;
+  ForwardRun<E> forward(kernels, shape, draw, trains);
+  forward.run(threads);
+  if (checks_results()) forward.check(tolerance);
+  if (!trains) return;
+  BackwardRun<E> backward(forward);
+  backward.run(threads);
+  if (checks_results()) backward.check(tolerance);
+}
+
+bool supported(const std::string& isa) {
+  if (isa == "baseline") return true;
+#if defined(FASTRNN_X86)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (isa == "avx2") return avx2;
+  if (isa == "avx512") return avx512;
+  if (isa == "avx512_bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
+  return false;
+}
+
+Isa parse_isa(const std::string& name) {
+  if (name == "avx2") return Isa::avx2;
+  if (name == "avx512") return Isa::avx512;
+  if (name == "avx512_bf16") return Isa::avx512_bf16;
+  return Isa::baseline;
+}
+
+template <typename E>
+int run_cases(const std::string& isa, uint64_t first, uint64_t count) {
+  const Kernels<E>* kernels = find_kernels<E>(parse_isa(isa));
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    // Kept on the screen by a crash; a later line takes its place.
+    std::fprintf(stderr, "\rseed %lu ", static_cast<unsigned long>(seed));
+    run_case(*kernels, seed);
+  }
+  std::fprintf(stderr, "\n");
+  return 0;
+}
+
+constexpr int kUnsupported = 77;
+
+int main_with(int argc, char** argv) {
+  if (argc < 3) return 2;
+  const std::string isa = argv[1], dtype = argv[2];
+  uint64_t first = 0, count = 100;
+  for (int i = 3; i + 1 < argc; i += 2) {
+    const std::string option = argv[i];
+    if (option == "--first") first = std::stoull(argv[i + 1]);
+    if (option == "--count") count = std::stoull(argv[i + 1]);
+    if (option == "--plant") planted_fault = argv[i + 1];
+  }
+  if (!supported(isa)) return kUnsupported;
+  if (dtype == "float32") return run_cases<float>(isa, first, count);
+  if (dtype == "float64") return run_cases<double>(isa, first, count);
+  if (dtype == "float16") return run_cases<Half>(isa, first, count);
+  if (dtype == "bfloat16") return run_cases<BFloat16>(isa, first, count);
+  return 2;
+}
+
+}  // namespace
+}  // namespace fastrnn::sanitize
+
+int main(int argc, char** argv) { return fastrnn::sanitize::main_with(argc, argv); }
