@@ -18,6 +18,7 @@ inline at::Tensor empty_buffer(int64_t elements, const at::TensorOptions& option
   constexpr size_t kHugePage = size_t{2} << 20;
   at::Tensor buffer = at::empty({elements}, options);
 #if defined(MADV_HUGEPAGE)
+  if (!buffer.is_cpu()) return buffer;
   const auto begin = reinterpret_cast<uintptr_t>(buffer.mutable_data_ptr());
   const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
   const uintptr_t last = (begin + buffer.nbytes()) / kHugePage * kHugePage;
@@ -108,27 +109,31 @@ Sequence<const E> read_only(const Sequence<E>& sequence) {
   return {sequence.data, sequence.step_stride, sequence.row_stride};
 }
 
-// The parts of the reserve, in the order in which they lie there.
-template <typename E>
-struct Reserve {
-  struct CellPart {
-    E *gates, *cells, *unprojected;
+// The parts of the reserve, in the order in which they lie there, as pointers or as tensors.
+template <typename Part>
+struct ReserveParts {
+  struct CellParts {
+    Part gates, cells, unprojected;
   };
-  std::vector<CellPart> parts;     // (L * D)
-  std::vector<E*> outputs;         // (L), (rows, D * P) each
-  std::vector<E*> noise, dropped;  // (L - 1), likewise, if dropout
+  std::vector<CellParts> parts;      // (L * D)
+  std::vector<Part> outputs;         // (L), (rows, D * P) each
+  std::vector<Part> noise, dropped;  // (L - 1), likewise, if dropout
 
-  Reserve(const Stack& stack, E* next) {
+  // take(offset, width): the part (rows, width) that lies `offset` elements from the start.
+  template <typename Take>
+  ReserveParts(const Stack& stack, Take&& take_at) {
+    int64_t offset = 0;
     const auto take = [&](bool wanted, int64_t width) {
-      E* const taken = wanted ? next : nullptr;
-      if (wanted) next += stack.rows * width;
-      return taken;
+      if (!wanted) return Part{};
+      const int64_t begin = offset;
+      offset += stack.rows * width;
+      return take_at(begin, width);
     };
     const bool lstm = stack.cell == Cell::lstm;
     for (int64_t layer = 0; layer < stack.layers; ++layer) {
       for (int64_t d = 0; d < stack.directions; ++d) {
-        E* gates = take(lstm, 4 * stack.hidden);
-        E* cells = take(lstm, stack.hidden);
+        const Part gates = take(lstm, 4 * stack.hidden);
+        const Part cells = take(lstm, stack.hidden);
         parts.push_back({gates, cells, take(stack.projected, stack.hidden)});
       }
       outputs.push_back(take(true, stack.layer_width()));
@@ -137,6 +142,19 @@ struct Reserve {
     }
   }
 };
+
+template <typename E>
+struct Reserve : ReserveParts<E*> {
+  Reserve(const Stack& stack, E* first)
+      : ReserveParts<E*>(stack, [&](int64_t offset, int64_t) { return first + offset; }) {}
+};
+
+// Views of the reserve; undefined where there is no such part.
+inline ReserveParts<at::Tensor> reserve_views(const Stack& stack, const at::Tensor& reserve) {
+  return {stack, [&](int64_t offset, int64_t width) {
+            return reserve.narrow(0, offset, stack.rows * width).view({stack.rows, width});
+          }};
+}
 
 // The weights of one direction of one layer.
 template <typename E>

@@ -1,6 +1,7 @@
 // The op cell: one step of one layer, which is a stack of one step.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/unsqueeze_native.h>
 #include <torch/library.h>
 
 #include "cell.h"
@@ -29,8 +30,13 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
 std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
                                     const OptionalTensor& h0, const OptionalTensor& c0,
                                     at::TensorList weights, bool has_biases) {
-  const Tensor sequence = as_sequence(x);
-  const OptionalTensor h_start = as_stacked(h0), c_start = as_stacked(c0);
+  // A call of a small cell takes a few microseconds: views past the dispatcher are worth it.
+  const auto stacked = [](const OptionalTensor& t) {
+    return t.has_value() ? OptionalTensor(at::native::unsqueeze(*t, 0)) : std::nullopt;
+  };
+  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
+  const Tensor sequence = at::native::unsqueeze(x, 0);
+  const OptionalTensor h_start = stacked(h0), c_start = stacked(c0);
   const Stack stack = check_arguments(mode, sequence, std::nullopt, h_start, c_start, weights,
                                       /*num_layers=*/1, has_biases, /*bidirectional=*/false,
                                       /*batch_first=*/false, /*dropout=*/0);

@@ -26,6 +26,8 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
                                             const std::optional<at::Tensor>& h0,
                                             const std::optional<at::Tensor>& c0,
                                             at::TensorList weights, bool has_biases) {
+  TORCH_CHECK(weights.size() == (has_biases ? 4 : 2), "fastrnn: a cell has ", has_biases ? 4 : 2,
+              " weights, got ", weights.size());
   const auto [y, h_n, c_n] =
       run(mode, as_sequence(x), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
           /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,

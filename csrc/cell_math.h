@@ -5,7 +5,9 @@
 // Gate order is PyTorch's: i, f, g, o.
 #pragma once
 
-#ifndef FASTRNN_INLINE
+#if defined(__CUDACC__)
+#define FASTRNN_INLINE __host__ __device__ __forceinline__
+#else
 #define FASTRNN_INLINE inline __attribute__((always_inline))
 #endif
 
@@ -16,7 +18,7 @@ enum class Cell : int { lstm, rnn_tanh, rnn_relu };
 enum Gate : int { kInput, kForget, kCell, kOutput, kGates };
 
 // Rows of weight_ih and weight_hh for each hidden unit.
-constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? kGates : 1; }
+FASTRNN_INLINE constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? kGates : 1; }
 
 // One LSTM element. In: the four pre-activations in gate, and c of the previous step. Out: the four
 // activations in gate, c of this step. Returns h.

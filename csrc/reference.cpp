@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include "buffers.h"
+
 namespace fastrnn {
 namespace {
 
@@ -120,6 +122,10 @@ std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Ten
   return {
       y, at::stack(h_n).reshape(stack.state_sizes(stack.width)),
       lstm ? at::stack(c_n).reshape(stack.state_sizes(stack.hidden)) : at::zeros({0}, x.options())};
+}
+
+std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
+  return reserve_views(stack, reserve).noise;
 }
 
 // Made of differentiable ops, so that every transform of torch.func sees through it.

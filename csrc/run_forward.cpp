@@ -8,7 +8,6 @@
 
 #include "buffers.h"
 #include "plan.h"
-#include "reference.h"
 
 namespace fastrnn {
 namespace {
@@ -225,20 +224,6 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
   with_element(x.scalar_type(), [&](auto element) {
     forward<decltype(element)>(stack, x, contiguous_state(h0), contiguous_state(c0),
                                contiguous_all(weights), y, h_n, c_n, reserve);
-  });
-}
-
-std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve) {
-  return with_element(reserve.scalar_type(), [&](auto element) {
-    using E = decltype(element);
-    std::vector<at::Tensor> noise;
-    E* const first = mutable_elements<E>(reserve);
-    for (E* data : Reserve<E>(stack, first).noise) {
-      if (!data) continue;
-      noise.push_back(reserve.narrow(0, data - first, stack.rows * stack.layer_width())
-                          .view({stack.rows, stack.layer_width()}));
-    }
-    return noise;
   });
 }
 

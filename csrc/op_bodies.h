@@ -1,0 +1,125 @@
+// What the ops do, for any backend. A Backend has static functions forward and backward with the
+// signatures of run_forward and run_backward (stack.h).
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "buffers.h"
+
+namespace fastrnn {
+
+struct Outputs {
+  at::Tensor y, h_n, c_n;
+};
+
+inline Outputs allocate_outputs(const Stack& stack, const at::Tensor& x) {
+  return {at::empty(stack.output_sizes(), x.options()),
+          at::empty(stack.state_sizes(stack.width), x.options()),
+          stack.cell == Cell::lstm ? at::empty(stack.state_sizes(stack.hidden), x.options())
+                                   : at::empty({0}, x.options())};
+}
+
+template <typename Backend>
+std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
+    c10::string_view mode, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
+    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+    at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
+    bool batch_first, double dropout) {
+  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
+                                      bidirectional, batch_first, dropout);
+  const Outputs out = allocate_outputs(stack, x);
+  if (stack.rows > 0)
+    Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, at::Tensor());
+  return {out.y, out.h_n, out.c_n};
+}
+
+template <typename Backend>
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
+    c10::string_view mode, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
+    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+    at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
+    bool batch_first, double dropout) {
+  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
+                                      bidirectional, batch_first, dropout);
+  const Outputs out = allocate_outputs(stack, x);
+  const at::Tensor reserve = empty_buffer(stack.reserve_size(), x.options());
+  if (stack.rows > 0) Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, reserve);
+  return {out.y, out.h_n, out.c_n, reserve};
+}
+
+inline void check_gradient(const char* name, const std::optional<at::Tensor>& gradient,
+                           const at::Tensor& x, at::IntArrayRef sizes) {
+  if (!gradient.has_value()) return;
+  TORCH_CHECK(gradient->defined() && gradient->device() == x.device() &&
+                  gradient->scalar_type() == x.scalar_type() && gradient->layout() == at::kStrided,
+              "fastrnn: ", name, " must be a dense tensor like x");
+  TORCH_CHECK(gradient->sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
+              gradient->sizes());
+}
+
+// A state's gradient, to be worked on: a copy of the one given, or zeros.
+inline at::Tensor working_copy(const std::optional<at::Tensor>& gradient, at::IntArrayRef sizes,
+                               const at::Tensor& x) {
+  const at::TensorOptions options = x.options().dtype(compute_type(x.scalar_type()));
+  if (!gradient.has_value()) return at::zeros(sizes, options);
+  return at::empty(sizes, options).copy_(*gradient);
+}
+
+template <typename Backend>
+std::vector<at::Tensor> recurrent_backward(
+    c10::string_view mode, const std::optional<at::Tensor>& dy,
+    const std::optional<at::Tensor>& dh_n, const std::optional<at::Tensor>& dc_n,
+    const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
+    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+    at::TensorList weights, const at::Tensor& reserve, int64_t num_layers, bool has_biases,
+    bool bidirectional, bool batch_first, double dropout, const c10::List<bool>& needs_list) {
+  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
+                                      bidirectional, batch_first, dropout);
+  check_gradient("dy", dy, x, stack.output_sizes());
+  const std::vector<int64_t> h_sizes = stack.state_sizes(stack.width);
+  const std::vector<int64_t> c_sizes =
+      stack.cell == Cell::lstm ? stack.state_sizes(stack.hidden) : std::vector<int64_t>{0};
+  check_gradient("dh_n", dh_n, x, h_sizes);
+  check_gradient("dc_n", dc_n, x, c_sizes);
+  check_gradient("reserve", reserve, x, {stack.reserve_size()});
+  TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+  const std::vector<bool> needs = needs_list.vec();
+  TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
+              " entries, got ", needs.size());
+
+  const at::Tensor dh = working_copy(dh_n, h_sizes, x);
+  const at::Tensor dc = working_copy(dc_n, c_sizes, x);
+  const at::Tensor dx = needs[0] ? at::empty(x.sizes(), x.options()) : at::Tensor();
+  std::vector<at::Tensor> dweights(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    // Without rows there is no run to fill them.
+    if (needs[3 + i]) {
+      dweights[i] = stack.rows > 0 ? at::empty(weights[i].sizes(), x.options())
+                                   : at::zeros(weights[i].sizes(), x.options());
+    }
+  }
+  if (stack.rows > 0) {
+    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, needs[1], x, h0, c0, weights,
+                      reserve, dx, dweights);
+  }
+  std::vector<at::Tensor> wanted;
+  if (needs[0]) wanted.push_back(dx);
+  if (needs[1] && h0.has_value()) wanted.push_back(dh.to(x.scalar_type()));
+  if (needs[2] && c0.has_value()) wanted.push_back(dc.to(x.scalar_type()));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (needs[3 + i]) wanted.push_back(dweights[i]);
+  }
+  return wanted;
+}
+
+// Registers the ops' kernels for one dispatch key.
+template <typename Backend>
+void register_kernels(torch::Library& library) {
+  library.impl("recurrent", recurrent<Backend>);
+  library.impl("recurrent_forward", recurrent_forward<Backend>);
+  library.impl("recurrent_backward", recurrent_backward<Backend>);
+}
+
+}  // namespace fastrnn
