@@ -1,10 +1,13 @@
 # `make demo` and `make test` set everything up in .venv; the other targets build on that.
 PYTHON ?= python3
 BIN := .venv/bin
-FORMATTED := $(foreach folder,csrc csrc/cpu tests/cuda tests/cuda/emulator tests/sanitize,$(wildcard $(folder)/*.cpp $(folder)/*.h))
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h) setup.py pyproject.toml
+FOLDERS := csrc csrc/cpu csrc/cuda tests/cuda tests/cuda/emulator tests/sanitize
+FORMATTED := $(wildcard $(foreach folder,$(FOLDERS),$(addprefix $(folder)/,*.cpp *.h *.cu *.cuh)))
+SOURCES := $(filter csrc/%,$(FORMATTED)) setup.py pyproject.toml
 
 .PHONY: demo test lint format bench docs sanitize wheel check-install build clean
+.PHONY: cuda-gates cuda-compile cuda-emulate cuda-bounds cuda-races cuda-mutants cuda-link
+.PHONY: test-cuda bench-cuda
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -15,9 +18,40 @@ test: build
 bench: build
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
 
+# What can be shown of the CUDA kernels where there is no GPU: see csrc/cuda/README.md.
+cuda-gates: cuda-compile cuda-emulate cuda-bounds cuda-races cuda-mutants cuda-link
+
+cuda-compile: .venv/ready
+	$(BIN)/python tests/cuda/compile_gate.py
+
+cuda-emulate: build
+	$(BIN)/python -m pytest -q tests/cuda/test_emulator.py tests/cuda/test_modules.py tests/cuda/test_kernels.py -k "not bounds and not races and not mutant"
+
+cuda-bounds: build
+	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k bounds
+
+cuda-races: build
+	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k races
+
+cuda-mutants: build
+	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k mutant
+
+cuda-link: build
+	$(BIN)/python tests/cuda/link_gate.py
+
+# On a machine with a GPU and a CUDA toolkit (CUDA_HOME), where pip's torch is a build with CUDA: the
+# tests against cuDNN, and the figures of both paths.
+test-cuda bench-cuda: export FASTRNN_CUDA = 1
+test-cuda: build
+	$(BIN)/python -m pytest tests/test_cuda.py
+
+bench-cuda: build
+	$(BIN)/python benchmarks/cuda.py --output benchmarks/cuda.json
+
 # The API, from the docstrings.
 docs: build
 	$(BIN)/pdoc --docformat google --output-directory build/docs fastrnn
+
 # The CPU kernels under sanitizers, in programs of their own: see tests/sanitize/sanitize.py.
 sanitize: build
 	$(BIN)/python tests/sanitize/sanitize.py $(SANITIZE_FLAGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -12,7 +13,7 @@ from setuptools import Extension, setup
 try:
     import pybind11
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
         f"fastrnn compiles against the torch that you use, and {error.name} is missing: install it "
@@ -42,6 +43,11 @@ OPS = [
     *("arguments", "autocast", "autograd", "cell", "ops", "plan", "reference"),
     *("run_backward", "run_forward"),
 ]
+CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]
+CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]
+# Tensor cores take bfloat16, and cooperative launches reach far enough, from here on.
+LOWEST_CUDA_ARCH = 8.0
+DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
 
 # Messages name the source that they come from: as torch/include/... and csrc/..., not by where
 # these lie on the machine that builds.
@@ -55,6 +61,48 @@ COMMON_FLAGS = [
 KERNEL_FLAGS = ["-std=c++17", *COMMON_FLAGS, "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"]
 # torch's thread pool is OpenMP, behind inline functions; the runtime is the one that torch loads.
 OPS_FLAGS = [*COMMON_FLAGS, "-fopenmp", "-Wno-unused-parameter"]
+# -lineinfo: a profiler shows source lines; it costs no speed.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
+
+
+def find_cuda() -> str | None:
+    """Returns the release of CUDA to build for, or None for a CPU build.
+
+    FASTRNN_CUDA decides: 0 never, 1 always (or stop), auto where torch and a toolkit have it. No
+    GPU is needed to build. TORCH_CUDA_ARCH_LIST is torch's own; here it has a default.
+    """
+    wish = os.environ.get("FASTRNN_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        raise SystemExit(f"FASTRNN_CUDA must be 0, 1 or auto, got {wish!r}")
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    missing = None
+    if torch.version.cuda is None:
+        missing = f"torch {torch.__version__} is built without CUDA"
+    elif not nvcc.exists() or not (nvcc.parent.parent / "include" / "cuda_runtime.h").exists():
+        missing = f"no CUDA toolkit was found (CUDA_HOME is {CUDA_HOME}): set CUDA_HOME to one"
+    if wish == "0":
+        return None
+    if missing and wish == "auto":
+        print(f"fastrnn: building for the CPU alone: {missing}")
+        return None
+    if missing:
+        raise SystemExit(f"FASTRNN_CUDA=1, but {missing}")
+    report = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    toolkit = re.search(r"release (\d+\.\d+)", report).group(1)
+    if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
+        raise SystemExit(
+            f"the CUDA toolkit in {CUDA_HOME} is release {toolkit}, but torch {torch.__version__} "
+            f"is built for CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
+            "release, or FASTRNN_CUDA=0 to build for the CPU alone"
+        )
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
+    too_low = [a for a in re.findall(r"\d+\.\d+", archs) if float(a) < LOWEST_CUDA_ARCH]
+    if too_low:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST names {', '.join(too_low)}, but fastrnn's CUDA kernels need "
+            f"compute capability {LOWEST_CUDA_ARCH} (A100) or later"
+        )
+    return toolkit
 
 
 # What a build runs with: torch's C++ ABI is the same within a minor release only.
@@ -81,6 +129,12 @@ class BuildKernels(BuildExtension):
         super().build_extension(ext)
 
 
+CUDA = find_cuda()
+SOURCES = ["csrc/cpu/dispatch.cpp", *(f"csrc/{name}.cpp" for name in OPS)]
+if CUDA:
+    SOURCES += [f"csrc/{name}.cpp" for name in CUDA_OPS]
+    SOURCES += [f"csrc/cuda/{name}.cu" for name in CUDA_KERNELS]
+
 setup(
     version=VERSION,
     install_requires=[f"torch=={TORCH_RELEASE}.*"],
@@ -92,15 +146,16 @@ setup(
             define_macros=[
                 ("FASTRNN_VERSION", VERSION),
                 ("FASTRNN_TORCH_VERSION", torch.__version__),
+                *([("FASTRNN_CUDA_VERSION", CUDA)] if CUDA else []),
             ],
             extra_compile_args=["-std=c++17", *COMMON_FLAGS],
             language="c++",
         ),
-        CppExtension(
+        (CUDAExtension if CUDA else CppExtension)(
             "fastrnn._ops",
-            ["csrc/cpu/dispatch.cpp", *(f"csrc/{name}.cpp" for name in OPS)],
+            SOURCES,
             define_macros=[("FASTRNN_X86", None)] if X86 else [],
-            extra_compile_args=OPS_FLAGS,
+            extra_compile_args={"cxx": OPS_FLAGS, "nvcc": NVCC_FLAGS},
         ),
     ],
     cmdclass={"build_ext": BuildKernels},

@@ -11,7 +11,11 @@ PYBIND11_MODULE(_build_info, m) {
   m.doc() = "What this build of fastrnn was made of.";
   m.attr("version") = FASTRNN_STRING(FASTRNN_VERSION);
   m.attr("torch_version") = FASTRNN_STRING(FASTRNN_TORCH_VERSION);
+#if defined(FASTRNN_CUDA_VERSION)
+  m.attr("cuda") = FASTRNN_STRING(FASTRNN_CUDA_VERSION);
+#else
   m.attr("cuda") = py::none();
+#endif
 #if defined(__clang__)
   m.attr("compiler") = "clang " __clang_version__;
 #elif defined(__GNUC__)

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fastrnn import _transforms
 
+HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", "CUDA")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def can_fuse(x: Tensor) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
-    if not x.is_cpu or x.layout is not torch.strided:
+    if not (x.is_cpu or (HAS_CUDA and x.is_cuda)) or x.layout is not torch.strided:
         return False
     if torch._C._is_any_autocast_enabled():
         return x.dtype in FUSED_DTYPES and not _transforms.active()

@@ -1,0 +1,111 @@
+// The forward pass of a whole layer in one cooperative launch. A block owns some hidden units of
+// one direction and keeps all gates' rows of w_hh for them in shared memory; h goes from step to
+// step through global memory, with one barrier of the grid a step.
+#include <cooperative_groups.h>
+
+#include "cells.cuh"
+#include "product.cuh"
+
+namespace fastrnn::cuda {
+namespace {
+
+struct PersistentForwardArgs {
+  ForwardArgs base;
+  const void* w_hh[kDirections];
+  const void* h0;
+  void* exchange;
+};
+
+template <typename E, Cell cell, int kUnits, int R>
+__global__ void __launch_bounds__(kBlockThreads)
+    persistent_forward_kernel(PersistentForwardArgs args) {
+  using C = Compute<E>;
+  constexpr int kGateCount = gate_count(cell);
+  using Product = cuda::Product<E, kGateCount * kUnits, R>;
+  static_assert(R * kUnits <= kBlockThreads, "an element for each thread");
+  FASTRNN_SHARED_MEMORY(shared);
+
+  const ForwardArgs& base = args.base;
+  const int64_t hidden = base.hidden, batch = base.schedule.rows;
+  const int64_t d = blockIdx.y, first_unit = static_cast<int64_t>(blockIdx.x) * kUnits;
+  const Product product(shared, hidden);
+  const E* const w_hh = static_cast<const E*>(args.w_hh[d]);
+  product.fill([&](int64_t k, int column) {
+    const int64_t unit = first_unit + column % kUnits;
+    const bool exists = k < hidden + is(Mutant::weight_past_end) && unit < hidden;
+    return exists ? w_hh[(column / kUnits * hidden + unit) * hidden + k] : from_compute<E>(0);
+  });
+  if (!is(Mutant::no_barrier_after_fill)) __syncthreads();
+
+  // What h of a step is read by the next one; row 0 of this direction.
+  const auto exchange = [&](int64_t s) {
+    return static_cast<E*>(args.exchange) + (s % 2 * base.directions + d) * batch * hidden;
+  };
+  const E* const h0 = static_cast<const E*>(args.h0) + d * batch * hidden;
+  const Walk walk(base.schedule, static_cast<int>(d), /*backward=*/false);
+  const int r = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+  const int64_t j = first_unit + unit;
+  for (int64_t s = 0; s < base.schedule.steps; ++s) {
+    const int64_t rows = walk.rows(s), running = walk.rows(s - 1), lasting = walk.rows(s + 1);
+    const E* const h_before = exchange(s + 1);
+    for (int64_t first = 0; first < rows; first += R) {
+      const int64_t n = first + r;
+      const bool mine =
+          r < R && n < rows + is(Mutant::row_past_end) && j < hidden + is(Mutant::unit_past_end);
+      const ForwardElement<E, cell> element{base, d, n, j, walk.first_row(s) + n};
+      C pre[kGateCount];
+      if (mine) element.load_input(pre);  // on its way while the product runs
+      product.multiply([&](int i) -> const E* {
+        const int64_t row = first + i;
+        if (row >= rows) return nullptr;
+        return (row < running ? h_before : h0) + row * hidden;
+      });
+      if (!is(Mutant::no_barrier_before_sum)) __syncthreads();
+      if (mine) {
+#pragma unroll
+        for (int g = 0; g < kGateCount; ++g) pre[g] += product.sum(r, g * kUnits + unit);
+        const E h = element.update(pre);
+        exchange(s)[n * hidden + j] = h;
+        element.h() = h;
+        if (n >= lasting) element.h_n() = h;
+      }
+      if (!is(Mutant::no_barrier_after_tile)) __syncthreads();
+    }
+    if (!is(Mutant::no_grid_barrier) && s + 1 < base.schedule.steps) {
+      cooperative_groups::this_grid().sync();
+    }
+  }
+}
+
+}  // namespace
+
+int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile) {
+  int64_t bytes = 0;
+  with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
+    using Product = cuda::Product<decltype(e), gate_count(c.value) * t.units, t.rows>;
+    bytes = Product::shared_bytes(hidden);
+    return 0;
+  });
+  return bytes;
+}
+
+int forward_blocks(Element element, Cell cell, int64_t hidden, PersistentTile tile, int* blocks) {
+  const int64_t bytes = forward_shared_bytes(element, cell, hidden, tile);
+  return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
+    return count_blocks(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>, bytes,
+                        blocks);
+  });
+}
+
+int launch_persistent_forward(const ForwardArgs& args, PersistentTile tile,
+                              const void* const w_hh[kDirections], const void* h0, void* exchange,
+                              Stream stream) {
+  const PersistentForwardArgs all{args, {w_hh[0], w_hh[1]}, h0, exchange};
+  const int64_t bytes = forward_shared_bytes(args.element, args.cell, args.hidden, tile);
+  return with_tile(args.element, args.cell, tile, [&](auto e, auto c, auto t) {
+    return launch_persistent(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
+                             args.hidden, args.directions, t.units, bytes, stream, all);
+  });
+}
+
+}  // namespace fastrnn::cuda

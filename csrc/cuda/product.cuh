@@ -1,0 +1,301 @@
+// The product of a persistent kernel: a tile of batch rows times the weights that a block keeps in
+// shared memory, summed over K by all warps.
+//
+// A product offers, beside its sizes:
+//   fill(shared, load)      copies the weights in; load(k, column) gives one, 0 past the ends
+//   multiply(shared, row)   leaves in `shared` each warp's share of out[r][column];
+//                           row(r) is where row r of the left operand lies, or null: zeros
+//   sum(shared, r, column)  adds them up, always in the same order
+// fill and multiply are called by the whole block, with a __syncthreads between them and sum.
+#pragma once
+
+#include <mma.h>
+
+#include "device.cuh"
+
+namespace fastrnn::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = 8;
+constexpr int kBlockThreads = kWarps * kWarp;
+
+// K in chunks of a warp's width; chunk i belongs to warp i % kWarps.
+constexpr int kChunk = kWarp;
+
+// float32, on CUDA cores. The lanes of a warp run over columns; where there are fewer columns than
+// lanes, groups of lanes take parts of a chunk. A weight is read from shared memory once for all R
+// rows (32 lanes, 32 banks), an element of the left operand once for all columns (a broadcast).
+template <int kColumns, int R>
+struct VectorProduct {
+  using E = float;
+  static constexpr int kRows = R;
+  static constexpr int kLanes = kColumns < kWarp ? kColumns : kWarp;  // that run over columns
+  static constexpr int kPerLane = kColumns / kLanes;
+  static constexpr int kGroups = kWarp / kLanes;
+  static constexpr int kDepth = kChunk / kGroups;  // of a group within a chunk
+  static_assert(kColumns % kLanes == 0 && kDepth % 4 == 0, "whole lanes and whole float4s");
+
+  // Weights (chunk, kDepth, kPerLane, lane), then each warp's rows of a chunk, then its sums.
+  static constexpr int kStage = R * kChunk;
+  static constexpr int kSums = R * kColumns;
+  static __host__ __device__ int64_t weight_elements(int64_t k) {
+    return divide_up(k, kChunk) * kChunk * kColumns;
+  }
+  static int64_t shared_bytes(int64_t k) {
+    return static_cast<int64_t>(sizeof(float)) * (weight_elements(k) + kWarps * (kStage + kSums));
+  }
+
+  float* const weights;
+  float* const stages;
+  float* const sums;
+  const int64_t k;
+
+  __device__ __forceinline__ VectorProduct(unsigned char* shared, int64_t depth)
+      : weights(reinterpret_cast<float*>(shared)),
+        stages(weights + weight_elements(depth)),
+        sums(stages + kWarps * kStage),
+        k(depth) {}
+
+  template <typename Load>
+  __device__ __forceinline__ void fill(Load&& load) const {
+    for (int64_t i = threadIdx.x; i < weight_elements(k); i += blockDim.x) {
+      const int lane = static_cast<int>(i % kWarp);
+      const int64_t slot = i / kWarp;  // (chunk, kDepth, kPerLane)
+      const int c = static_cast<int>(slot % kPerLane);
+      const int64_t step = slot / kPerLane % kDepth, chunk = slot / kPerLane / kDepth;
+      weights[i] = load(chunk * kChunk + lane / kLanes * kDepth + step, c * kLanes + lane % kLanes);
+    }
+  }
+
+  template <typename Row>
+  __device__ __forceinline__ void multiply(Row&& row) const {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int group = lane / kLanes;
+    float* const stage = stages + warp * kStage;
+    const float* rows[R];
+    float next[R], total[R][kPerLane] = {};
+#pragma unroll
+    for (int r = 0; r < R; ++r) rows[r] = row(r);
+    const auto fetch = [&](int64_t chunk) {
+      const int64_t at = chunk * kChunk + lane;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        next[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at) : 0.f;
+    };
+    const int64_t chunks = divide_up(k, kChunk);
+    if (warp < chunks) fetch(warp);
+    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) stage[r * kChunk + lane] = next[r];
+      if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
+      if (chunk + kWarps < chunks) fetch(chunk + kWarps);
+      const float* w = weights + chunk * kChunk * kColumns + lane;
+#pragma unroll
+      for (int i = 0; i < kDepth; i += 4) {
+        float4 a[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          a[r] = *reinterpret_cast<const float4*>(stage + r * kChunk + group * kDepth + i);
+        }
+#pragma unroll
+        for (int c = 0; c < kPerLane; ++c) {
+          const float w0 = w[((i + 0) * kPerLane + c) * kWarp];
+          const float w1 = w[((i + 1) * kPerLane + c) * kWarp];
+          const float w2 = w[((i + 2) * kPerLane + c) * kWarp];
+          const float w3 = w[((i + 3) * kPerLane + c) * kWarp];
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            total[r][c] = ::fma(a[r].x, w0, total[r][c]);
+            total[r][c] = ::fma(a[r].y, w1, total[r][c]);
+            total[r][c] = ::fma(a[r].z, w2, total[r][c]);
+            total[r][c] = ::fma(a[r].w, w3, total[r][c]);
+          }
+        }
+      }
+      if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
+    }
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int c = 0; c < kPerLane; ++c) {
+        float value = total[r][c];
+#pragma unroll
+        for (int distance = kLanes; distance < kWarp; distance *= 2) {
+          value += __shfl_xor_sync(0xffffffffu, value, distance);
+        }
+        if (group == 0) sums[warp * kSums + r * kColumns + c * kLanes + lane] = value;
+      }
+    }
+  }
+
+  __device__ __forceinline__ float sum(int r, int column) const {
+    float value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) value += sums[w * kSums + r * kColumns + column];
+    return value;
+  }
+};
+
+// float16 and bfloat16, on tensor cores: products of 16 x 16 x 16, sums in float32.
+template <typename Half, int kColumns>
+struct TensorProduct {
+  using E = Half;
+  static constexpr int kRows = 16;
+  static constexpr int kTile = 16;
+  static constexpr int kPadding = 8;  // so that 8 rows lie in 8 different sets of banks
+  static_assert(kColumns % kTile == 0, "whole tiles");
+
+  // Weights (column, K), then each warp's rows of a chunk, then its sums.
+  static constexpr int kStageStride = kChunk + kPadding;
+  static constexpr int kStage = kRows * kStageStride;
+  static constexpr int kSums = kRows * kColumns;
+  static __host__ __device__ int64_t weight_stride(int64_t k) {
+    return divide_up(k, kChunk) * kChunk + kPadding;
+  }
+  // In Halves; so many that what follows starts on 128 bytes.
+  static __host__ __device__ int64_t weight_elements(int64_t k) {
+    return divide_up(kColumns * weight_stride(k), 64) * 64;
+  }
+  static int64_t shared_bytes(int64_t k) {
+    return static_cast<int64_t>(sizeof(Half)) * (weight_elements(k) + kWarps * kStage) +
+           static_cast<int64_t>(sizeof(float)) * kWarps * kSums;
+  }
+
+  Half* const weights;
+  Half* const stages;
+  float* const sums;
+  const int64_t k;
+
+  __device__ __forceinline__ TensorProduct(unsigned char* shared, int64_t depth)
+      : weights(reinterpret_cast<Half*>(shared)),
+        stages(weights + weight_elements(depth)),
+        sums(reinterpret_cast<float*>(stages + kWarps * kStage)),
+        k(depth) {}
+
+  template <typename Load>
+  __device__ __forceinline__ void fill(Load&& load) const {
+    const int64_t stride = weight_stride(k);
+    for (int64_t i = threadIdx.x; i < kColumns * stride; i += blockDim.x) {
+      weights[i] = load(i % stride, static_cast<int>(i / stride));
+    }
+  }
+
+  template <typename Row>
+  __device__ __forceinline__ void multiply(Row&& row) const {
+    namespace wmma = nvcuda::wmma;
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    Half* const stage = stages + warp * kStage;
+    const Half* rows[kRows];
+    Half next[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) rows[r] = row(r);
+    const auto fetch = [&](int64_t chunk) {
+      const int64_t at = chunk * kChunk + lane;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        next[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at)
+                                                                 : from_compute<Half>(0.f);
+      }
+    };
+    constexpr int kTiles = kColumns / kTile;
+    wmma::fragment<wmma::accumulator, kTile, kTile, kTile, float> total[kTiles];
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) wmma::fill_fragment(total[tile], 0.f);
+    const int64_t chunks = divide_up(k, kChunk), stride = weight_stride(k);
+    if (warp < chunks) fetch(warp);
+    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) stage[r * kStageStride + lane] = next[r];
+      if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
+      if (chunk + kWarps < chunks) fetch(chunk + kWarps);
+#pragma unroll
+      for (int i = 0; i < kChunk; i += kTile) {
+        wmma::fragment<wmma::matrix_a, kTile, kTile, kTile, Half, wmma::row_major> a;
+        wmma::load_matrix_sync(a, stage + i, kStageStride);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          wmma::fragment<wmma::matrix_b, kTile, kTile, kTile, Half, wmma::col_major> b;
+          wmma::load_matrix_sync(b, weights + tile * kTile * stride + chunk * kChunk + i,
+                                 static_cast<unsigned>(stride));
+          wmma::mma_sync(total[tile], a, b, total[tile]);
+        }
+      }
+      if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      wmma::store_matrix_sync(sums + warp * kSums + tile * kTile, total[tile], kColumns,
+                              wmma::mem_row_major);
+    }
+  }
+
+  __device__ __forceinline__ float sum(int r, int column) const {
+    float value = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) value += sums[w * kSums + r * kColumns + column];
+    return value;
+  }
+};
+
+template <typename E, int kColumns, int R>
+struct ProductOf {
+  using type = TensorProduct<E, kColumns>;
+};
+template <int kColumns, int R>
+struct ProductOf<float, kColumns, R> {
+  using type = VectorProduct<kColumns, R>;
+};
+template <typename E, int kColumns, int R>
+using Product = typename ProductOf<E, kColumns, R>::type;
+
+template <int kUnits, int kRows>
+struct TileTag {
+  static constexpr int units = kUnits;
+  static constexpr int rows = kRows;
+};
+
+// Calls f(E{}, CellTag, TileTag) for the tiles that exist: see kTiles in plan.cpp.
+template <typename F>
+int with_tile(Element element, Cell cell, PersistentTile tile, F&& f) {
+  return with_cell(cell, [&](auto cell_tag) -> int {
+    constexpr bool kLstm = cell_tag.value == Cell::lstm;
+    constexpr int kSmall = kLstm ? 8 : 16, kLarge = 2 * kSmall;
+    const auto is = [&](int units, int rows) { return tile.units == units && tile.rows == rows; };
+    if (element == Element::f32) {
+      if (is(kSmall, 1)) return f(float{}, cell_tag, TileTag<kSmall, 1>{});
+      if (is(kSmall, 4)) return f(float{}, cell_tag, TileTag<kSmall, 4>{});
+      if (is(kSmall, 8)) return f(float{}, cell_tag, TileTag<kSmall, 8>{});
+      if (is(kLarge, 1)) return f(float{}, cell_tag, TileTag<kLarge, 1>{});
+      if (is(kLarge, 4)) return f(float{}, cell_tag, TileTag<kLarge, 4>{});
+      if (is(kLarge, 8)) return f(float{}, cell_tag, TileTag<kLarge, 8>{});
+    } else if (is(16, 16)) {
+      if (element == Element::f16) return f(__half{}, cell_tag, TileTag<16, 16>{});
+      if (element == Element::bf16) return f(__nv_bfloat16{}, cell_tag, TileTag<16, 16>{});
+    }
+    return cudaErrorInvalidValue;
+  });
+}
+
+// Blocks of a kernel that one multiprocessor holds at once, with so much shared memory each.
+template <typename Kernel>
+int count_blocks(Kernel kernel, int64_t shared_bytes, int* blocks) {
+  const int bytes = static_cast<int>(shared_bytes);
+  const int error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error) return error;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kBlockThreads, bytes);
+}
+
+// Launches a persistent kernel: a block for each tile of hidden units of each direction.
+template <typename... Params, typename... Args>
+int launch_persistent(void (*kernel)(Params...), int64_t hidden, int64_t directions, int units,
+                      int64_t shared_bytes, Stream stream, const Args&... args) {
+  const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         static_cast<int>(shared_bytes));
+  if (error) return error;
+  const dim3 grid(static_cast<unsigned>(divide_up(hidden, units)),
+                  static_cast<unsigned>(directions));
+  return launch(kernel, grid, kBlockThreads, shared_bytes, true, stream, args...);
+}
+
+}  // namespace fastrnn::cuda

@@ -1,0 +1,95 @@
+// Small kernels about rows and steps, and questions to the device.
+#include <algorithm>
+
+#include "device.cuh"
+
+namespace fastrnn::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Sizes that travel as a kernel's parameter, of which there may be 4 KB.
+constexpr int kChunkSizes = 480;
+struct SizeChunk {
+  int64_t begin, count, rows_before;
+  int64_t sizes[kChunkSizes];
+};
+
+// One block. Offsets are summed by each thread for itself: a chunk is short.
+__global__ void __launch_bounds__(kThreads)
+    fill_schedule_kernel(SizeChunk chunk, int64_t* sizes, int64_t* offsets) {
+  for (int64_t i = threadIdx.x; i < chunk.count + is(Mutant::size_past_end); i += blockDim.x) {
+    int64_t before = chunk.rows_before;
+    for (int64_t k = 0; k < i; ++k) before += chunk.sizes[k];
+    sizes[chunk.begin + i] = chunk.sizes[i];
+    offsets[chunk.begin + i] = before;
+  }
+}
+
+// A block for each step, column by column.
+template <typename E>
+__global__ void __launch_bounds__(kThreads) previous_h_kernel(PreviousArgs args) {
+  const Walk walk(args.schedule, static_cast<int>(args.direction), /*backward=*/false);
+  const E* const h = static_cast<const E*>(args.h);
+  const int64_t stride = args.directions * args.width;
+  for (int64_t s = blockIdx.x; s < args.schedule.steps; s += gridDim.x) {
+    const int64_t count = walk.rows(s) * args.width;
+    E* const out = static_cast<E*>(args.previous) + walk.first_row(s) * args.width;
+    const int64_t running = walk.rows(s - 1);
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+      const int64_t n = i / args.width, j = i % args.width;
+      out[i] = n < running + is(Mutant::previous_row_past_end)
+                   ? h[(walk.first_row(s - 1) + n) * stride + args.direction * args.width + j]
+                   : static_cast<const E*>(args.h0)[i];
+    }
+  }
+}
+
+}  // namespace
+
+int launch_fill_schedule(const int64_t* host_sizes, int64_t steps, int64_t* sizes, int64_t* offsets,
+                         Stream stream) {
+  int64_t rows = 0;
+  for (int64_t begin = 0; begin < steps; begin += kChunkSizes) {
+    SizeChunk chunk{begin, std::min<int64_t>(kChunkSizes, steps - begin), rows, {}};
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      chunk.sizes[i] = host_sizes[begin + i];
+      rows += chunk.sizes[i];
+    }
+    const int error =
+        launch(fill_schedule_kernel, dim3(1), kThreads, 0, false, stream, chunk, sizes, offsets);
+    if (error) return error;
+  }
+  return cudaSuccess;
+}
+
+int launch_previous_h(const PreviousArgs& args, Stream stream) {
+  constexpr int64_t kMaxBlocks = 65535;
+  return with_element(args.element, [&](auto element) {
+    const auto blocks = static_cast<unsigned>(std::min(args.schedule.steps, kMaxBlocks));
+    return launch(previous_h_kernel<decltype(element)>, dim3(blocks), kThreads, 0, false, stream,
+                  args);
+  });
+}
+
+int query_device(DeviceLimits* limits) {
+  int device = 0, shared = 0, cooperative = 0, major = 0;
+  int error = cudaGetDevice(&device);
+  const auto ask = [&](int* value, cudaDeviceAttr attribute) {
+    if (!error) error = cudaDeviceGetAttribute(value, attribute, device);
+  };
+  ask(&limits->multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(&cooperative, cudaDevAttrCooperativeLaunch);
+  ask(&major, cudaDevAttrComputeCapabilityMajor);
+  limits->shared_bytes = shared;
+  limits->cooperative = cooperative != 0;
+  limits->bf16 = major >= 8;
+  return error;
+}
+
+const char* describe_error(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
+
+}  // namespace fastrnn::cuda

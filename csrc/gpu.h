@@ -1,0 +1,77 @@
+// The stack on the CUDA kernels. What lies here knows tensors and the kernels' plain interface, and
+// no CUDA header: on CPU tensors, with emulated kernels, the same code is tested without a GPU.
+#pragma once
+
+#include "buffers.h"
+#include "cuda/kernels.h"
+
+namespace fastrnn::gpu {
+
+// run_forward and run_backward of stack.h, for tensors on the current device.
+void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
+                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
+void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
+                  const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
+                  const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
+                  const std::vector<at::Tensor>& dweights);
+
+// The stream that kernels go to. Whoever registers the ops defines it.
+cuda::Stream current_stream();
+
+// How one layer runs: persistent, or step by step.
+struct Path {
+  bool persistent;
+  cuda::PersistentTile tile;
+};
+Path choose_forward_path(const Stack& stack, cuda::Element element);
+Path choose_backward_path(const Stack& stack, cuda::Element element);
+
+// Raises c10::Error unless a launcher succeeded.
+inline void check(int error) {
+  TORCH_CHECK(error == 0, "fastrnn: CUDA error: ", cuda::describe_error(error));
+}
+
+inline cuda::Element element_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return cuda::Element::f32;
+    case at::kDouble: return cuda::Element::f64;
+    case at::kHalf: return cuda::Element::f16;
+    case at::kBFloat16: return cuda::Element::bf16;
+    default: TORCH_CHECK(false, "fastrnn: no kernels for ", type);
+  }
+}
+
+// The schedule with sizes and offsets in device memory.
+class DeviceSchedule {
+ public:
+  DeviceSchedule(const Stack& stack, const at::TensorOptions& options, cuda::Stream stream);
+  const Schedule& get() const { return schedule_; }
+
+ private:
+  at::Tensor storage_;
+  Schedule schedule_;
+};
+
+// out = a . b, of two matrices; out may be float32 where they are of 16 bits.
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
+
+// A state (L * D, N, width), contiguous; zeros where none is given.
+at::Tensor initial_state(const Stack& stack, const std::optional<at::Tensor>& given, int64_t width,
+                         const at::TensorOptions& options);
+
+// x, y or their gradients, (rows, width) step after step: a view where the layout allows.
+at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence);
+
+// Writes rows (rows, width) to y or dx.
+void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& sequence);
+
+// The weights of one direction of one layer; undefined where there are none.
+struct Weights {
+  at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
+
+  Weights(const Stack& stack, at::TensorList all, int64_t cell);
+};
+
+}  // namespace fastrnn::gpu

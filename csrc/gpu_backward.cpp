@@ -1,0 +1,172 @@
+// The backward pass of a stack on a GPU: for each layer, from the last to the first, the recurrence
+// backwards, then the products over all steps that give the gradients of weights and input.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/record_function.h>
+
+#include "gpu.h"
+
+namespace fastrnn::gpu {
+namespace {
+
+// One layer; the launchers' arguments, and the tensors behind them.
+struct Layer {
+  cuda::BackwardArgs args;
+  std::vector<Weights> weights;  // by direction
+  at::Tensor dy;                 // (rows, D * P), or undefined
+  at::Tensor dh;                 // (D, N, P) of the compute type, in and out
+  at::Tensor dgates;             // (D, rows, G)
+  at::Tensor dprojected;         // (D, rows, P), projection only
+};
+
+void run_persistent(const Stack& stack, const Layer& layer, cuda::PersistentTile tile,
+                    cuda::Stream stream) {
+  RECORD_FUNCTION("fastrnn::persistent_backward", c10::ArrayRef<const c10::IValue>());
+  const void* w_hh[cuda::kDirections] = {};
+  for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
+  check(cuda::launch_persistent_backward(layer.args, tile, w_hh, stream));
+}
+
+// The running gradient of h is dh, which a row that has ended, or not begun, keeps.
+void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& computed,
+                  cuda::Stream stream) {
+  RECORD_FUNCTION("fastrnn::stepwise_backward", c10::ArrayRef<const c10::IValue>());
+  const Schedule schedule = stack.schedule();
+  at::Tensor unprojected_dh;  // gradient of o * tanh(c)
+  if (stack.projected) {
+    unprojected_dh = at::empty({stack.directions, stack.batch, stack.hidden}, computed);
+    layer.args.dh = unprojected_dh.mutable_data_ptr();
+  }
+  const auto each_direction = [&](int64_t s, auto&& f) {
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      const int64_t t = d == 1 ? s : stack.steps - 1 - s;
+      f(d, schedule.offset(t), schedule.rows_at(t));
+    }
+  };
+  for (int64_t s = 0; s < stack.steps; ++s) {
+    if (stack.projected) {
+      each_direction(s, [&](int64_t d, int64_t first, int64_t rows) {
+        const at::Tensor dprojected = layer.dprojected[d].narrow(0, first, rows);
+        dprojected.copy_(layer.dh[d].narrow(0, 0, rows));
+        if (layer.dy.defined()) {
+          dprojected.add_(layer.dy.narrow(0, first, rows).narrow(1, d * stack.width, stack.width));
+        }
+        multiply(unprojected_dh[d].narrow(0, 0, rows), dprojected, layer.weights[d].w_hr);
+      });
+    }
+    check(cuda::launch_pointwise_backward(layer.args, s, stream));
+    each_direction(s, [&](int64_t d, int64_t first, int64_t rows) {
+      multiply(layer.dh[d].narrow(0, 0, rows), layer.dgates[d].narrow(0, first, rows),
+               layer.weights[d].w_hh);
+    });
+  }
+}
+
+// Fills the gradients of one direction's weights that are wanted (defined).
+void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
+                           const at::Tensor& input, const at::Tensor& output, const at::Tensor& h0,
+                           const at::Tensor& unprojected, const at::Tensor* dweights,
+                           cuda::Stream stream) {
+  const at::Tensor dgates = layer.dgates[d];
+  const at::Tensor by_gate = dgates.t();
+  if (dweights[0].defined()) multiply(dweights[0], by_gate, input);
+  if (dweights[1].defined()) {
+    const at::Tensor previous = at::empty({stack.rows, stack.width}, input.options());
+    check(cuda::launch_previous_h(
+        {layer.args.element, d, stack.directions, layer.args.schedule, stack.width,
+         output.const_data_ptr(), h0.const_data_ptr(), previous.mutable_data_ptr()},
+        stream));
+    multiply(dweights[1], by_gate, previous);
+  }
+  for (int64_t i = 2; stack.has_biases && i < 4; ++i) {
+    at::Tensor dbias = dweights[i];
+    if (dbias.defined()) at::sum_out(dbias, dgates, {0});
+  }
+  const at::Tensor& dw_hr = dweights[stack.weights_per_cell() - 1];
+  if (stack.projected && dw_hr.defined()) multiply(dw_hr, layer.dprojected[d].t(), unprojected);
+}
+
+}  // namespace
+
+void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
+                  const at::Tensor& dc, bool /*wants_dh0: it costs one product more*/,
+                  const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                  const std::optional<at::Tensor>& c0, at::TensorList weights,
+                  const at::Tensor& reserve, const at::Tensor& dx,
+                  const std::vector<at::Tensor>& dweights) {
+  const cuda::Stream stream = current_stream();
+  const cuda::Element element = element_of(x.scalar_type());
+  const at::TensorOptions given = x.options();
+  const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
+  const bool lstm = stack.cell == Cell::lstm;
+  const DeviceSchedule schedule(stack, given, stream);
+  const Path path = choose_backward_path(stack, element);
+  const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
+  const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
+  const at::Tensor initial_c = lstm ? initial_state(stack, c0, stack.hidden, given) : at::Tensor();
+  const at::Tensor all_dh = dh.view({stack.cells(), stack.batch, stack.width});
+  const at::Tensor all_dc =
+      lstm ? dc.view({stack.cells(), stack.batch, stack.hidden}) : at::Tensor();
+
+  at::Tensor output_gradient = dy.defined() ? as_rows(stack, dy) : at::Tensor();
+  for (int64_t l = stack.layers - 1; l >= 0; --l) {
+    const int64_t first_cell = l * stack.directions;
+    const auto of_layer = [&](const at::Tensor& all) {
+      return all.narrow(0, first_cell, stack.directions);
+    };
+    Layer layer{};
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      layer.weights.emplace_back(stack, weights, first_cell + d);
+    }
+    layer.dy = output_gradient;
+    layer.dh = of_layer(all_dh);
+    layer.dgates = at::empty({stack.directions, stack.rows, stack.gates()}, given);
+    if (stack.projected) {
+      layer.dprojected = at::empty({stack.directions, stack.rows, stack.width}, given);
+    }
+    cuda::BackwardArgs& args = layer.args;
+    args.element = element;
+    args.cell = stack.cell;
+    args.directions = stack.directions;
+    args.schedule = schedule.get();
+    args.rows = stack.rows;
+    args.hidden = stack.hidden;
+    if (layer.dy.defined() && !stack.projected) args.dy = layer.dy.const_data_ptr();
+    args.h = kept.outputs[l].const_data_ptr();
+    args.dh = layer.dh.mutable_data_ptr();
+    args.dgates = layer.dgates.mutable_data_ptr();
+    if (lstm) {
+      args.c0 = of_layer(initial_c).const_data_ptr();
+      args.dc = of_layer(all_dc).mutable_data_ptr();
+      for (int64_t d = 0; d < stack.directions; ++d) {
+        args.gates[d] = kept.parts[first_cell + d].gates.const_data_ptr();
+        args.cells[d] = kept.parts[first_cell + d].cells.const_data_ptr();
+      }
+    }
+    if (path.persistent) {
+      run_persistent(stack, layer, path.tile, stream);
+    } else {
+      run_stepwise(stack, layer, computed, stream);
+    }
+
+    const bool dropped = l > 0 && stack.drops_after(l - 1);
+    const at::Tensor input =
+        l == 0 ? as_rows(stack, x) : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      const int64_t cell = first_cell + d;
+      differentiate_weights(stack, layer, d, input, kept.outputs[l], initial_h[cell],
+                            kept.parts[cell].unprojected,
+                            dweights.data() + cell * stack.weights_per_cell(), stream);
+    }
+    if (l == 0 && !dx.defined()) break;
+    at::Tensor input_gradient = at::mm(layer.dgates[0], layer.weights[0].w_ih);
+    if (stack.directions == 2) input_gradient.addmm_(layer.dgates[1], layer.weights[1].w_ih);
+    if (dropped) input_gradient.mul_(kept.noise[l - 1]);
+    output_gradient = input_gradient;
+  }
+  if (dx.defined()) copy_rows(stack, output_gradient, dx);
+}
+
+}  // namespace fastrnn::gpu

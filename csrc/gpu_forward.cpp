@@ -1,0 +1,188 @@
+// The forward pass of a stack on a GPU: for each layer the input projection of all steps, then the
+// recurrence, persistent or step by step.
+#include <ATen/ops/bernoulli.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
+
+#include <array>
+
+#include "gpu.h"
+
+namespace fastrnn::gpu {
+namespace {
+
+// One layer; the launchers' arguments, and the tensors behind them.
+struct Layer {
+  cuda::ForwardArgs args;
+  std::vector<Weights> weights;  // by direction
+  at::Tensor h0;                 // (D, N, P)
+  at::Tensor h_n;                // (D, N, P)
+  at::Tensor output;             // (rows, D * P)
+  at::Tensor unprojected[cuda::kDirections];
+};
+
+// (D, G) of the compute type.
+at::Tensor sum_biases(const Stack& stack, const std::vector<Weights>& weights,
+                      const at::TensorOptions& options) {
+  const std::array<int64_t, 2> sizes = {stack.directions, stack.gates()};
+  if (!stack.has_biases) return at::zeros(sizes, options);
+  const at::Tensor sums = at::empty(sizes, options);
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    at::Tensor sum = sums[d];
+    sum.copy_(weights[d].b_ih).add_(weights[d].b_hh);
+  }
+  return sums;
+}
+
+void run_persistent(const Stack& stack, const Layer& layer, cuda::PersistentTile tile,
+                    cuda::Stream stream) {
+  RECORD_FUNCTION("fastrnn::persistent_forward", c10::ArrayRef<const c10::IValue>());
+  const void* w_hh[cuda::kDirections] = {};
+  for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
+  const at::Tensor exchange =
+      at::empty({2, stack.directions, stack.batch, stack.hidden}, layer.h_n.options());
+  check(cuda::launch_persistent_forward(layer.args, tile, w_hh, layer.h0.const_data_ptr(),
+                                        exchange.mutable_data_ptr(), stream));
+}
+
+// The running h is h_n, which a row that has ended, or not begun, keeps.
+void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOptions& computed,
+                  cuda::Stream stream) {
+  RECORD_FUNCTION("fastrnn::stepwise_forward", c10::ArrayRef<const c10::IValue>());
+  layer.h_n.copy_(layer.h0);
+  const at::Tensor recurrent = at::empty({stack.directions, stack.batch, stack.gates()}, computed);
+  const Schedule schedule = stack.schedule();
+  // Views for the rows of a step, made anew only where their number changes.
+  struct Views {
+    int64_t rows = -1;
+    at::Tensor product, h;
+  } views[cuda::kDirections];
+  at::Tensor w_hh[cuda::kDirections];
+  for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.t();
+  for (int64_t s = 0; s < stack.steps; ++s) {
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      const int64_t rows = schedule.rows_at(d == 1 ? stack.steps - 1 - s : s);
+      if (rows != views[d].rows) {
+        views[d] = {rows, recurrent[d].narrow(0, 0, rows), layer.h_n[d].narrow(0, 0, rows)};
+      }
+      multiply(views[d].product, views[d].h, w_hh[d]);
+    }
+    check(cuda::launch_pointwise_forward(layer.args, recurrent.const_data_ptr(), s, stream));
+    if (!stack.projected) continue;
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      const int64_t t = d == 1 ? stack.steps - 1 - s : s;
+      const int64_t first = schedule.offset(t), rows = schedule.rows_at(t);
+      multiply(views[d].h, layer.unprojected[d].narrow(0, first, rows), layer.weights[d].w_hr.t());
+      layer.output.narrow(0, first, rows).narrow(1, d * stack.width, stack.width).copy_(views[d].h);
+    }
+  }
+}
+
+// Multiplies by 0 (probability p) or 1 / (1 - p), drawn into noise.
+void drop(const at::Tensor& dropped, const at::Tensor& output, const at::Tensor& noise, double p) {
+  at::Tensor drawn = noise, result = dropped;
+  if (p == 1) {
+    drawn.zero_();
+  } else {
+    drawn.bernoulli_(1 - p).div_(1 - p);
+  }
+  at::mul_out(result, output, drawn);
+}
+
+}  // namespace
+
+void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
+                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve) {
+  const cuda::Stream stream = current_stream();
+  const cuda::Element element = element_of(x.scalar_type());
+  const at::TensorOptions given = x.options();
+  const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
+  const bool lstm = stack.cell == Cell::lstm, training = reserve.defined();
+  const DeviceSchedule schedule(stack, given, stream);
+  const Path path = choose_forward_path(stack, element);
+
+  const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
+  const at::Tensor final_h = h_n.view({stack.cells(), stack.batch, stack.width});
+  at::Tensor c;  // runs in the compute type
+  if (lstm) {
+    c = c_n.view({stack.cells(), stack.batch, stack.hidden});
+    if (x.scalar_type() != compute_type(x.scalar_type())) c = at::empty(c.sizes(), computed);
+    if (c0.has_value()) {
+      c.copy_(c0->reshape(c.sizes()));
+    } else {
+      c.zero_();
+    }
+  }
+  std::optional<ReserveParts<at::Tensor>> kept;
+  if (training) kept.emplace(reserve_views(stack, reserve));
+
+  at::Tensor input = as_rows(stack, x);
+  for (int64_t l = 0; l < stack.layers; ++l) {
+    const bool last = l + 1 == stack.layers;
+    const int64_t first_cell = l * stack.directions;
+    Layer layer{};
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      layer.weights.emplace_back(stack, weights, first_cell + d);
+    }
+    layer.h0 = initial_h.narrow(0, first_cell, stack.directions);
+    layer.h_n = final_h.narrow(0, first_cell, stack.directions);
+    if (training) {
+      layer.output = kept->outputs[l];
+    } else if (last && !stack.batch_first) {
+      layer.output = y.view({stack.rows, stack.layer_width()});
+    } else {
+      layer.output = at::empty({stack.rows, stack.layer_width()}, given);
+    }
+    const at::Tensor projected = at::empty({stack.directions, stack.rows, stack.gates()}, computed);
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      multiply(projected[d], input, layer.weights[d].w_ih.t());
+    }
+    const at::Tensor bias = sum_biases(stack, layer.weights, computed);
+
+    cuda::ForwardArgs& args = layer.args;
+    args.element = element;
+    args.cell = stack.cell;
+    args.directions = stack.directions;
+    args.schedule = schedule.get();
+    args.rows = stack.rows;
+    args.hidden = stack.hidden;
+    args.width = stack.width;
+    args.projected = projected.const_data_ptr();
+    args.bias = bias.const_data_ptr();
+    if (lstm) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
+    args.h_n = layer.h_n.mutable_data_ptr();
+    args.h = layer.output.mutable_data_ptr();
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      if (training && lstm) {
+        args.gates[d] = kept->parts[first_cell + d].gates.mutable_data_ptr();
+        args.cells[d] = kept->parts[first_cell + d].cells.mutable_data_ptr();
+      }
+      if (stack.projected) {
+        layer.unprojected[d] = training ? kept->parts[first_cell + d].unprojected
+                                        : at::empty({stack.rows, stack.hidden}, given);
+        args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
+      }
+    }
+    if (path.persistent) {
+      run_persistent(stack, layer, path.tile, stream);
+    } else {
+      run_stepwise(stack, layer, computed, stream);
+    }
+
+    input = layer.output;
+    if (stack.drops_after(l)) {
+      const at::Tensor noise = training ? kept->noise[l] : at::empty_like(input);
+      const at::Tensor dropped = training ? kept->dropped[l] : input;
+      drop(dropped, input, noise, stack.dropout);
+      input = dropped;
+    }
+    if (last && (training || stack.batch_first)) copy_rows(stack, layer.output, y);
+  }
+  if (lstm && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);
+}
+
+}  // namespace fastrnn::gpu

@@ -1,0 +1,68 @@
+// The tensors of a run on a GPU.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include <array>
+
+#include "gpu.h"
+
+namespace fastrnn::gpu {
+
+DeviceSchedule::DeviceSchedule(const Stack& stack, const at::TensorOptions& options,
+                               cuda::Stream stream)
+    : schedule_{stack.steps, stack.batch, nullptr, nullptr} {
+  if (!stack.packed) return;
+  storage_ = at::empty({2, stack.steps}, options.dtype(at::kLong));
+  int64_t* const sizes = storage_.mutable_data_ptr<int64_t>();
+  int64_t* const offsets = sizes + stack.steps;
+  check(cuda::launch_fill_schedule(stack.batch_sizes.data(), stack.steps, sizes, offsets, stream));
+  schedule_.sizes = sizes;
+  schedule_.offsets = offsets;
+}
+
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  at::Tensor result = out;
+  if (out.scalar_type() == a.scalar_type()) {
+    at::mm_out(result, a, b);
+  } else if (a.is_cuda()) {
+    at::mm_out(result, a, b, out.scalar_type());
+  } else {  // torch has that product for CUDA alone
+    at::mm_out(result, a.to(out.scalar_type()), b.to(out.scalar_type()));
+  }
+}
+
+at::Tensor initial_state(const Stack& stack, const std::optional<at::Tensor>& given, int64_t width,
+                         const at::TensorOptions& options) {
+  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+  if (!given.has_value()) return at::zeros(sizes, options);
+  return given->reshape(sizes).contiguous();
+}
+
+at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence) {
+  const at::Tensor by_step = stack.batch_first ? sequence.transpose(0, 1) : sequence;
+  return by_step.reshape({stack.rows, sequence.size(-1)}).contiguous();
+}
+
+void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& sequence) {
+  const int64_t width = rows.size(1);
+  if (stack.batch_first) {
+    sequence.transpose(0, 1).copy_(rows.view({stack.steps, stack.batch, width}));
+  } else {
+    sequence.view({stack.rows, width}).copy_(rows);
+  }
+}
+
+Weights::Weights(const Stack& stack, at::TensorList all, int64_t cell) {
+  const int64_t count = stack.weights_per_cell();
+  const at::TensorList mine = all.slice(cell * count, count);
+  w_ih = mine[0];
+  w_hh = mine[1].contiguous();
+  if (stack.has_biases) {
+    b_ih = mine[2];
+    b_hh = mine[3];
+  }
+  if (stack.projected) w_hr = mine[count - 1];
+}
+
+}  // namespace fastrnn::gpu
