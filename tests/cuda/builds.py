@@ -21,6 +21,8 @@ EMULATOR = HERE / "emulator"
 CACHE = ROOT / "build" / "cuda-emulated"
 JOBS = 2
 
+KERNELS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
 COMPILER = ["g++", "-std=c++17", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 # A fused multiply-add is one instruction where the CPU has it, else a call; either way it is one
 # only where the source says so.
@@ -105,6 +107,7 @@ def build(
     *,
     shared: bool = False,
     extra: Sequence[str] = (),
+    link: Sequence[str] = (),
 ) -> Path:
     """Builds a program, or a shared library, of `sources` and the emulator.
 
@@ -112,7 +115,8 @@ def build(
         sources: .cu and .cpp files.
         variant: "plain", "asan" (AddressSanitizer and UBSan) or "tsan" (ThreadSanitizer).
         shared: A library instead of a program.
-        extra: Flags for the sources, such as -DFASTRNN_MUTANT=1 or -Icsrc.
+        extra: Flags for the sources, such as -Icsrc.
+        link: Flags for the linker, such as -lc10.
 
     Returns:
         Its path, in build/cuda-emulated.
@@ -121,7 +125,7 @@ def build(
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda s: build_object(Path(s), variant, extra), everything))
     command = ["g++", *VARIANTS[variant].sanitizer, *(["-shared"] * shared)]
-    command += [str(o) for o in objects]
+    command += [*(str(o) for o in objects), *link]
     key = hashlib.sha256(" ".join(command).encode()).hexdigest()[:24]
     suffix = ".so" if shared else ""
     target = CACHE / f"{Path(sources[0]).stem}-{variant}-{key}{suffix}"
@@ -135,7 +139,8 @@ def run(program: Path, *arguments: object, **settings: object) -> subprocess.Com
     environment = {
         **os.environ,
         # Fibers are never joined; short traces are faster.
-        "TSAN_OPTIONS": "report_thread_leaks=0 history_size=0 exitcode=66 atexit_sleep_ms=0",
+        "TSAN_OPTIONS": "report_thread_leaks=0 history_size=0 exitcode=66 atexit_sleep_ms=0 "
+        "halt_on_error=1",
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }

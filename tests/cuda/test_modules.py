@@ -1,0 +1,59 @@
+"""The modules on the CUDA path, from Python to the emulated kernels: the suite's own tests of
+values, run again in a process whose CPU kernels are replaced (see emulated.py).
+
+Left out: what is bitwise on the CPU alone, what counts the CPU's kernels, and float32's rounding in
+products over thousands of rows, which a library computes there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers import run_tests
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("g++") is None,
+    reason="the emulator's fibers need x86-64 and g++",
+)
+
+HERE = Path(__file__).parent
+VALUES = [
+    "test_parity.py",
+    "test_packed.py::test_matches_torch",
+    "test_gradients.py",
+    "test_random.py",
+    "test_truth.py::test_float32_does_not_drift",
+]
+# What lies above the kernels, so that one path shows it.
+ABOVE = ["test_dropout.py", "test_cells.py", "test_double_backward.py", "test_autocast.py"]
+COUNTING = "not test_a_step_is_one_fused_call and not test_only_create_graph_leaves_the_kernels"
+
+
+def run_emulated(*tests: str, **settings: str) -> None:
+    """Runs tests in a process where the CUDA kernels are emulated."""
+    python_path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    run_tests("-p", "emulated", *tests, PYTHONPATH=python_path, **settings)
+
+
+@pytest.mark.parametrize("path", ["persistent", "stepwise"])
+def test_values(path: str) -> None:
+    run_emulated(*VALUES, FASTRNN_CUDA_PATH=path)
+
+
+def test_above() -> None:
+    run_emulated(*ABOVE, "-k", COUNTING)
+
+
+@pytest.mark.parametrize("path", ["persistent", "stepwise"])
+def test_half_types(path: str) -> None:
+    run_emulated("cuda/half_checks.py", FASTRNN_CUDA_PATH=path)
+
+
+@pytest.mark.parametrize("sms", ["132", "4"])
+def test_paths(sms: str) -> None:
+    run_emulated("cuda/path_checks.py", FASTRNN_EMULATED_SMS=sms)
