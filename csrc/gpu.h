@@ -28,9 +28,10 @@ struct Path {
 Path choose_forward_path(const Stack& stack, cuda::Element element);
 Path choose_backward_path(const Stack& stack, cuda::Element element);
 
-// Raises c10::Error unless a launcher succeeded.
+// Raises c10::Error unless a launcher succeeded: a failure, and so no "fastrnn: ...", which means
+// arguments that torch.nn may take after all (is_refusal in fastrnn/_fused.py).
 inline void check(int error) {
-  TORCH_CHECK(error == 0, "fastrnn: CUDA error: ", cuda::describe_error(error));
+  TORCH_CHECK(error == 0, "CUDA error in fastrnn: ", cuda::take_error(error));
 }
 
 inline cuda::Element element_of(at::ScalarType type) {

@@ -101,8 +101,8 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
   const at::TensorOptions given = x.options();
   const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
   const bool lstm = stack.cell == Cell::lstm;
-  const DeviceSchedule schedule(stack, given, stream);
   const Path path = choose_backward_path(stack, element);
+  const DeviceSchedule schedule(stack, given, stream);
   const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
   const at::Tensor initial_c = lstm ? initial_state(stack, c0, stack.hidden, given) : at::Tensor();

@@ -102,8 +102,8 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
   const at::TensorOptions given = x.options();
   const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
   const bool lstm = stack.cell == Cell::lstm, training = reserve.defined();
-  const DeviceSchedule schedule(stack, given, stream);
   const Path path = choose_forward_path(stack, element);
+  const DeviceSchedule schedule(stack, given, stream);
 
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
   const at::Tensor final_h = h_n.view({stack.cells(), stack.batch, stack.width});

@@ -17,6 +17,7 @@ using cuda::DeviceLimits;
 using cuda::Element;
 using cuda::PersistentTile;
 
+constexpr int kLowestCapability = 80;  // LOWEST_CUDA_ARCH of setup.py
 constexpr double kBarrierUs = 1.5, kLaunchUs = 2.5;
 constexpr double kMultiprocessors = 132;
 constexpr double kL2BytesPerUs = 5.5e6;  // to all multiprocessors together
@@ -93,10 +94,12 @@ Path choose_path(const Stack& stack, Element element, const Pass& pass) {
   // FASTRNN_CUDA_PATH: "stepwise", or "persistent" wherever it fits; for measurements and tests.
   const char* const variable = std::getenv("FASTRNN_CUDA_PATH");
   const std::string_view wish = variable ? variable : "";
-  if (wish == "stepwise" || element == Element::f64 || stack.projected) return stepwise;
   DeviceLimits limits{};
   check(cuda::query_device(&limits));
-  if (!limits.cooperative || (element == Element::bf16 && !limits.bf16)) return stepwise;
+  TORCH_CHECK(limits.capability >= kLowestCapability,
+              "fastrnn: the CUDA kernels need compute capability 8.0 or later");
+  const bool only_stepwise = element == Element::f64 || stack.projected || !limits.cooperative;
+  if (wish == "stepwise" || only_stepwise) return stepwise;
   for (const PersistentTile tile : tiles(stack, element)) {
     if (!fits(stack, element, pass, tile, limits)) continue;
     const bool faster = persistent_step_us(stack, element, pass, tile, limits.multiprocessors) <

@@ -6,7 +6,7 @@
 // arrays are contiguous. E is the element type; C is what sums, c and their gradients are kept in:
 // double for float64, else float.
 //
-// Every launcher returns 0 or a cudaError_t, which describe_error names; none waits for the device.
+// Every launcher returns 0 or a cudaError_t, which take_error names; none waits for the device.
 #pragma once
 
 #include <cstdint>
@@ -81,7 +81,7 @@ struct DeviceLimits {
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
   bool cooperative;
-  bool bf16;  // tensor cores take it
+  int capability;  // 80 for 8.0
 };
 int query_device(DeviceLimits* limits);
 
@@ -116,6 +116,8 @@ struct PreviousArgs {
 };
 int launch_previous_h(const PreviousArgs& args, Stream stream);
 
-const char* describe_error(int error);
+// The name of a launcher's error, which CUDA then no longer keeps as its last one: torch's next
+// look at that would blame another kernel.
+const char* take_error(int error);
 
 }  // namespace fastrnn::cuda

@@ -73,7 +73,7 @@ int launch_previous_h(const PreviousArgs& args, Stream stream) {
 }
 
 int query_device(DeviceLimits* limits) {
-  int device = 0, shared = 0, cooperative = 0, major = 0;
+  int device = 0, shared = 0, cooperative = 0, major = 0, minor = 0;
   int error = cudaGetDevice(&device);
   const auto ask = [&](int* value, cudaDeviceAttr attribute) {
     if (!error) error = cudaDeviceGetAttribute(value, attribute, device);
@@ -82,13 +82,15 @@ int query_device(DeviceLimits* limits) {
   ask(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   ask(&cooperative, cudaDevAttrCooperativeLaunch);
   ask(&major, cudaDevAttrComputeCapabilityMajor);
+  ask(&minor, cudaDevAttrComputeCapabilityMinor);
   limits->shared_bytes = shared;
   limits->cooperative = cooperative != 0;
-  limits->bf16 = major >= 8;
+  limits->capability = 10 * major + minor;
   return error;
 }
 
-const char* describe_error(int error) {
+const char* take_error(int error) {
+  cudaGetLastError();
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 

@@ -44,7 +44,7 @@ class Array {
   std::exit(1);
 }
 void succeed(int error) {
-  if (error) fail(describe_error(error));
+  if (error) fail(take_error(error));
 }
 
 struct Random {
@@ -420,9 +420,24 @@ class Trial {
   Schedule schedule_;
 };
 
+// A launch that fails says so, and leaves no error for whoever asks CUDA next.
+int fail_to_launch() {
+  BackwardArgs args{};
+  args.element = Element::f32;
+  args.cell = Cell::lstm;
+  args.directions = 1;
+  args.hidden = 100000;  // more weights than shared memory
+  const void* w[kDirections] = {};
+  const int error = launch_persistent_backward(args, {8, 1}, w, nullptr);
+  const bool kept = cudaPeekAtLastError() == error;
+  std::printf("%s\n", take_error(error));
+  return error != 0 && kept && cudaPeekAtLastError() == cudaSuccess ? 0 : 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "fail") return fail_to_launch();
   const long first = argc > 1 ? std::atol(argv[1]) : 0;
   const long count = argc > 2 ? std::atol(argv[2]) : 1;
   bool large = false;

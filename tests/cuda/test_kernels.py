@@ -51,6 +51,11 @@ def test_races(schedule: str) -> None:
     assert_clean(run_gate("tsan", 2000, 25, schedule=schedule))
 
 
+def test_failed_launch_leaves_no_error_behind() -> None:
+    done = run_gate("plain", "fail")
+    assert (done.returncode, done.stdout) == (0, "cudaErrorInvalidValue\n")
+
+
 def mutants() -> list[tuple[int, str]]:
     """Returns number and name of each planted fault in csrc/cuda/device.cuh."""
     text = (ROOT / "csrc" / "cuda" / "device.cuh").read_text(encoding="utf-8")

@@ -57,3 +57,7 @@ def test_half_types(path: str) -> None:
 @pytest.mark.parametrize("sms", ["132", "4"])
 def test_paths(sms: str) -> None:
     run_emulated("cuda/path_checks.py", FASTRNN_EMULATED_SMS=sms)
+
+
+def test_older_device() -> None:
+    run_emulated("cuda/path_checks.py", "-k", "older", FASTRNN_EMULATED_CAPABILITY="75")
