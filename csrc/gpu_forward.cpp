@@ -150,7 +150,6 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     args.schedule = schedule.get();
     args.rows = stack.rows;
     args.hidden = stack.hidden;
-    args.width = stack.width;
     args.projected = projected.const_data_ptr();
     args.bias = bias.const_data_ptr();
     if (lstm) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();

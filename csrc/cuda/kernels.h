@@ -29,14 +29,15 @@ struct ForwardArgs {
   Element element;
   Cell cell;
   int64_t directions;
-  Schedule schedule;      // sizes and offsets in device memory
-  int64_t rows;           // of all steps together
-  int64_t hidden, width;  // H, P
+  Schedule schedule;  // sizes and offsets in device memory
+  int64_t rows;       // of all steps together
+  int64_t hidden;
   const void* projected;  // (D, rows, G) of C: w_ih . x
   const void* bias;       // (D, G) of C: b_ih + b_hh
   void* c;                // (D, N, H) of C, in: c0; out: c_n; LSTM only
-  void* h_n;              // (D, N, P) of E, out; step-wise it is also the running h, in: h0
-  void* h;                // (rows, D * P) of E, out; unused when projected
+  // Unused when projected:
+  void* h_n;  // (D, N, H) of E, out; step-wise it is also the running h, in: h0
+  void* h;    // (rows, D * H) of E, out
   // Kept for the backward pass, of E; null in inference:
   void* gates[kDirections];        // (rows, 4, H) activations, LSTM only
   void* cells[kDirections];        // (rows, H), LSTM only

@@ -174,9 +174,10 @@ struct TensorProduct {
 
   template <typename Load>
   __device__ __forceinline__ void fill(Load&& load) const {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int64_t stride = weight_stride(k);
-    for (int64_t i = threadIdx.x; i < kColumns * stride; i += blockDim.x) {
-      weights[i] = load(i % stride, static_cast<int>(i / stride));
+    for (int column = warp; column < kColumns; column += kWarps) {
+      for (int64_t i = lane; i < stride; i += kWarp) weights[column * stride + i] = load(i, column);
     }
   }
 
@@ -254,7 +255,7 @@ struct TileTag {
   static constexpr int rows = kRows;
 };
 
-// Calls f(E{}, CellTag, TileTag) for the tiles that exist: see kTiles in plan.cpp.
+// Calls f(E{}, CellTag, TileTag) for the tiles that exist: see tiles in ../gpu_plan.cpp.
 template <typename F>
 int with_tile(Element element, Cell cell, PersistentTile tile, F&& f) {
   return with_cell(cell, [&](auto cell_tag) -> int {

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block for each step, column by column.
+// Steps along x, the elements of a step along y.
 template <typename E>
 __global__ void __launch_bounds__(kThreads) previous_h_kernel(PreviousArgs args) {
   const Walk walk(args.schedule, static_cast<int>(args.direction), /*backward=*/false);
@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(kThreads) previous_h_kernel(PreviousArgs args)
     const int64_t count = walk.rows(s) * args.width;
     E* const out = static_cast<E*>(args.previous) + walk.first_row(s) * args.width;
     const int64_t running = walk.rows(s - 1);
-    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const int64_t first = static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
+    for (int64_t i = first; i < count; i += static_cast<int64_t>(gridDim.y) * blockDim.x) {
       const int64_t n = i / args.width, j = i % args.width;
       out[i] = n < running + is(Mutant::previous_row_past_end)
                    ? h[(walk.first_row(s - 1) + n) * stride + args.direction * args.width + j]
@@ -64,11 +65,12 @@ int launch_fill_schedule(const int64_t* host_sizes, int64_t steps, int64_t* size
 }
 
 int launch_previous_h(const PreviousArgs& args, Stream stream) {
-  constexpr int64_t kMaxBlocks = 65535;
+  constexpr int64_t kMaxBlocks = 65535;  // along y
+  const int64_t blocks = divide_up(args.schedule.rows * args.width, kThreads);
+  const dim3 grid(static_cast<unsigned>(std::min(args.schedule.steps, kMaxBlocks)),
+                  static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
   return with_element(args.element, [&](auto element) {
-    const auto blocks = static_cast<unsigned>(std::min(args.schedule.steps, kMaxBlocks));
-    return launch(previous_h_kernel<decltype(element)>, dim3(blocks), kThreads, 0, false, stream,
-                  args);
+    return launch(previous_h_kernel<decltype(element)>, grid, kThreads, 0, false, stream, args);
   });
 }
 

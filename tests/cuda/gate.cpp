@@ -198,7 +198,7 @@ class Trial {
     args.directions = d_;
     args.schedule = schedule_;
     args.rows = shape_.rows;
-    args.hidden = args.width = h_;
+    args.hidden = h_;
     args.projected = projected.get();
     args.bias = bias.get();
     args.c = lstm ? c.get() : nullptr;
