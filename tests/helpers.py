@@ -178,7 +178,7 @@ def random_weights(outputs: dict[str, Tensor], seed: int = 2) -> dict[str, Tenso
     """Returns weights for run_weighted, one for every element of `outputs`."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(output.shape, generator=generator).to(output.dtype)
+        name: torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
         for name, output in outputs.items()
     }
 
@@ -188,7 +188,8 @@ def loss(outputs: dict[str, Tensor], use: Iterable[str], seed: int = 2) -> Tenso
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(())
     for name, output in outputs.items():
-        weights = torch.randn(output.shape, generator=generator).to(output.dtype)
+        weights = torch.randn(output.shape, generator=generator)
+        weights = weights.to(output.device, output.dtype)
         if name in use:
             total = total + (output * weights).sum()
     return total
