@@ -2,7 +2,6 @@
 // backwards, then the products over all steps that give the gradients of weights and input.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 #include <ATen/record_function.h>
 
@@ -39,6 +38,11 @@ void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& com
     unprojected_dh = at::empty({stack.directions, stack.batch, stack.hidden}, computed);
     layer.args.dh = unprojected_dh.mutable_data_ptr();
   }
+  at::Tensor dh[cuda::kDirections], dgates[cuda::kDirections];
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    dh[d] = layer.dh[d];
+    dgates[d] = layer.dgates[d];
+  }
   const auto each_direction = [&](int64_t s, auto&& f) {
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t t = d == 1 ? s : stack.steps - 1 - s;
@@ -49,7 +53,7 @@ void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& com
     if (stack.projected) {
       each_direction(s, [&](int64_t d, int64_t first, int64_t rows) {
         const at::Tensor dprojected = layer.dprojected[d].narrow(0, first, rows);
-        dprojected.copy_(layer.dh[d].narrow(0, 0, rows));
+        dprojected.copy_(dh[d].narrow(0, 0, rows));
         if (layer.dy.defined()) {
           dprojected.add_(layer.dy.narrow(0, first, rows).narrow(1, d * stack.width, stack.width));
         }
@@ -58,8 +62,7 @@ void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& com
     }
     check(cuda::launch_pointwise_backward(layer.args, s, stream));
     each_direction(s, [&](int64_t d, int64_t first, int64_t rows) {
-      multiply(layer.dh[d].narrow(0, 0, rows), layer.dgates[d].narrow(0, first, rows),
-               layer.weights[d].w_hh);
+      multiply(dh[d].narrow(0, 0, rows), dgates[d].narrow(0, first, rows), layer.weights[d].w_hh);
     });
   }
 }
@@ -82,7 +85,12 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
   }
   for (int64_t i = 2; stack.has_biases && i < 4; ++i) {
     at::Tensor dbias = dweights[i];
-    if (dbias.defined()) at::sum_out(dbias, dgates, {0});
+    if (!dbias.defined()) continue;
+    if (i == 3 && dweights[2].defined()) {
+      dbias.copy_(dweights[2]);  // the same sum
+    } else {
+      at::sum_out(dbias, dgates, {0});
+    }
   }
   const at::Tensor& dw_hr = dweights[stack.weights_per_cell() - 1];
   if (stack.projected && dw_hr.defined()) multiply(dw_hr, layer.dprojected[d].t(), unprojected);
@@ -161,7 +169,9 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
                             dweights.data() + cell * stack.weights_per_cell(), stream);
     }
     if (l == 0 && !dx.defined()) break;
-    at::Tensor input_gradient = at::mm(layer.dgates[0], layer.weights[0].w_ih);
+    // Not at::mm, which would round where backward() is called under autocast.
+    at::Tensor input_gradient = at::empty({stack.rows, stack.layer_input(l)}, given);
+    multiply(input_gradient, layer.dgates[0], layer.weights[0].w_ih);
     if (stack.directions == 2) input_gradient.addmm_(layer.dgates[1], layer.weights[1].w_ih);
     if (dropped) input_gradient.mul_(kept.noise[l - 1]);
     output_gradient = input_gradient;

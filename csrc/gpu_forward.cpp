@@ -60,8 +60,13 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
     int64_t rows = -1;
     at::Tensor product, h;
   } views[cuda::kDirections];
-  at::Tensor w_hh[cuda::kDirections];
-  for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.t();
+  at::Tensor w_hh[cuda::kDirections], w_hr[cuda::kDirections], output[cuda::kDirections];
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    w_hh[d] = layer.weights[d].w_hh.t();
+    if (!stack.projected) continue;
+    w_hr[d] = layer.weights[d].w_hr.t();
+    output[d] = layer.output.narrow(1, d * stack.width, stack.width);
+  }
   for (int64_t s = 0; s < stack.steps; ++s) {
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t rows = schedule.rows_at(d == 1 ? stack.steps - 1 - s : s);
@@ -75,8 +80,8 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t t = d == 1 ? stack.steps - 1 - s : s;
       const int64_t first = schedule.offset(t), rows = schedule.rows_at(t);
-      multiply(views[d].h, layer.unprojected[d].narrow(0, first, rows), layer.weights[d].w_hr.t());
-      layer.output.narrow(0, first, rows).narrow(1, d * stack.width, stack.width).copy_(views[d].h);
+      multiply(views[d].h, layer.unprojected[d].narrow(0, first, rows), w_hr[d]);
+      output[d].narrow(0, first, rows).copy_(views[d].h);
     }
   }
 }

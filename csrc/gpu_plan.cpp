@@ -101,10 +101,10 @@ Path choose_path(const Stack& stack, Element element, const Pass& pass) {
   const bool only_stepwise = element == Element::f64 || stack.projected || !limits.cooperative;
   if (wish == "stepwise" || only_stepwise) return stepwise;
   for (const PersistentTile tile : tiles(stack, element)) {
-    if (!fits(stack, element, pass, tile, limits)) continue;
     const bool faster = persistent_step_us(stack, element, pass, tile, limits.multiprocessors) <
                         stepwise_step_us(stack, element, pass);
-    if (faster || wish == "persistent") return {true, tile};
+    if (!faster && wish != "persistent") continue;
+    if (fits(stack, element, pass, tile, limits)) return {true, tile};
   }
   return stepwise;
 }
