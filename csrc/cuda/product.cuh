@@ -277,22 +277,32 @@ int with_tile(Element element, Cell cell, PersistentTile tile, F&& f) {
   });
 }
 
+// Lets a kernel have all the shared memory that a block may have on this device. Always all of it:
+// another thread may be about to launch the same kernel with more than this one needs.
+template <typename Kernel>
+int allow_shared_memory(Kernel kernel) {
+  int device = 0, bytes = 0;
+  int error = cudaGetDevice(&device);
+  if (!error) {
+    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
 // Blocks of a kernel that one multiprocessor holds at once, with so much shared memory each.
 template <typename Kernel>
 int count_blocks(Kernel kernel, int64_t shared_bytes, int* blocks) {
-  const int bytes = static_cast<int>(shared_bytes);
-  const int error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const int error = allow_shared_memory(kernel);
   if (error) return error;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kBlockThreads, bytes);
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kBlockThreads, shared_bytes);
 }
 
 // Launches a persistent kernel: a block for each tile of hidden units of each direction.
 template <typename... Params, typename... Args>
 int launch_persistent(void (*kernel)(Params...), int64_t hidden, int64_t directions, int units,
                       int64_t shared_bytes, Stream stream, const Args&... args) {
-  const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(shared_bytes));
+  const int error = allow_shared_memory(kernel);
   if (error) return error;
   const dim3 grid(static_cast<unsigned>(divide_up(hidden, units)),
                   static_cast<unsigned>(directions));
