@@ -61,3 +61,8 @@ def test_paths(sms: str) -> None:
 
 def test_older_device() -> None:
     run_emulated("cuda/path_checks.py", "-k", "older", FASTRNN_EMULATED_CAPABILITY="75")
+
+
+# As far as they need no GPU.
+def test_gpu_tests() -> None:
+    run_emulated("test_cuda.py", FASTRNN_TEST_DEVICE="cpu")
