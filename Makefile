@@ -79,11 +79,11 @@ format: .venv/ready
 	$(BIN)/clang-format -i $(FORMATTED)
 
 # The source distribution, and the wheel built from it: so it holds every file that a build needs.
-# auditwheel leaves out torch's libraries, which are loaded before fastrnn's.
+# auditwheel leaves out torch's libraries, and CUDA's, which are loaded before fastrnn's.
 wheel: build
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir build/wheel . > build/wheel.log 2>&1 || (tail -50 build/wheel.log; false)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' -w dist build/wheel/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart*' -w dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 	ls -l dist
 
