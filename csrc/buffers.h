@@ -67,7 +67,7 @@ class Arena {
     return taken;
   }
   // Parts start on cache lines.
-  static int64_t padded(int64_t elements) { return (elements + 15) / 16 * 16; }
+  static constexpr int64_t padded(int64_t elements) { return (elements + 15) / 16 * 16; }
 
  private:
   at::Tensor storage_;

@@ -58,14 +58,16 @@ int thread_count(double flops) {
 
 Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels) {
   if (threads == 1) return {1, 1, 1};
-  if (stack.batch >= kRowsPerThread * threads) return {1, threads, 1};
+  // One step without a projection needs no barrier, and each weight is then one thread's to pack.
+  const bool free_barrier = stack.steps == 1 && !stack.projected;
+  if (!free_barrier && stack.batch >= kRowsPerThread * threads) return {1, threads, 1};
   if (directions == 2 && threads % 2 == 0) {
     Plan plan = make_plan(threads / 2, stack, 1, panels);
     plan.direction_groups = 2;
     return plan;
   }
   const double step_flops = 2. * stack.batch * stack.gates() * stack.width;
-  if (!stack.projected && panels >= threads && step_flops >= kFlopsPerBarrier) {
+  if (!stack.projected && panels >= threads && (free_barrier || step_flops >= kFlopsPerBarrier)) {
     return {1, 1, threads};
   }
   return {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};

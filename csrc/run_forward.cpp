@@ -14,63 +14,84 @@ namespace {
 
 // Memory that the layers use in turn.
 template <typename E>
-struct Workspace {
+class Workspace {
+ public:
   using C = Compute<E>;
 
-  C* packed[2];  // of each direction: see ForwardArgs
-  C* bias[2];
-  C* packed_w_hr[2];
-  C* c[2];
-  E* zeros;    // initial state where none is given
-  C* scratch;  // scratch_size elements for each thread
-  int64_t scratch_size;
-  Arena<C> arena;
+  C* packed[2] = {};  // of each direction: see ForwardArgs
+  C* bias[2] = {};
+  C* packed_w_hr[2] = {};
+  C* c[2] = {};
+  C* zeros = nullptr;  // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, bool in_place, int threads,
+  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs, int threads,
             const at::TensorOptions& options)
-      : scratch_size(Arena<C>::padded(measure_scratch(stack, kernels, in_place))),
-        arena(measure(stack, kernels, in_place) + threads * scratch_size, options) {
-    for (int64_t d = 0; d < stack.directions; ++d) {
-      packed[d] = in_place ? nullptr : arena.take(packed_size(stack, kernels));
-      bias[d] = arena.take(bias_size(stack, kernels));
-      packed_w_hr[d] = stack.projected ? arena.take(w_hr_size(stack, kernels)) : nullptr;
-      c[d] = arena.take(c_size(stack));
-    }
-    zeros = reinterpret_cast<E*>(arena.take(zeros_size(stack)));
-    scratch = arena.take(threads * scratch_size);
-    std::fill_n(zeros, zeros_size(stack), E{});
+      : stack_(stack),
+        kernels_(kernels),
+        packs_(packs),
+        input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
+        scratch_size_(measure_scratch(threads)),
+        arena_(measure(), options) {
+    for_parts([&](C*& part, int64_t elements) { part = arena_.take(elements); });
+    std::fill_n(initial_zeros(), std::max(stack.hidden, stack.width), E{});
+  }
+
+  E* initial_zeros() const { return reinterpret_cast<E*>(zeros); }
+  // A member's own scratch: what a team of fewer members gets is shared out among them.
+  C* scratch_of(const Member& member) const {
+    return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
   }
 
  private:
-  static int64_t widest_input(const Stack& stack) {
-    return stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input;
-  }
-  static int64_t measure_scratch(const Stack& stack, const Kernels<E>& kernels, bool in_place) {
-    if (in_place && !stack.projected) return 0;
-    return kernels.forward_scratch(stack.cell, widest_input(stack), stack.hidden, stack.width,
-                                   stack.projected, stack.batch);
-  }
-  static int64_t packed_size(const Stack& stack, const Kernels<E>& kernels) {
-    return kernels.packed_gates(stack.cell, widest_input(stack), stack.width, stack.hidden);
-  }
-  static int64_t bias_size(const Stack& stack, const Kernels<E>& kernels) {
-    return kernels.cell_panels(stack.cell, stack.hidden) * kPanelVectors * kernels.lanes;
-  }
-  static int64_t w_hr_size(const Stack& stack, const Kernels<E>& kernels) {
-    return kernels.packed_columns(stack.hidden, stack.width);
-  }
-  static int64_t c_size(const Stack& stack) {
-    return stack.cell == Cell::lstm && !kIsComputed<E> ? stack.batch * stack.hidden : 0;
-  }
-  static int64_t zeros_size(const Stack& stack) { return std::max(stack.hidden, stack.width); }
+  static constexpr int64_t kPartUnit = Arena<C>::padded(1);
 
-  static int64_t measure(const Stack& stack, const Kernels<E>& kernels, bool in_place) {
-    const auto padded = Arena<C>::padded;
-    const int64_t direction = (in_place ? 0 : padded(packed_size(stack, kernels))) +
-                              padded(bias_size(stack, kernels)) + padded(c_size(stack)) +
-                              (stack.projected ? padded(w_hr_size(stack, kernels)) : 0);
-    return stack.directions * direction + padded(zeros_size(stack));
+  // Calls f(pointer, elements) for each part.
+  template <typename F>
+  void for_parts(F&& f) {
+    for (int64_t d = 0; d < stack_.directions; ++d) {
+      if (packs_) {
+        f(packed[d], kernels_.packed_gates(stack_.cell, input_, stack_.width, stack_.hidden));
+      }
+      f(bias[d], panels() * kPanelVectors * kernels_.lanes);
+      if (stack_.projected) f(packed_w_hr[d], kernels_.packed_columns(stack_.hidden, stack_.width));
+      if (stack_.cell == Cell::lstm && !kIsComputed<E>) f(c[d], stack_.batch * stack_.hidden);
+    }
+    f(zeros, std::max(stack_.hidden, stack_.width));
+    f(scratch_, scratch_size_);
   }
+  int64_t measure() {
+    int64_t total = 0;
+    for_parts([&](C*&, int64_t elements) { total += Arena<C>::padded(elements); });
+    return total;
+  }
+  int64_t panels() const { return kernels_.cell_panels(stack_.cell, stack_.hidden); }
+
+  // Of all members of a team, of which torch may make a smaller one.
+  int64_t measure_scratch(int threads) const {
+    int64_t most = 0;
+    for (int size = 1; size <= threads; ++size) {
+      const Plan plan = make_plan(size, stack_, stack_.directions, panels());
+      ForwardSizes sizes{stack_.cell, stack_.steps,     input_, stack_.hidden,  stack_.width,
+                         packs_,      stack_.projected, 0,      panels_of(plan)};
+      for (int part = 0; part < plan.row_parts; ++part) {
+        const auto [begin, end] = split_rows(stack_, plan.row_parts, part);
+        sizes.share_rows = end - begin;
+        most = std::max(most, size * Arena<C>::padded(kernels_.forward_scratch(sizes)));
+      }
+    }
+    return most;
+  }
+  int64_t panels_of(const Plan& plan) const {
+    return Kernels<E>::divide_up(panels(), plan.unit_parts);
+  }
+
+  const Stack& stack_;
+  const Kernels<E>& kernels_;
+  const bool packs_;
+  const int64_t input_;  // the widest layer's
+  const int64_t scratch_size_;
+  C* scratch_ = nullptr;
+  Arena<C> arena_;
 };
 
 // Packs this member's part of one direction's weights.
@@ -116,7 +137,7 @@ void run_layer(const Stack& stack, const ForwardArgs<E>* args, const CellWeights
     member.wait();
     auto mine = assign<Compute<E>>(plan, stack, member.index, panels, barriers);
     if (!mine.works) return;
-    mine.share.scratch = workspace.scratch + member.index * workspace.scratch_size;
+    mine.share.scratch = workspace.scratch_of(member);
     for (int64_t d = 0; d < stack.directions; ++d) {
       if (d % plan.direction_groups == mine.direction_group) kernels.forward(args[d], mine.share);
     }
@@ -133,14 +154,13 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   std::optional<Reserve<E>> reserve;
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
-  // Weights that are read once are not worth a copy.
-  const bool in_place =
-      kernels.reads_in_place && stack.steps == 1 && stack.batch <= kernels.tile_rows;
+  // The weights of a single step are not packed as a whole, unless threads share that work.
+  const bool packs = stack.steps > 1 || (stack.projected && stack.batch > kernels.tile_rows);
   const double cell_flops = 2. * stack.rows * stack.gates() * (stack.layer_input(0) + stack.width);
   const int threads = thread_count(cell_flops * stack.directions);
-  Workspace<E> workspace(stack, kernels, in_place, threads, x.options());
-  const State<E> initial_h(h0, workspace.zeros, stack.batch, stack.width);
-  const State<E> initial_c(c0, workspace.zeros, stack.batch, stack.hidden);
+  Workspace<E> workspace(stack, kernels, packs, threads, x.options());
+  const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
+  const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);
   E* const final_c = stack.cell == Cell::lstm ? mutable_elements<E>(c_n) : nullptr;
 

@@ -11,7 +11,7 @@ namespace fastrnn {
   template <typename E>                                                                        \
   void forward(const ForwardArgs<E>&, const Share<Compute<E>>&);                               \
   template <typename E>                                                                        \
-  int64_t forward_scratch(Cell, int64_t, int64_t, int64_t, bool, int64_t);                     \
+  int64_t forward_scratch(const ForwardSizes&);                                                \
   template <typename E>                                                                        \
   void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);           \
   template <typename E>                                                                        \

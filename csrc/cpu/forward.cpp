@@ -5,6 +5,47 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+// Where the parts of a share's scratch begin.
+template <typename E>
+struct ForwardScratch {
+  using C = Compute<E>;
+
+  // Weights of one step, packed or not: a share of one block of rows transposes them on the way
+  // into the product where elements are operands; else each panel is packed before it is used.
+  const bool packs_panels;
+  const bool hoist;
+  const int64_t hoist_rows;    // at most, of all steps together
+  const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
+  // First, hoisted products or packed panels, which are never both wanted; then:
+  const int64_t staged_x, staged_h, staged_m, unprojected, end;
+
+  FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
+      : packs_panels(!sizes.packed && (!kIsComputed<E> || sizes.share_rows > kTileRows)),
+        hoist(sizes.packed && sizes.share_rows < kHoistBelow),
+        hoist_rows(hoist ? most_hoisted(sizes) : 0),
+        panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
+        staged_x(packs_panels ? panels_ahead * panel_size(sizes)
+                              : hoist_rows * sizes.share_panels * kPanelColumns<C>),
+        staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
+        staged_m(staged_h + staged(sizes.width, sizes.share_rows)),
+        unprojected(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)),
+        end(unprojected + (sizes.projected ? sizes.share_rows * sizes.hidden : 0)) {}
+
+  // One row a step leaves L2 to the recurrent weights: half as many products then disturb it less.
+  static FASTRNN_INLINE int64_t most_hoisted(const ForwardSizes& sizes) {
+    const int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
+    const int64_t rows = sizes.share_rows * sizes.steps;
+    return rows < most ? rows : most;
+  }
+  // Where elements are not operands, rows are converted before they are read by every tile.
+  static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
+    return kIsComputed<E> ? 0 : rows * operands<E>(k);
+  }
+  static FASTRNN_INLINE int64_t panel_size(const ForwardSizes& sizes) {
+    return (operands<E>(sizes.input) + operands<E>(sizes.width)) * kPanelColumns<C>;
+  }
+};
+
 template <typename E>
 struct Forward {
   using C = Compute<E>;
@@ -19,22 +60,17 @@ struct Forward {
   const int64_t x_operands = operands<E>(args.input);
   const int64_t h_operands = operands<E>(args.width);
   const int64_t panel_stride = (x_operands + h_operands) * kPanelColumns<C>;
-  const bool hoist = args.packed && share_rows < kHoistBelow;
 
   // Parts of the scratch.
-  C* const products = share.scratch;  // (kHoistRows, shared_panels, 4, L), if hoist
-  C* const staged_x = products + kHoistRows * shared_panels * kPanelColumns<C>;
-  C* const staged_h = staged_x + staged_x_size(args.input, share_rows);
-  C* const staged_m = staged_h + staged_size(args.width, share_rows);
-  C* const unprojected = staged_m + staged_size(hidden, share_rows);  // (share_rows, H)
-
-  // Where elements are not operands, rows are converted before they are read by every tile.
-  static constexpr int64_t staged_size(int64_t k, int64_t rows) {
-    return kIsComputed<E> ? 0 : rows * operands<E>(k);
-  }
-  static constexpr int64_t staged_x_size(int64_t input, int64_t rows) {
-    return staged_size(input, rows < kHoistRows ? kHoistRows : rows);
-  }
+  const ForwardScratch<E> scratch{{args.cell, args.schedule.steps, args.input, hidden, args.width,
+                                   args.packed != nullptr, args.packed_w_hr != nullptr, share_rows,
+                                   shared_panels}};
+  const bool hoist = scratch.hoist;
+  C* const products = share.scratch;  // (hoist_rows, shared_panels, 4, L), if hoist
+  C* const staged_x = share.scratch + scratch.staged_x;
+  C* const staged_h = share.scratch + scratch.staged_h;
+  C* const staged_m = share.scratch + scratch.staged_m;
+  C* const unprojected = share.scratch + scratch.unprojected;  // (share_rows, H)
 
   // The state of a step that its tiles read.
   struct Step {
@@ -44,6 +80,7 @@ struct Forward {
     int64_t row_end;        // of the share, at this step
     bool backwards;         // the order of panels
     const C* products;      // hoisted, of this step's first row of the share
+    const C* packed;        // the weights, as ForwardArgs; those of the panel at work if need be
     E* unprojected;         // o * tanh(c), row 0 of the batch
   };
 
@@ -83,6 +120,7 @@ struct Forward {
     step.previous_rows = s > 0 ? args.schedule.rows_at(step.previous) : 0;
     step.rows_before = args.schedule.offset(step.t);
     step.row_end = last_row(step.t);
+    step.packed = args.packed;
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
     step.backwards = s % 2;
@@ -114,15 +152,12 @@ struct Forward {
   // w_ih . x for the share's rows of as many steps, from step s on, as kHoistRows allows (one at
   // least). Returns the end of those steps.
   int64_t project_inputs(int64_t s) const {
-    // One row a step leaves L2 to the recurrent weights: half as many products then disturb it
-    // less.
-    const int64_t most = share_rows == 1 ? kHoistRows / 2 : kHoistRows;
     const C* rows[kHoistRows];
     int64_t count = 0;
     for (; s < args.schedule.steps; ++s) {
       const int64_t t = time_of(s);
       const int64_t row_end = last_row(t);
-      if (count + (row_end - share.row_begin) > most) break;
+      if (count + (row_end - share.row_begin) > scratch.hoist_rows) break;
       for (int64_t n = share.row_begin; n < row_end; ++n, ++count) {
         rows[count] = stage(args.x.row(args.schedule, t, n), args.input, staged_x, count);
       }
@@ -130,7 +165,8 @@ struct Forward {
     for_panels(count, false, [&](int64_t panel, int vectors) {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_packed(rows + first, panel, 0, x_operands, block, vectors, sums, false);
+        multiply_packed(rows + first, args.packed, panel, 0, x_operands, block, vectors, sums,
+                        false);
         for (int r = 0; r < block; ++r) {
           C* out = products +
                    ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
@@ -149,10 +185,21 @@ struct Forward {
         stage(previous_h(step, n), args.width, staged_h, i);
       }
     }
+    Step at = step;
     for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
+      if (scratch.packs_panels) at.packed = pack_panels(panel, vectors);
       for_row_blocks(share.row_begin, step.row_end,
-                     [&](int64_t n, int rows) { run_tile(step, n, rows, panel, vectors); });
+                     [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
     });
+  }
+
+  // Packs the panel, or two, into the scratch; returns what args.packed would be.
+  const C* pack_panels(int64_t panel, int vectors) const {
+    C* const first = share.scratch - panel * panel_stride;
+    const int64_t end = panel + (vectors > kPanelVectors ? 2 : 1);
+    pack_weights(args.cell, args.w_ih, args.w_hh, args.input, args.width, hidden, first, panel,
+                 end);
+    return first;
   }
 
   // Calls f(panel, vectors) over the share's panels, two full ones at a time where few rows are to
@@ -160,7 +207,7 @@ struct Forward {
   template <typename F>
   FASTRNN_INLINE void for_panels(int64_t rows, bool backwards, F&& f) const {
     if (rows <= 0) return;
-    const int64_t width = args.packed && rows <= kTwoPanelRows ? 2 : 1;
+    const int64_t width = args.packed ? (rows <= kTwoPanelRows ? 2 : 1) : scratch.panels_ahead;
     const int64_t groups = (shared_panels + width - 1) / width;
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * width;
@@ -200,13 +247,15 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, args.w_ih, args.input, panel, 0, rows, vectors, sums, false, next);
+      multiply_weights(a, step.packed, args.w_ih, args.input, panel, 0, rows, vectors, sums, false,
+                       next);
     }
     if (next) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
       a[r] = staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    multiply_weights(a, args.w_hh, args.width, panel, x_operands, rows, vectors, sums, true, next);
+    multiply_weights(a, step.packed, args.w_hh, args.width, panel, x_operands, rows, vectors, sums,
+                     true, next);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -215,24 +264,26 @@ struct Forward {
   }
 
   // Leaves a . w in sums, or adds it; packed, w is the part of the panel that starts at k_offset.
-  FASTRNN_INLINE void multiply_weights(const C* const* a, const E* w, int64_t k, int64_t panel,
-                                       int64_t k_offset, int rows, int vectors, Tile<C>& sums,
-                                       bool accumulate, const C* next) const {
+  FASTRNN_INLINE void multiply_weights(const C* const* a, const C* packed, const E* w, int64_t k,
+                                       int64_t panel, int64_t k_offset, int rows, int vectors,
+                                       Tile<C>& sums, bool accumulate, const C* next) const {
     if constexpr (kIsComputed<E>) {
-      if (!args.packed) {
+      if (!packed) {
         for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
         multiply_transposed(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
         return;
       }
     }
-    multiply_packed(a, panel, k_offset, operands<E>(k), rows, vectors, sums, accumulate, next);
+    multiply_packed(a, packed, panel, k_offset, operands<E>(k), rows, vectors, sums, accumulate,
+                    next);
   }
 
-  FASTRNN_INLINE void multiply_packed(const C* const* a, int64_t panel, int64_t k_offset, int64_t k,
-                                      int rows, int vectors, Tile<C>& sums, bool accumulate,
+  FASTRNN_INLINE void multiply_packed(const C* const* a, const C* packed, int64_t panel,
+                                      int64_t k_offset, int64_t k, int rows, int vectors,
+                                      Tile<C>& sums, bool accumulate,
                                       const C* next = nullptr) const {
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
-    const C* w = args.packed + panel * panel_stride + k_offset * w_stride;
+    const C* w = packed + panel * panel_stride + k_offset * w_stride;
     multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k, accumulate, next}, rows,
                                  vectors, sums.at);
   }
@@ -362,21 +413,13 @@ void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share) {
 }
 
 template <typename E>
-int64_t forward_scratch(Cell cell, int64_t input, int64_t hidden, int64_t width, bool projected,
-                        int64_t rows) {
-  using C = Compute<E>;
-  constexpr int64_t L = kLanes<C>;
-  const int64_t columns = (hidden + L - 1) / L * L * gate_count(cell);
-  const int64_t panels = (columns + kPanelColumns<C> - 1) / kPanelColumns<C>;
-  int64_t size = kHoistRows * panels * kPanelColumns<C> + Forward<E>::staged_x_size(input, rows) +
-                 Forward<E>::staged_size(width, rows);
-  if (projected) size += Forward<E>::staged_size(hidden, rows) + rows * hidden;
-  return size;
+int64_t forward_scratch(const ForwardSizes& sizes) {
+  return ForwardScratch<E>(sizes).end;
 }
 
 #define INSTANTIATE(E)                                                    \
   template void forward(const ForwardArgs<E>&, const Share<Compute<E>>&); \
-  template int64_t forward_scratch<E>(Cell, int64_t, int64_t, int64_t, bool, int64_t);
+  template int64_t forward_scratch<E>(const ForwardSizes&);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 

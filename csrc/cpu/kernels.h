@@ -66,7 +66,7 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh;          // (G, I), (G, P)
-  const C* packed;       // both, as written by pack_weights; null (E = C): read w_ih and w_hh
+  const C* packed;       // both, as written by pack_weights; null: they serve one step alone
   const C* bias;         // as written by pack_bias
   const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
   Sequence<E> h;         // (T, N, P), out; the next step reads it
@@ -78,6 +78,15 @@ struct ForwardArgs {
   E* gates;        // (rows, 4, H) activations, LSTM only
   E* cells;        // (rows, H), LSTM only
   E* unprojected;  // (rows, H) o * tanh(c), projection only
+};
+
+// What the scratch of a share depends on: sizes of ForwardArgs (the input's may be a wider layer's)
+// and of Share (panels may be more than it has).
+struct ForwardSizes {
+  Cell cell;
+  int64_t steps, input, hidden, width;
+  bool packed, projected;
+  int64_t share_rows, share_panels;
 };
 
 // Weights (K, columns) by whose columns a product's lanes run, in panels of kPanelVectors vectors:
@@ -161,9 +170,8 @@ struct Kernels {
   bool reads_in_place;  // whether weights can be read where they lie
 
   void (*forward)(const ForwardArgs<E>&, const Share<C>&);
-  // Elements that one share of at most that many rows needs.
-  int64_t (*forward_scratch)(Cell, int64_t input, int64_t hidden, int64_t width, bool projected,
-                             int64_t rows);
+  // Elements that one share needs.
+  int64_t (*forward_scratch)(const ForwardSizes&);
   // Steps [s_begin, s_end) of the loop; the last call, with s_end = T, also leaves dh0 in dh.
   void (*backward)(const BackwardArgs<E>&, const Share<C>&, int64_t s_begin, int64_t s_end);
   void (*row_product)(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);

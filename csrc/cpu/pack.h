@@ -54,6 +54,12 @@ FASTRNN_INLINE void load_square(Vec<C> (&square)[kLanes<C>], const C* w, int64_t
   load_transposed<C>(square, copy, L);
 }
 
+// Panels [begin, end) of a cell's weights; panel p lies p * (operands(I) + operands(P)) *
+// kPanelColumns from `out` on.
+template <typename E>
+void pack_weights(Cell cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
+                  int64_t hidden, Compute<E>* out, int64_t begin, int64_t end);
+
 // Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k),
 // transposing them on the way: as packing followed by multiply_tile, to the bit, for weights that
 // are used only once.

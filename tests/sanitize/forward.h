@@ -46,7 +46,7 @@ struct ForwardRun {
         shape(shape),
         draw(draw),
         kept(kept),
-        in_place(kernels.reads_in_place && draw.one_in(shape.T == 1 ? 2 : 8)) {
+        in_place(draw.one_in(shape.T == 1 ? 2 : 8)) {
     x.fill(draw, shape);
   }
 
@@ -97,8 +97,10 @@ struct ForwardRun {
     std::vector<Array<C>> scratch;
     for (Share<C>& share : shares) {
       scratch.emplace_back(
-          "scratch", kernels.forward_scratch(shape.cell, shape.I, shape.H, shape.P, shape.projected,
-                                             share.row_end - share.row_begin));
+          "scratch",
+          kernels.forward_scratch({shape.cell, shape.T, shape.I, shape.H, shape.P, !in_place,
+                                   shape.projected, share.row_end - share.row_begin,
+                                   share.panel_end - share.panel_begin}));
       share.scratch = scratch.back().data();
     }
     run_team(threads, [&](const Member& member) {
