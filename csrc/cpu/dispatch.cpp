@@ -17,9 +17,11 @@ namespace fastrnn {
   template <typename E>                                                                        \
   void row_product(const RowProductArgs<E>&, int64_t, int64_t);                                \
   template <typename E>                                                                        \
+  int64_t row_product_scratch(int64_t, int64_t, bool);                                         \
+  template <typename E>                                                                        \
   void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                            \
   template <typename E>                                                                        \
-  int64_t outer_product_scratch(int64_t, int64_t, int64_t);                                    \
+  int64_t outer_product_scratch(int64_t, int64_t, int64_t, int64_t);                           \
   template <typename E>                                                                        \
   void pack_weights(Cell, const E*, const E*, int64_t, int64_t, int64_t, Compute<E>*, int64_t, \
                     int64_t);                                                                  \
@@ -38,6 +40,7 @@ namespace fastrnn {
                                   forward_scratch<E>,                                          \
                                   backward<E>,                                                 \
                                   row_product<E>,                                              \
+                                  row_product_scratch<E>,                                      \
                                   outer_product<E>,                                            \
                                   outer_product_scratch<E>,                                    \
                                   pack_weights<E>,                                             \

@@ -1,6 +1,6 @@
 // The two products of the backward pass that run over all steps at once: the gradient of the input,
 // and the gradients of the weights.
-#include "tile.h"
+#include "pack.h"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -24,10 +24,9 @@ struct OuterProducts {
   static constexpr int kDeep = kDepth<E>;  // rows in an operand
 
   const OuterProductArgs<E>& args;
-  C* const packed_a = args.scratch;  // (blocks of R columns, operands of rows, R)
-  const int64_t block_rows = args.rows < kBlockRows ? args.rows : kBlockRows;
-  C* const packed_b[2] = {packed_a + block_rows * kBlockColumns,
-                          packed_a + block_rows * (kBlockColumns + padded(0))};
+  const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
+  C* const packed_b[2] = {args.scratch, args.scratch + block_operands * padded(0)};
+  C* const packed_a = packed_b[1] + block_operands * padded(1);  // (blocks of R, operands, R)
 
   // Columns of packed_b.
   int64_t padded(int i) const { return (args.products[i].columns + L - 1) / L * L; }
@@ -155,11 +154,22 @@ struct OuterProducts {
 template <typename E>
 void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_end) {
   using C = Compute<E>;
+  if (row_begin >= row_end) return;
+  const int64_t k = operands<E>(args.k);
   for_column_panels<C>(args.columns, [&](int64_t column, int vectors) {
+    ColumnWeights<C> w{args.columns, args.scratch - column * k, kPanelColumns<C>,
+                       k * kPanelColumns<C>, args.scratch};
+    if (kIsComputed<E> && args.in_place && column + kPanelColumns<C> <= args.columns) {
+      w.full = reinterpret_cast<const C*>(args.w);
+      w.k_stride = args.columns;
+      w.panel_stride = kPanelColumns<C>;
+    } else {
+      const int64_t panel = column / kPanelColumns<C>;
+      pack_columns(args.w, args.k, args.columns, args.scratch - column * k, panel, panel + 1);
+    }
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
       Tile<C> sums;
-      multiply_columns<E>(args.a + row, operands<E>(args.k), args.w, column, rows, vectors,
-                          sums.at);
+      multiply_columns<E>(args.a + row, k, w, column, rows, vectors, sums.at);
       for (int r = 0; r < rows; ++r) {
         Vec<C>* out = sums.at + r * vectors;
         if (args.accumulate) add_row(args.out[row + r], column, args.columns, vectors, out);
@@ -170,21 +180,30 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
 }
 
 template <typename E>
+int64_t row_product_scratch(int64_t k, int64_t columns, bool in_place) {
+  constexpr int64_t panel = kPanelColumns<Compute<E>>;
+  return in_place && columns % panel == 0 ? 0 : operands<E>(k) * panel;
+}
+
+template <typename E>
 void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_end) {
   OuterProducts<E>{args}.run(j_begin, j_end);
 }
 
 template <typename E>
-int64_t outer_product_scratch(int64_t columns0, int64_t columns1, int64_t rows) {
-  constexpr int L = kLanes<Compute<E>>;
-  const int64_t padded = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
-  return (rows < kBlockRows ? rows : kBlockRows) * (padded + kBlockColumns);
+int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
+  constexpr int64_t L = kLanes<Compute<E>>;
+  const int64_t padded_a = (a_columns + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t padded_b = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
+  return operands<E>(rows < kBlockRows ? rows : kBlockRows) *
+         ((padded_a < kBlockColumns ? padded_a : kBlockColumns) + padded_b);
 }
 
 #define INSTANTIATE(E)                                                       \
   template void row_product(const RowProductArgs<E>&, int64_t, int64_t);     \
+  template int64_t row_product_scratch<E>(int64_t, int64_t, bool);           \
   template void outer_product(const OuterProductArgs<E>&, int64_t, int64_t); \
-  template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t);
+  template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t, int64_t);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 

@@ -129,14 +129,17 @@ struct BackwardArgs {
   FASTRNN_INLINE int64_t step(int64_t s) const { return reverse ? s : schedule.steps - 1 - s; }
 };
 
-// out[r] = a[r] . w (+ out[r] where accumulate), for rows given by pointers.
+// out[r] = a[r] . w (+ out[r] where accumulate), for rows given by pointers. A panel of w is packed
+// before it is used, or, in_place (E = C), read where it lies if it is full.
 template <typename E>
 struct RowProductArgs {
   const Compute<E>* const* a;  // rows of operands(K)
   E* const* out;               // rows of `columns` elements
   int64_t k, columns;
-  ColumnWeights<Compute<E>> w;  // (K, columns)
+  const E* w;  // (K, columns)
+  bool in_place;
   bool accumulate;
+  Compute<E>* scratch;  // row_product_scratch() elements, this thread's own
 };
 
 // The gradient of a weight: out[j][c] (+)= sum over rows of a[row][j] * b[row][c].
@@ -175,9 +178,11 @@ struct Kernels {
   // Steps [s_begin, s_end) of the loop; the last call, with s_end = T, also leaves dh0 in dh.
   void (*backward)(const BackwardArgs<E>&, const Share<C>&, int64_t s_begin, int64_t s_end);
   void (*row_product)(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);
+  int64_t (*row_product_scratch)(int64_t k, int64_t columns, bool in_place);
   // Rows [j_begin, j_end) of out.
   void (*outer_product)(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
-  int64_t (*outer_product_scratch)(int64_t columns0, int64_t columns1, int64_t rows);
+  int64_t (*outer_product_scratch)(int64_t a_columns, int64_t columns0, int64_t columns1,
+                                   int64_t rows);
 
   // Each writes panels [begin, end): see pack.cpp for the layouts.
   void (*pack_weights)(Cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,

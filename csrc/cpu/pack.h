@@ -60,6 +60,12 @@ template <typename E>
 void pack_weights(Cell cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
                   int64_t hidden, Compute<E>* out, int64_t begin, int64_t end);
 
+// Panels [begin, end) of w (k, columns); panel p lies p * operands(k) * kPanelColumns from `out`
+// on.
+template <typename E>
+void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64_t begin,
+                  int64_t end);
+
 // Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k),
 // transposing them on the way: as packing followed by multiply_tile, to the bit, for weights that
 // are used only once.

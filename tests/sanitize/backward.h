@@ -28,7 +28,6 @@ struct BackwardRun {
   Array<C> dprojected{"dprojected", shape.projected ? slots * shape.N * width_operands : 0};
   const bool in_place = kernels.reads_in_place && draw.one_in(3);
   Array<C> columns_w_hh = packed_columns("columns_w_hh", shape.gates(), shape.P);
-  Array<C> columns_w_ih = packed_columns("columns_w_ih", shape.gates(), shape.I);
   Array<C> columns_w_hr = packed_columns("columns_w_hr", shape.projected ? shape.P : 0, shape.H);
   const bool adds_to_dx = draw.one_in(2);
   Rows<E> dx{"dx", draw, shape, shape.I};
@@ -39,7 +38,6 @@ struct BackwardRun {
   const bool wants_dw_ih = !draw.one_in(4), wants_dw_hh = !draw.one_in(4),
              wants_db = !draw.one_in(4);
   BackwardArgs<E> args{};
-  ColumnWeights<C> w_ih{};
   // The rows of a chunk.
   std::vector<const C*> dgate_rows, dprojected_rows;
   std::vector<const E*> x_rows, h_rows, m_rows;
@@ -109,13 +107,11 @@ struct BackwardRun {
 
   void pack_all(const Member& member) {
     const auto w_hh = pack(forward.w_hh, shape.gates(), shape.P, columns_w_hh, member);
-    const auto packed_w_ih = pack(forward.w_ih, shape.gates(), shape.I, columns_w_ih, member);
     ColumnWeights<C> w_hr{};
     if (shape.projected) w_hr = pack(forward.w_hr, shape.P, shape.H, columns_w_hr, member);
     if (member.index > 0) return;
     args.w_hh = w_hh;
     args.w_hr = w_hr;
-    w_ih = packed_w_ih;
   }
 
   void set_arguments() {
@@ -163,10 +159,13 @@ struct BackwardRun {
   void finish_chunk(bool first, const Member& member) {
     const int64_t rows = dgate_rows.size();
     const auto [row_begin, row_end] = member.part(rows);
-    kernels.row_product(
-        {dgate_rows.data(), dx_rows.data(), shape.gates(), shape.I, w_ih, adds_to_dx}, row_begin,
-        row_end);
-    const Array<C> scratch("outer_scratch", kernels.outer_product_scratch(shape.I, shape.P, rows));
+    const Array<C> panel("row_scratch",
+                         kernels.row_product_scratch(shape.gates(), shape.I, in_place));
+    kernels.row_product({dgate_rows.data(), dx_rows.data(), shape.gates(), shape.I,
+                         forward.w_ih.data(), in_place, adds_to_dx, panel.data()},
+                        row_begin, row_end);
+    const Array<C> scratch("outer_scratch",
+                           kernels.outer_product_scratch(shape.gates(), shape.I, shape.P, rows));
     const auto [begin, end] = member.part(shape.gates());
     kernels.outer_product({dgate_rows.data(),
                            rows,
@@ -177,7 +176,7 @@ struct BackwardRun {
                            scratch.data()},
                           begin, end);
     if (!shape.projected) return;
-    const Array<C> other("outer_scratch", kernels.outer_product_scratch(shape.H, 0, rows));
+    const Array<C> other("outer_scratch", kernels.outer_product_scratch(shape.P, shape.H, 0, rows));
     const auto [first_row, last_row] = member.part(shape.P);
     kernels.outer_product({dprojected_rows.data(),
                            rows,

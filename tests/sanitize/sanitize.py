@@ -42,7 +42,7 @@ FORWARD_ARRAYS = (
     "x h0 c0 w_ih w_hh b_ih b_hh w_hr packed bias packed_w_hr h y h_n c_n c gates cells"
 )
 BACKWARD_ARRAYS = (
-    "dy dh dc dgates dprojected columns_w_hh columns_w_ih columns_w_hr dx dw_ih dw_hh db"
+    "dy dh dc dgates dprojected columns_w_hh row_scratch columns_w_hr dx dw_ih dw_hh db"
 )
 OTHER_ARRAYS = "scratch unprojected dw_hr outer_scratch"
 ARRAYS = f"{FORWARD_ARRAYS} {BACKWARD_ARRAYS} {OTHER_ARRAYS}".split(" ")
