@@ -46,7 +46,7 @@ test-cuda: build
 	$(BIN)/python -m pytest tests/test_cuda.py
 
 bench-cuda: build
-	$(BIN)/python benchmarks/cuda.py --output benchmarks/cuda.json
+	$(BIN)/python benchmarks/gpu.py --output benchmarks/gpu.json
 
 # The API, from the docstrings.
 docs: build

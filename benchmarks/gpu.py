@@ -1,6 +1,6 @@
 """Times fastrnn on a GPU against torch.nn (cuDNN), both of fastrnn's paths.
 
-    python benchmarks/cuda.py --output cuda.json
+    python benchmarks/gpu.py --output gpu.json
 
 Results are compared before they are timed. Times are medians by torch.utils.benchmark, the
 implementations one after the other in rounds.
