@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty.h>
 #include <sys/mman.h>
 
@@ -52,6 +53,15 @@ auto with_element(at::ScalarType type, F&& f) {
 // The type that sums of elements are kept in.
 inline at::ScalarType compute_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Fills noise with 0 (probability p) and 1 / (1 - p).
+inline void draw_dropout(at::Tensor& noise, double p) {
+  if (p == 1) {
+    noise.zero_();
+  } else {
+    noise.bernoulli_(1 - p).div_(1 - p);
+  }
 }
 
 // Hands out parts of one allocation.

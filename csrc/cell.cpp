@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
   const auto stacked = [](const OptionalTensor& t) {
     return t.has_value() ? OptionalTensor(at::native::unsqueeze(*t, 0)) : std::nullopt;
   };
-  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
+  check_cell_input(x);
   const Tensor sequence = at::native::unsqueeze(x, 0);
   const OptionalTensor h_start = stacked(h0), c_start = stacked(c0);
   const Stack stack = check_arguments(mode, sequence, std::nullopt, h_start, c_start, weights,

@@ -8,9 +8,14 @@
 
 namespace fastrnn {
 
-// x (N, I) or (I) as a sequence (1, N, I) or (1, I).
-inline at::Tensor as_sequence(const at::Tensor& x) {
+// Raises c10::Error unless x is (N, I) or (I).
+inline void check_cell_input(const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
+}
+
+// x as a sequence (1, N, I) or (1, I).
+inline at::Tensor as_sequence(const at::Tensor& x) {
+  check_cell_input(x);
   return x.unsqueeze(0);
 }
 

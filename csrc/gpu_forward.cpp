@@ -1,6 +1,5 @@
 // The forward pass of a stack on a GPU: for each layer the input projection of all steps, then the
 // recurrence, persistent or step by step.
-#include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
@@ -86,17 +85,6 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
   }
 }
 
-// Multiplies by 0 (probability p) or 1 / (1 - p), drawn into noise.
-void drop(const at::Tensor& dropped, const at::Tensor& output, const at::Tensor& noise, double p) {
-  at::Tensor drawn = noise, result = dropped;
-  if (p == 1) {
-    drawn.zero_();
-  } else {
-    drawn.bernoulli_(1 - p).div_(1 - p);
-  }
-  at::mul_out(result, output, drawn);
-}
-
 }  // namespace
 
 void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
@@ -179,9 +167,10 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
 
     input = layer.output;
     if (stack.drops_after(l)) {
-      const at::Tensor noise = training ? kept->noise[l] : at::empty_like(input);
-      const at::Tensor dropped = training ? kept->dropped[l] : input;
-      drop(dropped, input, noise, stack.dropout);
+      at::Tensor noise = training ? kept->noise[l] : at::empty_like(input);
+      at::Tensor dropped = training ? kept->dropped[l] : input;
+      draw_dropout(noise, stack.dropout);
+      at::mul_out(dropped, input, noise);
       input = dropped;
     }
     if (last && (training || stack.batch_first)) copy_rows(stack, layer.output, y);

@@ -30,8 +30,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
   const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
                                       bidirectional, batch_first, dropout);
   const Outputs out = allocate_outputs(stack, x);
-  if (stack.rows > 0)
-    Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, at::Tensor());
+  if (stack.rows > 0) {
+    Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, /*reserve=*/at::Tensor());
+  }
   return {out.y, out.h_n, out.c_n};
 }
 

@@ -1,5 +1,4 @@
 // The forward pass of a stack: layers one after the other, each divided among threads.
-#include <ATen/ops/bernoulli.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mul.h>
 
@@ -71,8 +70,8 @@ class Workspace {
     int64_t most = 0;
     for (int size = 1; size <= threads; ++size) {
       const Plan plan = make_plan(size, stack_, stack_.directions, panels());
-      ForwardSizes sizes{stack_.cell, stack_.steps,     input_, stack_.hidden,  stack_.width,
-                         packs_,      stack_.projected, 0,      panels_of(plan)};
+      ForwardSizes sizes{stack_.steps,     input_, stack_.hidden,  stack_.width, packs_,
+                         stack_.projected, 0,      panels_of(plan)};
       for (int part = 0; part < plan.row_parts; ++part) {
         const auto [begin, end] = split_rows(stack_, plan.row_parts, part);
         sizes.share_rows = end - begin;
@@ -110,15 +109,6 @@ void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& a
     const auto [first, last] = member.part(kernels.panels(args.width));
     kernels.pack_rows(weights.w_hr, args.width, args.hidden, workspace.packed_w_hr[direction],
                       first, last);
-  }
-}
-
-// Fills noise with 0 (probability p) and 1 / (1 - p).
-void draw_dropout(at::Tensor& noise, double p) {
-  if (p == 1) {
-    noise.zero_();
-  } else {
-    noise.bernoulli_(1 - p).div_(1 - p);
   }
 }
 

@@ -62,7 +62,7 @@ struct Forward {
   const int64_t panel_stride = (x_operands + h_operands) * kPanelColumns<C>;
 
   // Parts of the scratch.
-  const ForwardScratch<E> scratch{{args.cell, args.schedule.steps, args.input, hidden, args.width,
+  const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
                                    args.packed != nullptr, args.packed_w_hr != nullptr, share_rows,
                                    shared_panels}};
   const bool hoist = scratch.hoist;

@@ -83,7 +83,6 @@ struct ForwardArgs {
 // What the scratch of a share depends on: sizes of ForwardArgs (the input's may be a wider layer's)
 // and of Share (panels may be more than it has).
 struct ForwardSizes {
-  Cell cell;
   int64_t steps, input, hidden, width;
   bool packed, projected;
   int64_t share_rows, share_panels;

@@ -97,10 +97,9 @@ struct ForwardRun {
     std::vector<Array<C>> scratch;
     for (Share<C>& share : shares) {
       scratch.emplace_back(
-          "scratch",
-          kernels.forward_scratch({shape.cell, shape.T, shape.I, shape.H, shape.P, !in_place,
-                                   shape.projected, share.row_end - share.row_begin,
-                                   share.panel_end - share.panel_begin}));
+          "scratch", kernels.forward_scratch({shape.T, shape.I, shape.H, shape.P, !in_place,
+                                              shape.projected, share.row_end - share.row_begin,
+                                              share.panel_end - share.panel_begin}));
       share.scratch = scratch.back().data();
     }
     run_team(threads, [&](const Member& member) {
