@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import shlex
 import sys
 import time
@@ -24,6 +23,7 @@ from fastrnn.bench.check import mismatches
 from fastrnn.bench.machine import machine
 from fastrnn.bench.timing import settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
+from report import write_run
 
 SIZES = (64, 256, 1024)
 QUANTILES = (0.5, 0.9, 0.99)
@@ -145,15 +145,13 @@ def main() -> None:
     ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]
     found = [measure(Cell.parse(text), arguments.seconds_per_cell) for text in ids]
     print(table(found))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": shlex.join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "quantiles": QUANTILES,
-        "cells": [asdict(one) for one in found],
-    }
-    (arguments.out / "latency.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_run(
+        arguments.out / "latency.json",
+        shlex.join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
+        {"machine": machine()},
+        quantiles=QUANTILES,
+        cells=[asdict(one) for one in found],
+    )
 
 
 if __name__ == "__main__":

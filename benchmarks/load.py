@@ -9,7 +9,6 @@ and one sequence.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -30,7 +29,7 @@ from fastrnn.bench.measure import MODES
 from fastrnn.bench.timing import Spread, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
 from implementations import IMPLEMENTATIONS
-from report import geomean
+from report import geomean, write_run
 
 CELLS = tuple(
     f"{kind}-{shape}"
@@ -165,14 +164,12 @@ def main() -> None:
         f"{geomean(one.ratio.median for one in found):.2f}, worst {worst.ratio.median:.2f} "
         f"({worst.scenario} {worst.cell} {worst.mode})"
     )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": shlex.join(["python", "benchmarks/load.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "throughputs": [asdict(one) for one in found],
-    }
-    (arguments.out / "load.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_run(
+        arguments.out / "load.json",
+        shlex.join(["python", "benchmarks/load.py", *sys.argv[1:]]),
+        {"machine": machine()},
+        throughputs=[asdict(one) for one in found],
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
 import shlex
 import shutil
@@ -28,7 +27,7 @@ from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
 from implementations import IMPLEMENTATIONS
-from report import geomean
+from report import geomean, write_run
 from selection import add_options, choose_cells, choose_modes
 
 _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own noise only adds
@@ -153,14 +152,12 @@ def main() -> int:
             usages.append(measure(cell, mode, heap))
             print(row(usages[-1]), flush=True)
     print(f"\n{SUBJECT} over {REFERENCE}, {arguments.threads} threads\n{summary(usages)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "torch": torch.__version__,
-        "usages": [asdict(usage) for usage in usages],
-    }
-    (arguments.out / "memory.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_run(
+        arguments.out / "memory.json",
+        shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
+        {"machine": machine()},
+        usages=[asdict(usage) for usage in usages],
+    )
     return 0
 
 

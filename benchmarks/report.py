@@ -166,18 +166,24 @@ def summary(records: list[Record]) -> str:
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
+def write_run(path: Path, command: str, about: dict[str, Any], **results: Any) -> None:
+    """Writes a run as JSON, in a folder that need not exist: how it was made, then its results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"command": command, **about, "torch": torch.__version__, **results}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def save(
     path: Path, records: list[Record], peak: Peak, command: str, about: dict[str, Any]
 ) -> None:
     """Writes a run as JSON: how it was made, then a list of records."""
-    content = {
-        "command": command,
-        **about,
-        "torch": torch.__version__,
-        "peak_gflops_per_core": asdict(peak),
-        "records": [asdict(record) for record in records],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_run(
+        path,
+        command,
+        about,
+        peak_gflops_per_core=asdict(peak),
+        records=[asdict(record) for record in records],
+    )
 
 
 def load(path: Path) -> list[Record]:

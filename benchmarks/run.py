@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shlex
 import sys
@@ -26,7 +25,7 @@ from implementations import IMPLEMENTATIONS
 from measure import Record, measure
 from peak import Peak, measure_peak
 from plot import draw
-from report import header, row, save, summary
+from report import header, row, save, summary, write_run
 from selection import add_options, choose_cells, choose_modes
 
 
@@ -114,15 +113,13 @@ def compare_with_base(cells: list[Cell], arguments: argparse.Namespace, command:
     jobs = [(cell.id, mode, n) for n in arguments.threads for mode in modes for cell in cells]
     found = guard.compare_all(jobs, tree, arguments.seconds_per_cell)
     print(f"\n{guard.summary(found)}")
-    content = {
-        "command": command,
-        "machine": machine(),
-        "torch": torch.__version__,
-        "base": tree.name,
-        "cells": [asdict(one) for one in found],
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "guard.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_run(
+        arguments.out / "guard.json",
+        command,
+        {"machine": machine()},
+        base=tree.name,
+        cells=[asdict(one) for one in found],
+    )
     return int(not guard.passes(found))
 
 
