@@ -93,6 +93,19 @@ class Workspace {
   Arena<C> arena_;
 };
 
+// Whether weights are packed as a whole before the first step. Reading them where they lie at each
+// step costs less for few steps of one block of rows, the more of them are in spans; so does
+// packing a panel before it is used, for one step.
+template <typename E>
+bool packs_weights(const Stack& stack, int tile_rows) {
+  if (stack.steps == 1) return stack.projected && stack.batch > tile_rows;
+  if (!kIsComputed<E> || stack.batch >= kHoistBelow || stack.batch > tile_rows) return true;
+  const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
+  const int64_t input = stack.layer_input(0);
+  const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
+  return stack.steps > (wide ? 6 : 2) && !(wide && stack.rows <= 12);
+}
+
 // Packs this member's part of one direction's weights.
 template <typename E>
 void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& args,
@@ -144,8 +157,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   std::optional<Reserve<E>> reserve;
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
-  // The weights of a single step are not packed as a whole, unless threads share that work.
-  const bool packs = stack.steps > 1 || (stack.projected && stack.batch > kernels.tile_rows);
+  const bool packs = packs_weights<E>(stack, kernels.tile_rows);
   const double cell_flops = 2. * stack.rows * stack.gates() * (stack.layer_input(0) + stack.width);
   const int threads = thread_count(cell_flops * stack.directions);
   Workspace<E> workspace(stack, kernels, packs, threads, x.options());

@@ -31,6 +31,10 @@ BATCHES = [
     *cases(T=[40], N=[9], I=[4], H=[64], hx=[True]),
     # Alone, a row's weights are read in place; together they are packed.
     *cases(T=[1], N=[7, 13], I=[5], H=[8, 130], hx=[True], dtype=FUSED_DTYPES),
+    # So they are at several steps; widths of a span of 256 and a rest, whole panels and a part.
+    *cases(T=[1, 2], N=[7], I=[520], H=[272], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[3], N=[6], I=[259], H=[275], hx=[True], dtype=FUSED_DTYPES),
+    *cases(["LSTM"], T=[2], N=[6], I=[256], H=[300], P=[290], hx=[True], dtype=FUSED_DTYPES),
     # Alone, a row's steps are one chunk of the backward pass; together they are two.
     *cases(T=[40], N=[29], I=[3], H=[17], hx=[True], dtype=FUSED_DTYPES),
     *cases(N=[5], batch_first=[True], hx=[True]),

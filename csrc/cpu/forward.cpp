@@ -10,24 +10,30 @@ template <typename E>
 struct ForwardScratch {
   using C = Compute<E>;
 
-  // Weights of one step, packed or not: a share of one block of rows transposes them on the way
-  // into the product where elements are operands; else each panel is packed before it is used.
+  // Weights that are not packed as a whole: a share of one block of rows reads them in place where
+  // elements are operands; else each panel is packed before it is used, for a single step.
   const bool packs_panels;
   const bool hoist;
   const int64_t hoist_rows;    // at most, of all steps together
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
+  const bool reorders;         // whether h is copied into the order of summation
   // First, hoisted products or packed panels, which are never both wanted; then:
   const int64_t staged_x, staged_h, staged_m, unprojected, end;
 
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
-      : packs_panels(!sizes.packed && (!kIsComputed<E> || sizes.share_rows > kTileRows)),
-        hoist(sizes.packed && sizes.share_rows < kHoistBelow),
+      : packs_panels(!sizes.packed && sizes.steps == 1 &&
+                     (!kIsComputed<E> || sizes.share_rows > kTileRows)),
+        hoist((sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistBelow),
         hoist_rows(hoist ? most_hoisted(sizes) : 0),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
+        // Few rows that meet many weights: the operands of a span, read from where they lie, would
+        // be fetched from L2 again for each of its blocks.
+        reorders(kIsComputed<E> && sizes.packed && hoist && sizes.width >= kSpan),
         staged_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
         staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
-        staged_m(staged_h + staged(sizes.width, sizes.share_rows)),
+        staged_m(staged_h + (reorders ? sizes.share_rows * sizes.width
+                                      : staged(sizes.width, sizes.share_rows))),
         unprojected(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)),
         end(unprojected + (sizes.projected ? sizes.share_rows * sizes.hidden : 0)) {}
 
@@ -149,6 +155,17 @@ struct Forward {
     }
   }
 
+  // Copies k elements into the order of summation.
+  static void reorder(const C* in, int64_t k, C* out) {
+    const C* const end = in + k;
+    for (; end - in >= kSpan; in += kSpan) {
+      for (int64_t block = 0; block < kInterleave; ++block, out += kSumBlock) {
+        for (int64_t i = 0; i < kSumBlock; ++i) out[i] = in[i * kInterleave + block];
+      }
+    }
+    __builtin_memcpy(out, in, (end - in) * sizeof(C));
+  }
+
   // w_ih . x for the share's rows of as many steps, from step s on, as kHoistRows allows (one at
   // least). Returns the end of those steps.
   int64_t project_inputs(int64_t s) const {
@@ -165,8 +182,8 @@ struct Forward {
     for_panels(count, false, [&](int64_t panel, int vectors) {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_packed(rows + first, args.packed, panel, 0, x_operands, block, vectors, sums,
-                        false);
+        multiply_weights(rows + first, args.packed, args.w_ih, args.input, panel, 0, block, vectors,
+                         sums, false);
         for (int r = 0; r < block; ++r) {
           C* out = products +
                    ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
@@ -183,6 +200,10 @@ struct Forward {
         const int64_t i = n - share.row_begin;
         if (!hoist) stage(args.x.row(args.schedule, step.t, n), args.input, staged_x, i);
         stage(previous_h(step, n), args.width, staged_h, i);
+      }
+    } else if (scratch.reorders) {
+      for (int64_t n = share.row_begin; n < step.row_end; ++n) {
+        reorder(previous_h(step, n), args.width, staged_h + (n - share.row_begin) * args.width);
       }
     }
     Step at = step;
@@ -252,10 +273,11 @@ struct Forward {
     }
     if (next) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
-      a[r] = staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
+      a[r] = scratch.reorders ? staged_h + (i + r) * args.width
+                              : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
     multiply_weights(a, step.packed, args.w_hh, args.width, panel, x_operands, rows, vectors, sums,
-                     true, next);
+                     true, next, scratch.reorders);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -264,28 +286,23 @@ struct Forward {
   }
 
   // Leaves a . w in sums, or adds it; packed, w is the part of the panel that starts at k_offset.
+  // ordered: a is in the order of summation, and w packed.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const C* packed, const E* w, int64_t k,
                                        int64_t panel, int64_t k_offset, int rows, int vectors,
-                                       Tile<C>& sums, bool accumulate, const C* next) const {
+                                       Tile<C>& sums, bool accumulate, const C* next = nullptr,
+                                       bool ordered = false) const {
     if constexpr (kIsComputed<E>) {
       if (!packed) {
         for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
-        multiply_transposed(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
+        multiply_in_place(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
         return;
       }
     }
-    multiply_packed(a, packed, panel, k_offset, operands<E>(k), rows, vectors, sums, accumulate,
-                    next);
-  }
-
-  FASTRNN_INLINE void multiply_packed(const C* const* a, const C* packed, int64_t panel,
-                                      int64_t k_offset, int64_t k, int rows, int vectors,
-                                      Tile<C>& sums, bool accumulate,
-                                      const C* next = nullptr) const {
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
-    const C* w = packed + panel * panel_stride + k_offset * w_stride;
-    multiply_tile<Multiplier<E>>({a, 1, w, w_stride, panel_stride, k, accumulate, next}, rows,
-                                 vectors, sums.at);
+    multiply_tile<Multiplier<E>>(
+        {a, 1, packed + panel * panel_stride + k_offset * w_stride, w_stride, panel_stride,
+         operands<E>(k), !ordered, accumulate, next},
+        rows, vectors, sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -354,7 +371,7 @@ struct Forward {
                             n + r - share.row_begin);
         }
         multiply_tile<Multiplier<E>>(
-            {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, false}, rows, vectors,
+            {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, true, false}, rows, vectors,
             sums.at);
         for (int r = 0; r < rows; ++r) {
           const Vec<C>* row = sums.at + r * vectors;

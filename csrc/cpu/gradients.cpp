@@ -110,7 +110,7 @@ struct OuterProducts {
       for (int r = 0; r < R; ++r) a_rows[r] = a + r;
       Tile<C> sums;
       multiply_tile<Multiplier<E>>(
-          {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false}, rows, vectors,
+          {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false, false}, rows, vectors,
           sums.at);
       C* out = product.out + j * product.columns;
       for (int r = 0; r < rows; ++r, out += product.columns) {

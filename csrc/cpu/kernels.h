@@ -53,6 +53,9 @@ constexpr int kPanelVectors = 4;
 constexpr int64_t kHoistBelow = 6;
 constexpr int64_t kHoistRows = 48;
 
+// Columns of weights that are read in place without being transposed: whole spans of so many.
+constexpr int64_t kSpan = 256;
+
 // One direction of one layer, forward.
 template <typename E>
 struct ForwardArgs {
@@ -66,7 +69,7 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh;          // (G, I), (G, P)
-  const C* packed;       // both, as written by pack_weights; null: they serve one step alone
+  const C* packed;       // both, as written by pack_weights; null: read in place or panel by panel
   const C* bias;         // as written by pack_bias
   const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
   Sequence<E> h;         // (T, N, P), out; the next step reads it

@@ -25,7 +25,8 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
   }
 }
 
-// Writes the panel's rows of w, (rows, k) elements, to out as (operands, vector, lane).
+// Writes the panel's rows of w, (rows, k) elements, to out as (operands, vector, lane), operands in
+// the order of summation.
 template <typename E>
 __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const PanelRows& rows,
                                           Compute<E>* out) {
@@ -33,14 +34,25 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
   constexpr int L = kLanes<C>;
   const int64_t out_step = int64_t{rows.vectors} * L;
   const int64_t operand_count = operands<E>(k_count);
+  const int64_t spans_end = operand_count / kSpan * kSpan;
   for (int v = 0; v < rows.vectors; ++v) {
     for (int64_t k = 0; k < operand_count; k += L) {
       Vec<C> square[L];
       const int64_t element = k * kDepth<E>;
       load_operands<E>(square, w + element, k_count, rows, v, k_count - element);
-      C* target = out + k * out_step + v * L;
-      const int64_t columns = operand_count - k < L ? operand_count - k : L;
-      for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
+      C* target = out + v * L;
+      if (k < spans_end) {
+        const int64_t block_step = kSumBlock * out_step;
+        target += (k / kSpan * kSpan + k % kSpan / kInterleave) * out_step;
+        target += k % kInterleave * block_step;  // where a vector holds fewer
+        for (int j = 0; j < L; ++j) {
+          store(target + j % kInterleave * block_step + j / kInterleave * out_step, square[j]);
+        }
+      } else {
+        target += k * out_step;
+        const int64_t columns = operand_count - k < L ? operand_count - k : L;
+        for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
+      }
     }
   }
 }

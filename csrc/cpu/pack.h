@@ -2,7 +2,7 @@
 //
 // A packed matrix is a series of panels, each (K, vectors, lanes) operands: for every k, the values
 // that the panel's output columns multiply with operand k of the input. Columns past the end are
-// zero.
+// zero. Of matrices that are packed by rows, k runs in the order of summation (kInterleave).
 #pragma once
 
 #include "tile.h"
@@ -66,11 +66,10 @@ template <typename E>
 void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64_t begin,
                   int64_t end);
 
-// Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k),
-// transposing them on the way: as packing followed by multiply_tile, to the bit, for weights that
-// are used only once.
+// Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k), where
+// they lie: as packing followed by multiply_tile, to the bit, for weights that are used few times.
 template <typename C>
-void multiply_transposed(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
-                         int rows, Vec<C>* sums);
+void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
+                       int rows, Vec<C>* sums);
 
 }  // namespace fastrnn::FASTRNN_ISA

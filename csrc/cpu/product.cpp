@@ -44,10 +44,16 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
   for (int r = 0; r < R; ++r) a[r] = product.a[r];
   const C* w = product.w;
   const C* next = product.next ? product.next : w;
-  for (int64_t left = product.k_count; left > 0; left -= kSumBlock) {
+  const int64_t spans_end = product.interleaved ? product.k_count / kSpan * kSpan : 0;
+  for (int64_t done = 0; done < product.k_count; done += kSumBlock) {
+    const int64_t left = product.k_count - done;
     const int64_t count = left < kSumBlock ? left : kSumBlock;
+    int64_t offset = done * product.a_stride, step = product.a_stride;
+    if (done < spans_end) {
+      offset = (done / kSpan * kSpan + done / kSumBlock % kInterleave) * product.a_stride;
+      step *= kInterleave;
+    }
     Vec<C> block[R][V] = {};
-    int64_t offset = 0;
     for (int64_t k = 0; k < count; ++k) {
       Vec<C> weight[V];
       for (int v = 0; v < V; ++v) {
@@ -62,10 +68,9 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
         next += kLineElements<C>;
       }
       w += product.w_stride;
-      offset += product.a_stride;
+      offset += step;
     }
-    for (int r = 0; r < R; ++r) a[r] += offset;
-    if (left == product.k_count && !product.accumulate) {
+    if (done == 0 && !product.accumulate) {
       for (int r = 0; r < R; ++r) {
         for (int v = 0; v < V; ++v) sums[r * V + v] = Vec<C>{} + block[r][v];
       }
@@ -77,10 +82,15 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
   }
 }
 
-// The product of R rows with one vector of a panel of w, (rows, k), transposed on the way.
+// The product of R rows of a with one vector of a panel's columns, rows of w where they lie.
 template <typename C, int R>
 struct StripProduct {
   static constexpr int L = kLanes<C>;
+  static constexpr int E = 16 / sizeof(C);  // of a quarter: 128 bits, whatever the vector
+  static constexpr int64_t kColumns = L > 2 * E ? L : 2 * E;
+  // Of each E rows, those that are read in one pass. A single row of a has time for few, and where
+  // rows lie 4 KB apart all of them share one set of the L1 cache.
+  static constexpr int kPassRows = R == 1 && E > 2 ? 2 : E;
 
   const C* const (&a)[R];
   const C* w;
@@ -88,46 +98,74 @@ struct StripProduct {
   const PanelRows& panel;
   int v;
 
-  // block[r] += sum over k .. k + columns - 1; columns is at most L.
-  FASTRNN_INLINE void add_columns(Vec<C> (&block)[R], int64_t k, int64_t columns) const {
-    Vec<C> square[L];
-    load_square<C>(square, w + k, k_count, panel, v, columns);
-    for (int j = 0; j < L && j < columns; ++j) {
-      for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
-    }
-  }
-
-  // As add_columns, of L rows that lie one behind the other from `strip` on.
-  FASTRNN_INLINE void add_square(Vec<C> (&block)[R], const C* strip, int64_t k) const {
-    Vec<C> square[L];
-    load_transposed<C>(square, strip + k, k_count);
-    for (int j = 0; j < L; ++j) {
-      for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
-    }
-  }
-
-  // sums[r * stride] += the product. Two blocks run side by side, so that neither waits for the
-  // other's multiply-adds.
+  // sums[r * stride] += the product.
   __attribute__((noinline)) void add_to(Vec<C>* sums, int stride) const {
     int64_t k = 0;
-    const int64_t last = (v + 1) * L - 1, first_row = panel.row(v * L);
+    for (; k + kSpan <= k_count; k += kSpan) add_span(k, sums, stride);
+    for (; k < k_count; k += kSumBlock) add_block(k, sums, stride);
+  }
+
+ private:
+  void add_span(int64_t k, Vec<C>* sums, int stride) const {
+    const int64_t begin = v * L, last = begin + L - 1, first_row = panel.row(begin);
     if (last < panel.columns && panel.row(last) == first_row + L - 1) {
-      const C* strip = w + first_row * k_count;
-      for (; k + 2 * kSumBlock <= k_count; k += 2 * kSumBlock) {
-        Vec<C> block0[R] = {}, block1[R] = {};
-        for (int64_t i = 0; i < kSumBlock; i += L) {
-          add_square(block0, strip, k + i);
-          add_square(block1, strip, k + kSumBlock + i);
-        }
-        for (int r = 0; r < R; ++r) sums[r * stride] = sums[r * stride] + block0[r] + block1[r];
+      add_rows(k, w + first_row * k_count + k, k_count, sums, stride);
+      return;
+    }
+    C copy[L * kSpan];
+    for (int64_t j = 0; j < L; ++j) {
+      for (int64_t i = 0; i < kSpan; i += L) {
+        const bool exists = begin + j < panel.columns;
+        store(copy + j * kSpan + i,
+              exists ? load(w + panel.row(begin + j) * k_count + k + i) : Vec<C>{});
       }
     }
-    for (; k < k_count; k += kSumBlock) {
-      Vec<C> block[R] = {};
-      const int64_t end = k_count - k < kSumBlock ? k_count : k + kSumBlock;
-      for (int64_t i = k; i < end; i += L) add_columns(block, i, end - i);
-      for (int r = 0; r < R; ++r) sums[r * stride] += block[r];
+    add_rows(k, copy, kSpan, sums, stride);
+  }
+
+  // As add_span, of L rows that lie ldw apart from `rows` on. A lane's sum is that of one block:
+  // the neighbours of an operand, in the lanes beside it, belong to others.
+  FASTRNN_INLINE void add_rows(int64_t k, const C* rows, int64_t ldw, Vec<C>* sums,
+                               int stride) const {
+    constexpr int G = kInterleave / E;
+    Vec<C> blocks[R][G][E] = {};
+    for (int first = 0; first < E; first += kPassRows) {
+      for (int64_t column = 0; column < kSpan; column += kColumns) {
+        for (int i = first; i < first + kPassRows; ++i) {
+          for (int64_t c = column; c < column + kColumns; c += 2 * E) {
+            Vec<C> pair[2];
+            load_quarter_pairs(pair, rows + i * ldw + c, E * ldw);
+            for (int q = 0; q < 2; ++q) {
+              for (int r = 0; r < R; ++r) {
+                const Vec<C> value = broadcast_quarter(a[r] + k + c + q * E);
+                blocks[r][q % G][i] = fma<C>(value, pair[q], blocks[r][q % G][i]);
+              }
+            }
+          }
+        }
+      }
     }
+    for (int r = 0; r < R; ++r) {
+      for (int g = 0; g < G; ++g) {
+        Vec<C> block[E];
+        transpose_quarters<C>(block, blocks[r][g]);
+        for (int e = 0; e < E; ++e) sums[r * stride] += block[e];
+      }
+    }
+  }
+
+  // The block of neighbours from operand k on.
+  void add_block(int64_t k, Vec<C>* sums, int stride) const {
+    Vec<C> block[R] = {};
+    const int64_t end = k_count - k < kSumBlock ? k_count : k + kSumBlock;
+    for (; k < end; k += L) {
+      Vec<C> square[L];
+      load_square<C>(square, w + k, k_count, panel, v, end - k);
+      for (int j = 0; j < L && k + j < end; ++j) {
+        for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
+      }
+    }
+    for (int r = 0; r < R; ++r) sums[r * stride] += block[r];
   }
 };
 
@@ -149,8 +187,8 @@ void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors
 }
 
 template <typename C>
-void multiply_transposed(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
-                         int rows, Vec<C>* sums) {
+void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
+                       int rows, Vec<C>* sums) {
   with_constant<kTileRows>(rows, [&](auto r) {
     constexpr int R = decltype(r)::value;
     const C* row[R];
@@ -169,9 +207,9 @@ INSTANTIATE(double)
 INSTANTIATE(BFloat16)
 #endif
 #undef INSTANTIATE
-template void multiply_transposed(const float* const*, const float*, int64_t, const PanelRows&, int,
-                                  Vec<float>*);
-template void multiply_transposed(const double* const*, const double*, int64_t, const PanelRows&,
-                                  int, Vec<double>*);
+template void multiply_in_place(const float* const*, const float*, int64_t, const PanelRows&, int,
+                                Vec<float>*);
+template void multiply_in_place(const double* const*, const double*, int64_t, const PanelRows&, int,
+                                Vec<double>*);
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -48,10 +48,16 @@ FASTRNN_INLINE int64_t operands(int64_t k) {
   return (k + kDepth<E> - 1) / kDepth<E>;
 }
 
-// Products are summed in blocks of this many operands: one accumulator an output element and block,
-// k in order, then the blocks' sums in order. Blocks keep the rounding error of long sums near that
-// of torch's own products; the fixed order gives an element the same bits whatever tile it is in.
+// Products are summed in blocks of at most this many operands: one accumulator an output element
+// and block, k in order, then the blocks' sums in order. Blocks keep the rounding error of long
+// sums near that of torch's own products; the fixed order gives an element the same bits whatever
+// tile it is in.
 constexpr int64_t kSumBlock = 64;
+
+// Where weights may be read in place, the operands of a span are dealt out to this many blocks in
+// turn: a vector then multiplies as many neighbours of several rows, as they lie in memory. The
+// operands after the last whole span are in blocks of neighbours.
+constexpr int64_t kInterleave = kSpan / kSumBlock;
 
 // The sums of a tile, in memory between blocks: (rows, vectors), in order.
 template <typename C>
@@ -60,8 +66,9 @@ struct Tile {
 };
 
 // sums[r][v] = (sums[r][v] or 0) + sum over k of a[r][k * a_stride] * w[k][v], block after block.
-// Vector v of w's row k is at w + k * w_stride + v * lanes; vectors past the fourth lie
-// panel_stride further. At most kTileRows rows of four vectors, or kTwoPanelRows of eight.
+// Vector v of w's row i is at w + i * w_stride + v * lanes; vectors past the fourth lie
+// panel_stride further. Its rows are in the order of summation: if interleaved, not that of k. At
+// most kTileRows rows of four vectors, or kTwoPanelRows of eight.
 template <typename C>
 struct TileProduct {
   const C* const* a;
@@ -69,6 +76,7 @@ struct TileProduct {
   const C* w;
   int64_t w_stride, panel_stride;
   int64_t k_count;          // operands, one at least
+  bool interleaved;         // whether spans are dealt out to blocks
   bool accumulate;          // whether sums holds something
   const C* next = nullptr;  // k_count cache lines from here on are fetched into L2 meanwhile
 };
@@ -104,7 +112,7 @@ FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
                                      int vectors, Vec<Compute<E>>* sums) {
   using C = Compute<E>;
-  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false};
+  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false, false};
   if (column + kPanelColumns<C> <= w.columns) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
