@@ -16,6 +16,10 @@ constexpr int64_t kBlockColumns = 192;
 // With so few bytes of the right operand it stays in L1, and out is best written row after row.
 constexpr int64_t kSmallBytes = 16 * 1024;
 
+// With so few rows in all a tile would be stored as soon as it is begun: out is then written row by
+// row, one stream of stores and not one for each row of a tile.
+constexpr int64_t kFewRows = 4;
+
 template <typename E>
 struct OuterProducts {
   using C = Compute<E>;
@@ -36,6 +40,15 @@ struct OuterProducts {
   }
 
   void run(int64_t j_begin, int64_t j_end) const {
+    if constexpr (kIsComputed<E>) {
+      if (args.rows <= kFewRows) {
+        if (args.column_sums) sum_columns(0, args.rows, j_begin, j_end, args.accumulate);
+        for (const OuterProduct<E>& product : args.products) {
+          if (product.out) run_few_rows<kFewRows>(product, j_begin, j_end);
+        }
+        return;
+      }
+    }
     for (int64_t row = 0; row < args.rows; row += kBlockRows) {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
       const bool accumulate = args.accumulate || row > 0;
@@ -52,6 +65,25 @@ struct OuterProducts {
             run_block(args.products[i], packed_b[i], count, j, end, accumulate);
           }
         }
+      }
+    }
+  }
+
+  template <int N>
+  void run_few_rows(const OuterProduct<E>& product, int64_t j_begin, int64_t j_end) const {
+    if constexpr (N > 1) {
+      if (args.rows < N) return run_few_rows<N - 1>(product, j_begin, j_end);
+    }
+    for (int64_t j = j_begin; j < j_end; ++j) {
+      C* const out = product.out + j * product.columns;
+      for (int64_t column = 0; column < product.columns; column += L) {
+        const int64_t count = product.columns - column;
+        Vec<C> sum{};
+        for (int i = 0; i < N; ++i) {
+          sum = fma<C>(broadcast(args.a[i][j]), load(product.b[i] + column, count), sum);
+        }
+        if (args.accumulate) sum = load(out + column, count) + sum;
+        store(out + column, sum, count);
       }
     }
   }
