@@ -349,10 +349,10 @@ template <typename E>
 void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& dh,
               const at::Tensor& dc, bool wants_dh0, const at::Tensor& x_given, const at::Tensor& h0,
               const at::Tensor& c0, const std::vector<at::Tensor>& weights,
-              const at::Tensor& reserve_tensor, const at::Tensor& dx,
+              const at::Tensor& y_given, const at::Tensor& reserve_tensor, const at::Tensor& dx,
               const std::vector<at::Tensor>& dweights) {
   using C = Compute<E>;
-  const at::Tensor x = rows_contiguous(x_given);
+  const at::Tensor x = rows_contiguous(x_given), y = rows_contiguous(y_given);
   const at::Tensor dy = dy_given.defined() ? rows_contiguous(dy_given) : dy_given;
   // The reserve is only read; Reserve serves the forward pass too.
   const Reserve<E> reserve(stack, const_cast<E*>(elements<E>(reserve_tensor)));
@@ -381,7 +381,9 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
       input = read_only(row_sequence<E>(stack, below, stack.layer_width()));
     }
     const Sequence<const E> output =
-        read_only(row_sequence<E>(stack, reserve.outputs[layer], stack.layer_width()));
+        layer + 1 == stack.layers
+            ? input_sequence<E>(stack, y)
+            : read_only(row_sequence<E>(stack, reserve.outputs[layer], stack.layer_width()));
 
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = layer * stack.directions + d;
@@ -425,11 +427,11 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                   const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
-                  const std::vector<at::Tensor>& dweights) {
+                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
+                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights) {
   with_element(x.scalar_type(), [&](auto element) {
     backward<decltype(element)>(stack, dy, dh, dc, wants_dh0, x, contiguous_state(h0),
-                                contiguous_state(c0), contiguous_all(weights), reserve, dx,
+                                contiguous_state(c0), contiguous_all(weights), y, reserve, dx,
                                 dweights);
   });
 }
