@@ -25,11 +25,13 @@ struct OuterProducts {
 
   const OuterProductArgs<E>& args;
   const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
-  C* const packed_b[2] = {args.scratch, args.scratch + block_operands * padded(0)};
-  C* const packed_a = packed_b[1] + block_operands * padded(1);  // (blocks of R, operands, R)
+  C* const packed_b = args.scratch;  // of one product, then of the other
+  C* const packed_a =
+      packed_b + block_operands * wider(padded(0), padded(1));  // (blocks of R, operands, R)
 
   // Columns of packed_b.
   int64_t padded(int i) const { return (args.products[i].columns + L - 1) / L * L; }
+  static int64_t wider(int64_t a, int64_t b) { return a > b ? a : b; }
 
   const Gradient<E>* a_row(int64_t row) const {
     return reinterpret_cast<const Gradient<E>*>(args.a[row]);
@@ -40,17 +42,15 @@ struct OuterProducts {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
       const bool accumulate = args.accumulate || row > 0;
       if (args.column_sums) sum_columns(row, count, j_begin, j_end, accumulate);
-      for (int i = 0; i < 2; ++i) {
-        if (args.products[i].out) pack_b(args.products[i], row, count, packed_b[i]);
-      }
-      if (!args.products[0].out && !args.products[1].out) continue;
-      for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
-        const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
-        pack_a(row, count, j, end);
-        for (int i = 0; i < 2; ++i) {
-          if (args.products[i].out) {
-            run_block(args.products[i], packed_b[i], count, j, end, accumulate);
-          }
+      int64_t packed_j = -1;  // where packed_a begins
+      for (const OuterProduct<E>& product : args.products) {
+        if (!product.out) continue;
+        pack_b(product, row, count, packed_b);
+        for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
+          const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
+          if (j != packed_j) pack_a(row, count, j, end);
+          packed_j = j;
+          run_block(product, packed_b, count, j, end, accumulate);
         }
       }
     }
@@ -194,7 +194,7 @@ template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
   constexpr int64_t L = kLanes<Compute<E>>;
   const int64_t padded_a = (a_columns + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t padded_b = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
+  const int64_t padded_b = ((columns0 > columns1 ? columns0 : columns1) + L - 1) / L * L;
   return operands<E>(rows < kBlockRows ? rows : kBlockRows) *
          ((padded_a < kBlockColumns ? padded_a : kBlockColumns) + padded_b);
 }
