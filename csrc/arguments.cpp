@@ -157,9 +157,9 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
 
 // The layout is Reserve's, in buffers.h.
 int64_t Stack::reserve_size() const {
-  const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0) + width;
-  const int64_t dropped = dropout > 0 ? (layers - 1) * 2 * layer_width() : 0;
-  return rows * (cells() * per_cell + dropped);
+  const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
+  const int64_t between_layers = layer_width() * (dropout > 0 ? 3 : 1);
+  return rows * (cells() * per_cell + (layers - 1) * between_layers);
 }
 
 }  // namespace fastrnn

@@ -23,8 +23,8 @@ using BackwardSignature = std::vector<Tensor>(c10::string_view, const OptionalTe
                                               const OptionalTensor&, const OptionalTensor&,
                                               const Tensor&, const OptionalTensor&,
                                               const OptionalTensor&, const OptionalTensor&,
-                                              at::TensorList, const Tensor&, int64_t, bool, bool,
-                                              bool, double, const c10::List<bool>&);
+                                              at::TensorList, const Tensor&, const Tensor&, int64_t,
+                                              bool, bool, bool, double, const c10::List<bool>&);
 
 // Whether the gradient is a batch of them under vmap (autograd's is_grads_batched).
 bool is_batched(const Tensor& gradient) {
@@ -61,11 +61,16 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                                int64_t num_layers, bool has_biases, bool bidirectional,
                                bool batch_first, double dropout) {
     static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+    static const auto keep = find_op<Tensor(const Tensor&)>("fastrnn::keep");
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, h_n, c_n, reserve] = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers,
                                           has_biases, bidirectional, batch_first, dropout);
-    variable_list saved = {x, h0.value_or(Tensor()), c0.value_or(Tensor()),
-                           batch_sizes.value_or(Tensor()), reserve};
+    variable_list saved = {x,
+                           h0.value_or(Tensor()),
+                           c0.value_or(Tensor()),
+                           batch_sizes.value_or(Tensor()),
+                           keep.call(y),
+                           reserve};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
@@ -80,7 +85,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::TensorList weights = at::TensorList(saved).slice(5);
+    const at::TensorList weights = at::TensorList(saved).slice(6);
     // Inputs in the order of forward, and whether each wants its gradient.
     variable_list inputs = {saved[0], saved[1], saved[2]};
     inputs.insert(inputs.end(), weights.begin(), weights.end());
@@ -114,8 +119,9 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     const Options options(ctx);
     return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
                    optional(gradients[2]), saved[0], optional(saved[3]), optional(saved[1]),
-                   optional(saved[2]), weights, saved[4], options.num_layers, options.has_biases,
-                   options.bidirectional, options.batch_first, options.dropout, needs_list);
+                   optional(saved[2]), weights, saved[4], saved[5], options.num_layers,
+                   options.has_biases, options.bidirectional, options.batch_first, options.dropout,
+                   needs_list);
   }
 
   static variable_list reference(AutogradContext* ctx, const variable_list& gradients,
@@ -130,7 +136,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                         optional(saved[2]), weights, options.num_layers, options.has_biases,
                         options.bidirectional, options.batch_first, options.dropout);
     const variable_list outputs = run_reference(stack, saved[0], saved[1], saved[2], weights,
-                                                reserved_noise(stack, saved[4]));
+                                                reserved_noise(stack, saved[5]));
     variable_list differentiated, output_gradients, wanted;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;

@@ -84,7 +84,7 @@ class Arena {
   T* next_;
 };
 
-// x or dy as a sequence of rows.
+// x, y or dy as a sequence of rows, to be read.
 template <typename E>
 Sequence<const E> input_sequence(const Stack& stack, const at::Tensor& x) {
   const E* data = elements<E>(x);
@@ -93,7 +93,7 @@ Sequence<const E> input_sequence(const Stack& stack, const at::Tensor& x) {
   return {data, x.stride(stack.batch_first ? 1 : 0), x.stride(stack.batch_first ? 0 : 1)};
 }
 
-// y or dx, contiguous, as a sequence of rows.
+// y or dx, contiguous, as a sequence of rows, to be written.
 template <typename E>
 Sequence<E> output_sequence(const Stack& stack, const at::Tensor& y) {
   E* data = mutable_elements<E>(y);
@@ -126,7 +126,7 @@ struct ReserveParts {
     Part gates, cells, unprojected;
   };
   std::vector<CellParts> parts;      // (L * D)
-  std::vector<Part> outputs;         // (L), (rows, D * P) each
+  std::vector<Part> outputs;         // (L), (rows, D * P) each; the last layer's is y, not here
   std::vector<Part> noise, dropped;  // (L - 1), likewise, if dropout
 
   // take(offset, width): the part (rows, width) that lies `offset` elements from the start.
@@ -146,7 +146,7 @@ struct ReserveParts {
         const Part cells = take(lstm, stack.hidden);
         parts.push_back({gates, cells, take(stack.projected, stack.hidden)});
       }
-      outputs.push_back(take(true, stack.layer_width()));
+      outputs.push_back(take(layer + 1 < stack.layers, stack.layer_width()));
       noise.push_back(take(stack.drops_after(layer), stack.layer_width()));
       dropped.push_back(take(stack.drops_after(layer), stack.layer_width()));
     }

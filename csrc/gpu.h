@@ -14,8 +14,8 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                   const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
-                  const std::vector<at::Tensor>& dweights);
+                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
+                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights);
 
 // The stream that kernels go to. Whoever registers the ops defines it.
 cuda::Stream current_stream();

@@ -101,7 +101,7 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool /*wants_dh0: it costs one product more*/,
                   const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                  const std::optional<at::Tensor>& c0, at::TensorList weights,
+                  const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
                   const at::Tensor& reserve, const at::Tensor& dx,
                   const std::vector<at::Tensor>& dweights) {
   const cuda::Stream stream = current_stream();
@@ -142,7 +142,8 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
     args.rows = stack.rows;
     args.hidden = stack.hidden;
     if (layer.dy.defined() && !stack.projected) args.dy = layer.dy.const_data_ptr();
-    args.h = kept.outputs[l].const_data_ptr();
+    const at::Tensor output = l + 1 == stack.layers ? as_rows(stack, y) : kept.outputs[l];
+    args.h = output.const_data_ptr();
     args.dh = layer.dh.mutable_data_ptr();
     args.dgates = layer.dgates.mutable_data_ptr();
     if (lstm) {
@@ -164,7 +165,7 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
         l == 0 ? as_rows(stack, x) : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = first_cell + d;
-      differentiate_weights(stack, layer, d, input, kept.outputs[l], initial_h[cell],
+      differentiate_weights(stack, layer, d, input, output, initial_h[cell],
                             kept.parts[cell].unprojected,
                             dweights.data() + cell * stack.weights_per_cell(), stream);
     }

@@ -123,10 +123,10 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     }
     layer.h0 = initial_h.narrow(0, first_cell, stack.directions);
     layer.h_n = final_h.narrow(0, first_cell, stack.directions);
-    if (training) {
-      layer.output = kept->outputs[l];
-    } else if (last && !stack.batch_first) {
+    if (last && !stack.batch_first) {
       layer.output = y.view({stack.rows, stack.layer_width()});
+    } else if (training && !last) {
+      layer.output = kept->outputs[l];
     } else {
       layer.output = at::empty({stack.rows, stack.layer_width()}, given);
     }
@@ -173,7 +173,7 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
       at::mul_out(dropped, input, noise);
       input = dropped;
     }
-    if (last && (training || stack.batch_first)) copy_rows(stack, layer.output, y);
+    if (last && stack.batch_first) copy_rows(stack, layer.output, y);
   }
   if (lstm && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);
 }

@@ -74,8 +74,9 @@ std::vector<at::Tensor> recurrent_backward(
     const std::optional<at::Tensor>& dh_n, const std::optional<at::Tensor>& dc_n,
     const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
     const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-    at::TensorList weights, const at::Tensor& reserve, int64_t num_layers, bool has_biases,
-    bool bidirectional, bool batch_first, double dropout, const c10::List<bool>& needs_list) {
+    at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout,
+    const c10::List<bool>& needs_list) {
   const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
                                       bidirectional, batch_first, dropout);
   check_gradient("dy", dy, x, stack.output_sizes());
@@ -84,6 +85,7 @@ std::vector<at::Tensor> recurrent_backward(
       stack.cell == Cell::lstm ? stack.state_sizes(stack.hidden) : std::vector<int64_t>{0};
   check_gradient("dh_n", dh_n, x, h_sizes);
   check_gradient("dc_n", dc_n, x, c_sizes);
+  check_gradient("y", y, x, stack.output_sizes());
   check_gradient("reserve", reserve, x, {stack.reserve_size()});
   TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
   const std::vector<bool> needs = needs_list.vec();
@@ -102,7 +104,7 @@ std::vector<at::Tensor> recurrent_backward(
     }
   }
   if (stack.rows > 0) {
-    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, needs[1], x, h0, c0, weights,
+    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, needs[1], x, h0, c0, weights, y,
                       reserve, dx, dweights);
   }
   std::vector<at::Tensor> wanted;

@@ -52,13 +52,17 @@ class BackwardRun {
  public:
   using C = Compute<E>;
 
-  BackwardRun(const Stack& stack, bool wants_dh0, const at::TensorOptions& options)
+  // sums_dw_hh: whether every w_hh wants its gradient.
+  BackwardRun(const Stack& stack, bool wants_dh0, bool sums_dw_hh, const at::TensorOptions& options)
       : stack_(stack),
         wants_dh0_(wants_dh0),
         input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
         chunk_steps_(
             std::min(stack.steps, std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch))),
         slots_(chunk_steps_ < stack.steps ? chunk_steps_ + 1 : chunk_steps_),
+        shares_dw_hh_(sums_dw_hh && chunk_steps_ == stack.steps &&
+                      packed_size(stack.gates(), stack.width, w_hh_rows()) <=
+                          stack.gates() * stack.width),
         threads_(thread_count(4. * stack.rows * stack.gates() * (stack.input + stack.width))),
         scratch_size_(Arena<C>::padded(measure_scratch())),
         arena_(measure(), options) {
@@ -90,10 +94,11 @@ class BackwardRun {
   std::vector<Part> parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = slots_ * stack_.batch;
-    std::vector<Part> parts = {{&packed_w_hh_, packed_size(gates, width, w_hh_rows())},
-                               {&dgates_, slot_rows * kernels_.operands(gates)},
-                               {&zeros_, std::max(hidden, width)},
-                               {&scratch_, threads_ * scratch_size_}};
+    std::vector<Part> parts = {
+        {&packed_w_hh_, shares_dw_hh_ ? 0 : packed_size(gates, width, w_hh_rows())},
+        {&dgates_, slot_rows * kernels_.operands(gates)},
+        {&zeros_, std::max(hidden, width)},
+        {&scratch_, threads_ * scratch_size_}};
     if (stack_.projected) {
       parts.push_back({&packed_w_hr_, packed_size(width, hidden, stack_.rows)});
       parts.push_back({&dprojected_, slot_rows * kernels_.operands(width)});
@@ -156,6 +161,9 @@ class BackwardRun {
   const int64_t input_;        // the widest layer's
   const int64_t chunk_steps_;  // of the time loop
   const int64_t slots_;        // steps whose gate gradients are kept: a chunk's and the one before
+  // A single chunk is done with the packed w_hh before the gradient of w_hh is written: they share
+  // memory if the one fits in the other.
+  const bool shares_dw_hh_;
   const int threads_;
   const int64_t scratch_size_;
   C *packed_w_hh_ = nullptr, *packed_w_hr_ = nullptr, *dgates_ = nullptr, *dprojected_ = nullptr,
@@ -324,6 +332,7 @@ void BackwardRun<E>::run(Direction<E>& direction) {
   args.dprojected = dprojected_;
   args.slots = slots_;
   const WeightGradients<C> gradients = gradients_of(direction);
+  if (shares_dw_hh_) packed_w_hh_ = gradients.w_hh;
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   GroupBarrier barrier;
   int64_t rows = 0;
@@ -349,14 +358,18 @@ template <typename E>
 void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& dh,
               const at::Tensor& dc, bool wants_dh0, const at::Tensor& x_given, const at::Tensor& h0,
               const at::Tensor& c0, const std::vector<at::Tensor>& weights,
-              const at::Tensor& reserve_tensor, const at::Tensor& dx,
+              const at::Tensor& y_given, const at::Tensor& reserve_tensor, const at::Tensor& dx,
               const std::vector<at::Tensor>& dweights) {
   using C = Compute<E>;
-  const at::Tensor x = rows_contiguous(x_given);
+  const at::Tensor x = rows_contiguous(x_given), y = rows_contiguous(y_given);
   const at::Tensor dy = dy_given.defined() ? rows_contiguous(dy_given) : dy_given;
   // The reserve is only read; Reserve serves the forward pass too.
   const Reserve<E> reserve(stack, const_cast<E*>(elements<E>(reserve_tensor)));
-  BackwardRun<E> run(stack, wants_dh0, x.options());
+  bool sums_dw_hh = true;
+  for (int64_t cell = 0; cell < stack.cells(); ++cell) {
+    sums_dw_hh &= dweights[cell * stack.weights_per_cell() + 1].defined();
+  }
+  BackwardRun<E> run(stack, wants_dh0, sums_dw_hh, x.options());
   const State<E> initial_h(h0, run.zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, run.zeros(), stack.batch, stack.hidden);
   C* const state_dh = dh.mutable_data_ptr<C>();
@@ -381,7 +394,9 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
       input = read_only(row_sequence<E>(stack, below, stack.layer_width()));
     }
     const Sequence<const E> output =
-        read_only(row_sequence<E>(stack, reserve.outputs[layer], stack.layer_width()));
+        layer + 1 == stack.layers
+            ? input_sequence<E>(stack, y)
+            : read_only(row_sequence<E>(stack, reserve.outputs[layer], stack.layer_width()));
 
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = layer * stack.directions + d;
@@ -425,11 +440,11 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                   const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
-                  const std::vector<at::Tensor>& dweights) {
+                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
+                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights) {
   with_element(x.scalar_type(), [&](auto element) {
     backward<decltype(element)>(stack, dy, dh, dc, wants_dh0, x, contiguous_state(h0),
-                                contiguous_state(c0), contiguous_all(weights), reserve, dx,
+                                contiguous_state(c0), contiguous_all(weights), y, reserve, dx,
                                 dweights);
   });
 }

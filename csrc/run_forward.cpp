@@ -170,11 +170,12 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   Sequence<const E> input = input_sequence<E>(stack, x);
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
     const bool last = layer + 1 == stack.layers;
-    const Sequence<E> result = last ? output_sequence<E>(stack, y) : Sequence<E>{};
-    Sequence<E> output = result;
-    if (training) {
+    Sequence<E> output;
+    if (last) {
+      output = output_sequence<E>(stack, y);
+    } else if (training) {
       output = row_sequence<E>(stack, reserve->outputs[layer], stack.layer_width());
-    } else if (!last) {
+    } else {
       at::Tensor& buffer = between[layer % 2];
       if (!buffer.defined()) buffer = empty_buffer(stack.rows * stack.layer_width(), x.options());
       output = row_sequence<E>(stack, mutable_elements<E>(buffer), stack.layer_width());
@@ -204,7 +205,6 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.bias = workspace.bias[d];
       a.packed_w_hr = workspace.packed_w_hr[d];
       a.h = columns_from(output, d * stack.width);
-      if (training && last) a.y = columns_from(result, d * stack.width);
       a.h_n = final_h + cell * stack.batch * stack.width;
       if (final_c) a.c_n = final_c + cell * stack.batch * stack.hidden;
       if constexpr (kIsComputed<E>) {

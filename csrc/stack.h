@@ -49,19 +49,19 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
                       bool bidirectional, bool batch_first, double dropout);
 
 // Runs the stack. y, h_n, c_n are outputs, contiguous (c_n empty for Elman); reserve is undefined
-// in inference, else reserve_size() elements to be filled.
+// in inference, else reserve_size() elements to be filled: all that run_backward needs beside y.
 void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
                  const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
                  const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
 
-// Gradients of a run. dh and dc (L * D, N, P or H), of compute_type, hold those of h_n and c_n on
-// entry, of h0 (if wants_dh0) and c0 on return; dx and each of dweights are outputs, contiguous, or
-// undefined where not wanted.
+// Gradients of a run whose output was y, which may have any strides. dh and dc (L * D, N, P or H),
+// of compute_type, hold those of h_n and c_n on entry, of h0 (if wants_dh0) and c0 on return; dx
+// and each of dweights are outputs, contiguous, or undefined where not wanted.
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                   const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& reserve, const at::Tensor& dx,
-                  const std::vector<at::Tensor>& dweights);
+                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
+                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights);
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT, as ATEN_CPU_CAPABILITY names them.
 std::string cpu_capability();

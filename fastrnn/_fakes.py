@@ -59,10 +59,11 @@ class _Stack:
         return y, h_n, c_n
 
     def reserve(self, dropout: float) -> Tensor:
-        per_cell = self.width + (5 * self.hidden if self.lstm else 0)
+        per_cell = 5 * self.hidden if self.lstm else 0
         per_cell += self.hidden if self.projected else 0
-        dropped = (self.layers - 1) * 2 * self.layer_width if dropout > 0 else 0
-        return self.x.new_empty((self.rows * (self.cells * per_cell + dropped),))
+        between_layers = self.layer_width * (3 if dropout > 0 else 1)
+        kept = self.cells * per_cell + (self.layers - 1) * between_layers
+        return self.x.new_empty((self.rows * kept,))
 
 
 @torch.library.register_fake("fastrnn::recurrent")
@@ -113,6 +114,7 @@ def _recurrent_backward(
     h0: Tensor | None,
     c0: Tensor | None,
     weights: list[Tensor],
+    y: Tensor,
     reserve: Tensor,
     num_layers: int,
     has_biases: bool,
@@ -122,7 +124,7 @@ def _recurrent_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
-    _check_devices(x, batch_sizes, (dy, dh_n, dc_n, reserve, *inputs))
+    _check_devices(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, *inputs))
     return [
         given.new_empty(given.shape)
         for given, needed in zip(inputs, needs, strict=True)

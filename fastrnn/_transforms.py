@@ -212,39 +212,42 @@ def _run_with_dropout(
 
 
 class _Forward(Function):
-    """Outputs y, h_n, c_n and the reserve; the reserve is empty where vmap had to rearrange it."""
+    """Outputs y, h_n, c_n, and what backward reads: the reserve, and y as it was.
+
+    Both are empty where vmap had to rearrange them.
+    """
 
     @staticmethod
     def forward(stack: Stack, batch_sizes: MaybeTensor, *tensors: MaybeTensor) -> Any:
-        return stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
+        outputs = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
+        return (*outputs, ops.keep.default(outputs[0]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.stack, ctx.batch_sizes, *tensors = inputs
-        reserve = output[3]
-        ctx.mark_non_differentiable(reserve)
+        *_, reserve, y = output
+        ctx.mark_non_differentiable(reserve, y)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(reserve, *tensors)
-        ctx.save_for_forward(reserve, *tensors)
+        ctx.save_for_backward(y, reserve, *tensors)
+        ctx.save_for_forward(y, reserve, *tensors)
 
     @staticmethod
     def backward(
-        ctx: Any, dy: MaybeTensor, dh_n: MaybeTensor, dc_n: MaybeTensor, _: MaybeTensor
+        ctx: Any, dy: MaybeTensor, dh_n: MaybeTensor, dc_n: MaybeTensor, *_: MaybeTensor
     ) -> Any:
-        reserve, *tensors = ctx.saved_tensors
+        y, reserve, *tensors = ctx.saved_tensors
         needs = Needs(tuple(ctx.needs_input_grad[2:]))
         if ctx.stack.mode != "LSTM":
             dc_n = None
         gradients = _Backward.apply(
-            ctx.stack, needs, ctx.batch_sizes, reserve, dy, dh_n, dc_n, *tensors
+            ctx.stack, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
         )
         return (None, None, *needs.spread(gradients))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: MaybeTensor) -> Any:
-        _, *tensors = ctx.saved_tensors
-
-        return (*_push_forward(_reference(ctx), tensors, tangents[2:]), None)
+        _, _, *tensors = ctx.saved_tensors
+        return (*_push_forward(_reference(ctx), tensors, tangents[2:]), None, None)
 
     @staticmethod
     def vmap(
@@ -255,7 +258,8 @@ class _Forward(Function):
         *tensors: MaybeTensor,
     ) -> Any:
         outputs, out_dims = _run_samples(stack, batch_sizes, tensors, in_dims[2:], info.batch_size)
-        return (*outputs, outputs[0].new_empty(0)), (*out_dims, None)
+        empty = outputs[0].new_empty(0)
+        return (*outputs, empty, empty.clone()), (*out_dims, None, None)
 
 
 class _Backward(Function):
@@ -266,39 +270,40 @@ class _Backward(Function):
         stack: Stack,
         needs: Needs,
         batch_sizes: MaybeTensor,
+        y: Tensor,
         reserve: Tensor,
         dy: MaybeTensor,
         dh_n: MaybeTensor,
         dc_n: MaybeTensor,
         *tensors: MaybeTensor,
     ) -> tuple[Tensor, ...]:
-        if reserve.numel() == 0:
-            *_, reserve = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
+        if y.numel() == 0:
+            y, *_, reserve = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
 
         def op(mode: str, *arguments: Any) -> list[Tensor]:
             first, rest = arguments[:5], arguments[5:]
             return ops.recurrent_backward.default(
-                mode, dy, dh_n, dc_n, *first, reserve, *rest, 0.0, list(needs.of)
+                mode, dy, dh_n, dc_n, *first, y, reserve, *rest, 0.0, list(needs.of)
             )
 
         return tuple(stack.call(op, batch_sizes, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.stack, ctx.needs, ctx.batch_sizes, _, *tensors = inputs
+        ctx.stack, ctx.needs, ctx.batch_sizes, _, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        needs = Needs(tuple(ctx.needs_input_grad[4:]))
+        needs = Needs(tuple(ctx.needs_input_grad[5:]))
         chosen, function = needs.restrict(_reference_gradients(ctx), ctx.saved_tensors)
         pull = torch.func.vjp(function, *chosen)[1]
-        return (None, None, None, None, *needs.spread(pull(cotangents)))
+        return (None, None, None, None, None, *needs.spread(pull(cotangents)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: MaybeTensor) -> Any:
-        return _push_forward(_reference_gradients(ctx), ctx.saved_tensors, tangents[4:])
+        return _push_forward(_reference_gradients(ctx), ctx.saved_tensors, tangents[5:])
 
     @staticmethod
     def vmap(
@@ -307,13 +312,14 @@ class _Backward(Function):
         stack: Stack,
         needs: Needs,
         batch_sizes: MaybeTensor,
+        y: Tensor,
         reserve: Tensor,
         *tensors: MaybeTensor,
     ) -> Any:
-        dims = in_dims[4:]
+        dims = in_dims[5:]
         if any(needs.of[3:]) or any(dim is not None for dim in dims[6:]):
             # A weight has a gradient for each sample, or is another for each.
-            samples = _samples((reserve, *tensors), in_dims[3:], info.batch_size)
+            samples = _samples((y, reserve, *tensors), in_dims[3:], info.batch_size)
             runs = [_Backward.apply(stack, needs, batch_sizes, *sample) for sample in samples]
             stacked = tuple(map(torch.stack, zip(*runs, strict=True)))
             return stacked, (0,) * len(stacked)
@@ -322,7 +328,8 @@ class _Backward(Function):
             fold.stack,
             needs,
             fold.batch_sizes,
-            reserve.new_empty(0),
+            y.new_empty(0),
+            reserve,
             *fold.inputs(tensors[:3], dims[:3]),
             *fold.inputs(tensors[3:], dims[3:]),
         )

@@ -1,5 +1,6 @@
-"""Settings for every test: hypothesis profiles and the number of threads."""
+"""Settings for every test: hypothesis profiles, compilers, and the number of threads."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,9 @@ settings.register_profile("repeatable", derandomize=True, max_examples=60, **com
 settings.register_profile("explore", max_examples=1000, **common)
 settings.load_profile("repeatable")
 
+# On disk torch keeps compiled graphs by the ops' names: another build's would have its sizes.
+os.environ |= {"TORCHINDUCTOR_FX_GRAPH_CACHE": "0", "TORCHINDUCTOR_AUTOGRAD_CACHE": "0"}
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -21,3 +25,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Forgets what other tests compiled."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

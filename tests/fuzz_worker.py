@@ -236,6 +236,7 @@ def call_backward(rng: random.Random, changes: int) -> Check:
         "dh_n": gradients[1],
         "dc_n": gradients[2] if lstm else None,
         **{k: v for k, v in arguments.items() if k != "mode"},
+        "y": y,
         "reserve": reserve,
         "needs": needs,
     }

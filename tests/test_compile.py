@@ -1,6 +1,6 @@
 """torch.compile takes a module whole, and gives eager's results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,13 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastrnn
 from helpers import Case, assert_same, build, call, cases, make_inputs, run
 
-
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """Forgets what other tests compiled."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

@@ -202,16 +202,15 @@ def test_backward_under_autocast_rounds_nothing(lower: torch.dtype, path: str) -
     assert_near(gradients, {name: expected[name] for name in gradients})
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("lengths", [None, (3, 7, 1)], ids=["plain", "packed"])
 def test_compile(lengths: tuple[int, ...] | None, backend: str) -> None:
-    torch._dynamo.reset()
     case = Case(L=2, D=2, hx=True, batch_first=True, lengths=lengths)
     ours, _, inputs = ours_and_theirs(case)
     expected = run(ours, inputs)
     ours.compile(fullgraph=True, backend=backend)
     assert_near(run(ours, inputs), expected)
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("case", cases(L=[2], D=[2], P=[0, 6], batch_first=[True]), ids=str)

@@ -95,15 +95,27 @@ def test_training_grows_less_with_time_than_torch(case: Case) -> None:
     assert long[0] - short[0] <= long[1] - short[1]
 
 
-# Where torch.nn runs oneDNN, which keeps much.
-ONEDNN = [
+# Left out: float64 LSTMs and float16, which torch.nn computes by small operations. At so few steps
+# fastrnn's working memory outweighs what they keep.
+BELOW = [
     case
     for case in TRAINING
-    if case.kind == "LSTM" and case.dtype in (torch.float32, torch.bfloat16)
+    if case.dtype in (torch.float32, torch.bfloat16)
+    or (case.kind != "LSTM" and case.dtype == torch.float64)
 ]
 
 
-@pytest.mark.parametrize("case", ONEDNN, ids=str)
+@pytest.mark.parametrize("case", BELOW, ids=str)
 def test_training_peak_is_below_torch(case: Case) -> None:
     ours, theirs = training_peaks(case)
     assert ours <= theirs
+
+
+@pytest.mark.parametrize("case", cases(["RNN_TANH"], T=[48], H=[33], dtype=FUSED_DTYPES), ids=str)
+def test_training_keeps_the_output_once(case: Case) -> None:
+    """An Elman layer's backward pass needs nothing else of a step."""
+    module = build(fastrnn, case)
+    x, longer = make_inputs(case).x, make_inputs(replace(case, T=2 * case.T)).x
+    growth = peak_memory(lambda: module(longer)) - peak_memory(lambda: module(x))
+    y = module(x)[0]
+    assert growth == y.numel() * y.element_size()

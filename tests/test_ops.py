@@ -75,6 +75,11 @@ def test_recurrent_forward(case: Case) -> None:
     arguments = op_arguments(case).values()
     *outputs, reserve = ops.recurrent_forward(*arguments)
     assert isinstance(reserve, Tensor)
+    # Activations, cell states and outputs before a projection; outputs below the last layer, not y.
+    per_cell = (case.kind == "LSTM") * 5 * case.H + (case.P > 0) * case.H
+    below = (case.L - 1) * case.D * (case.P or case.H)
+    rows = outputs[0].numel() // outputs[0].size(-1)
+    assert reserve.numel() == rows * (case.L * case.D * per_cell + below)
     assert_equal(dict(enumerate(outputs)), dict(enumerate(ops.recurrent(*arguments))))
 
 
@@ -156,3 +161,8 @@ def test_opcheck_of_what_autograd_calls(case: Case, op: str) -> None:
     assert len(recorder.calls) == 1
     args, kwargs = recorder.calls[0]
     torch.library.opcheck(getattr(ops, op).default, args, kwargs)
+
+
+@pytest.mark.parametrize("size", [(7, 3, 5), (0,)], ids=str)
+def test_opcheck_keep(size: tuple[int, ...]) -> None:
+    torch.library.opcheck(ops.keep.default, (torch.randn(size),))

@@ -43,6 +43,12 @@ BAD_GRADIENTS: dict[str, dict[str, Any]] = {
     "dc_n_units": {"dc_n": zeros(1, 3, 9)},
     "dc_n_batch": {"dc_n": zeros(1, 1, 8)},
     "dc_n_int": {"dc_n": zeros(1, 3, 8, dtype=torch.int64)},
+    "y_steps": {"y": zeros(3, 3, 8)},
+    "y_units": {"y": zeros(4, 3, 7)},
+    "y_empty": {"y": zeros(0)},
+    "y_0d": {"y": zeros(())},
+    "y_double": {"y": zeros(4, 3, 8, dtype=torch.float64)},
+    "y_meta": {"y": zeros(4, 3, 8, **META)},
     "reserve_empty": {"reserve": zeros(0)},
     "reserve_small": {"reserve": zeros(7)},
     "reserve_0d": {"reserve": zeros(())},
@@ -81,7 +87,7 @@ def test_reserve_of_another_size_or_dtype(length: str) -> None:
         op(**(arguments | {"reserve": changed}))
 
 
-@pytest.mark.parametrize("name", ["dy", "dh_n", "dc_n", "x", "h0", "c0"])
+@pytest.mark.parametrize("name", ["dy", "dh_n", "dc_n", "x", "h0", "c0", "y"])
 def test_strides(name: str) -> None:
     arguments = backward_arguments({})
     tensor = arguments[name]

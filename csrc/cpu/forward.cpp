@@ -317,7 +317,6 @@ struct Forward {
     for (const int64_t row_end = n + rows; n < row_end; ++n, sums += vectors) {
       E* h_row =
           args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
-      E* y_row = args.y.data && !args.packed_w_hr ? args.y.row(args.schedule, step.t, n) : nullptr;
       int64_t unit = first_unit;
       for (int v = 0; v < vectors; v += G, unit += L) {
         const int64_t valid = hidden - unit;
@@ -333,7 +332,6 @@ struct Forward {
           h = rnn_pointwise_forward<Math<E>, cell>(pre[0]);
         }
         store_as(h_row + unit, h, valid);
-        if (y_row) store_as(y_row + unit, h, valid);
       }
     }
   }
@@ -374,10 +372,8 @@ struct Forward {
             {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, true, false}, rows, vectors,
             sums.at);
         for (int r = 0; r < rows; ++r) {
-          const Vec<C>* row = sums.at + r * vectors;
-          store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors, row);
-          if (!args.y.data) continue;
-          store_row(args.y.row(args.schedule, step.t, n + r), column, args.width, vectors, row);
+          store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
+                    sums.at + r * vectors);
         }
       });
     });

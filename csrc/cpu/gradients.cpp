@@ -20,6 +20,27 @@ constexpr int64_t kSmallBytes = 16 * 1024;
 // row, one stream of stores and not one for each row of a tile.
 constexpr int64_t kFewRows = 4;
 
+// Up to so many columns of right operands are packed together and share the packed left one: with
+// more, that is hardly faster, and takes twice the memory.
+constexpr int64_t kColumnsTogether = 384;
+
+template <typename C>
+int64_t padded_columns(int64_t columns) {
+  return (columns + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+}
+
+// How many of two products are packed together, and the columns that this takes.
+template <typename C>
+int packed_together(int64_t columns0, int64_t columns1) {
+  return padded_columns<C>(columns0) + padded_columns<C>(columns1) <= kColumnsTogether ? 2 : 1;
+}
+template <typename C>
+int64_t packed_columns_b(int64_t columns0, int64_t columns1) {
+  const int64_t padded0 = padded_columns<C>(columns0), padded1 = padded_columns<C>(columns1);
+  if (packed_together<C>(columns0, columns1) == 2) return padded0 + padded1;
+  return padded0 > padded1 ? padded0 : padded1;
+}
+
 template <typename E>
 struct OuterProducts {
   using C = Compute<E>;
@@ -29,11 +50,15 @@ struct OuterProducts {
 
   const OuterProductArgs<E>& args;
   const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
-  C* const packed_b[2] = {args.scratch, args.scratch + block_operands * padded(0)};
-  C* const packed_a = packed_b[1] + block_operands * padded(1);  // (blocks of R, operands, R)
+  const int together = packed_together<C>(args.products[0].columns, args.products[1].columns);
+  C* const packed_b[2] = {args.scratch,
+                          args.scratch + (together == 2 ? block_operands * padded(0) : 0)};
+  C* const packed_a =  // (blocks of R, operands, R)
+      args.scratch +
+      block_operands * packed_columns_b<C>(args.products[0].columns, args.products[1].columns);
 
   // Columns of packed_b.
-  int64_t padded(int i) const { return (args.products[i].columns + L - 1) / L * L; }
+  int64_t padded(int i) const { return padded_columns<C>(args.products[i].columns); }
 
   const Gradient<E>* a_row(int64_t row) const {
     return reinterpret_cast<const Gradient<E>*>(args.a[row]);
@@ -53,17 +78,27 @@ struct OuterProducts {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
       const bool accumulate = args.accumulate || row > 0;
       if (args.column_sums) sum_columns(row, count, j_begin, j_end, accumulate);
-      for (int i = 0; i < 2; ++i) {
-        if (args.products[i].out) pack_b(args.products[i], row, count, packed_b[i]);
+      for (int first = 0; first < 2; first += together) {
+        run_products(first, row, count, j_begin, j_end, accumulate);
       }
-      if (!args.products[0].out && !args.products[1].out) continue;
-      for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
-        const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
-        pack_a(row, count, j, end);
-        for (int i = 0; i < 2; ++i) {
-          if (args.products[i].out) {
-            run_block(args.products[i], packed_b[i], count, j, end, accumulate);
-          }
+    }
+  }
+
+  // Those that are packed together, from the first on.
+  void run_products(int first, int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
+                    bool accumulate) const {
+    bool wanted = false;
+    for (int i = first; i < first + together; ++i) {
+      if (!args.products[i].out) continue;
+      pack_b(args.products[i], row, count, packed_b[i]);
+      wanted = true;
+    }
+    for (int64_t j = j_begin; wanted && j < j_end; j += kBlockColumns) {
+      const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
+      pack_a(row, count, j, end);
+      for (int i = first; i < first + together; ++i) {
+        if (args.products[i].out) {
+          run_block(args.products[i], packed_b[i], count, j, end, accumulate);
         }
       }
     }
@@ -224,9 +259,8 @@ void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_e
 
 template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
-  constexpr int64_t L = kLanes<Compute<E>>;
   const int64_t padded_a = (a_columns + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t padded_b = (columns0 + L - 1) / L * L + (columns1 + L - 1) / L * L;
+  const int64_t padded_b = packed_columns_b<Compute<E>>(columns0, columns1);
   return operands<E>(rows < kBlockRows ? rows : kBlockRows) *
          ((padded_a < kBlockColumns ? padded_a : kBlockColumns) + padded_b);
 }

@@ -73,7 +73,6 @@ struct ForwardArgs {
   const C* bias;         // as written by pack_bias
   const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
   Sequence<E> h;         // (T, N, P), out; the next step reads it
-  Sequence<E> y;         // a second copy of h, or data null
   E* h_n;                // (N, P), out; may be h where T is 1
   C* c;                  // (N, H) working memory, LSTM only; may be c_n
   E* c_n;                // (N, H), out, LSTM only

@@ -40,7 +40,7 @@ def check_fakes() -> None:
             "LSTM", x, None, h_n, c_n, weights, *options
         )
         gradients = torch.ops.fastrnn.recurrent_backward(
-            "LSTM", y, None, None, x, None, h_n, c_n, weights, reserve, *options,
+            "LSTM", y, None, None, x, None, h_n, c_n, weights, y, reserve, *options,
             [True] * (3 + len(weights)),
         )  # fmt: skip
         shapes = [gradient.shape for gradient in gradients]

@@ -30,7 +30,13 @@ VALUES = [
     "test_truth.py::test_float32_does_not_drift",
 ]
 # What lies above the kernels, so that one path shows it.
-ABOVE = ["test_dropout.py", "test_cells.py", "test_double_backward.py", "test_autocast.py"]
+ABOVE = [
+    "test_dropout.py",
+    "test_cells.py",
+    "test_double_backward.py",
+    "test_autocast.py",
+    "test_output_in_place.py::test_gradients_are_torchs",
+]
 COUNTING = "not test_a_step_is_one_fused_call and not test_only_create_graph_leaves_the_kernels"
 
 

@@ -30,7 +30,7 @@ struct ForwardRun {
   Array<C> bias{"bias", kernels.cell_panels(shape.cell, shape.H) * kPanelVectors * kernels.lanes};
   Array<C> packed_w_hr{"packed_w_hr",
                        shape.projected ? kernels.packed_columns(shape.H, shape.P) : 0};
-  Rows<E> h{"h", draw, shape, shape.P}, y{"y", draw, shape, shape.P};
+  Rows<E> h{"h", draw, shape, shape.P};
   Array<E> h_n{"h_n", shape.N * shape.P, draw.one_in(3)};
   Array<E> c_n{"c_n", lstm ? shape.N * shape.H : 0, draw.one_in(3)};
   Array<C> c{"c", lstm && !kIsComputed<E> ? shape.N * shape.H : 0, draw.one_in(3)};
@@ -39,7 +39,6 @@ struct ForwardRun {
   Array<E> unprojected{"unprojected", shape.projected && kept ? shape.rows() * shape.H : 0};
   // One step's h may be the final one.
   const bool h_is_final = shape.T == 1 && h.row == shape.P && draw.one_in(2);
-  const bool has_copy = draw.one_in(2);
 
   ForwardRun(const Kernels<E>& kernels, const Shape& shape, Draw& draw, bool kept)
       : kernels(kernels),
@@ -71,7 +70,6 @@ struct ForwardRun {
     a.bias = bias.data();
     a.packed_w_hr = shape.projected ? packed_w_hr.data() : nullptr;
     a.h = h.sequence();
-    if (has_copy) a.y = y.sequence();
     a.h_n = h_is_final ? h.array.data() : h_n.data();
     if (lstm) {
       a.c_n = c_n.data();
@@ -135,10 +133,6 @@ struct ForwardRun {
     run_naive_forward<E>(shape, naive);
     expect_near("h", h.matrix(shape), naive.h, tolerance);
     expect(h.gaps_untouched(shape), "h was written between its rows");
-    if (has_copy) {
-      expect(y.matrix(shape).data == h.matrix(shape).data, "y is not h");
-      expect(y.gaps_untouched(shape), "y was written between its rows");
-    }
     const E* final_h = h_is_final ? h.array.data() : h_n.data();
     expect_near("h_n", Matrix(final_h, shape.N, shape.P), naive.h0, tolerance);
     if (lstm) expect_near("c_n", Matrix(c_n.data(), shape.N, shape.H), naive.c0, tolerance);
