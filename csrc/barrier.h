@@ -11,8 +11,22 @@
 
 namespace fastrnn {
 
-// Spins briefly, then yields: on a machine with more threads than cores a wait is slower, never
-// stuck.
+// Spins briefly, then yields, until the condition holds: on a machine with more threads than cores
+// a wait is slower, never stuck.
+template <typename Condition>
+void wait_until(const Condition& holds) {
+  constexpr int kSpins = 2000;  // some 20 us on the reference machine
+  for (int i = 0; !holds(); ++i) {
+    if (i >= kSpins) {
+      sched_yield();
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
 class Barrier {
  public:
   // Returns once `size` threads wait; all pass the same size.
@@ -23,22 +37,8 @@ class Barrier {
       generation_.store(generation + 1, std::memory_order_release);
       return;
     }
-    for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
-      if (i < kSpins) {
-        pause();
-      } else {
-        sched_yield();
-      }
-    }
+    wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
   }
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-
-  static constexpr int kSpins = 2000;  // some 20 us on the reference machine
 
  private:
   alignas(64) std::atomic<int> arrived_{0};

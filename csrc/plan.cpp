@@ -3,6 +3,9 @@
 #include <ATen/Version.h>
 
 #include <algorithm>
+#include <cmath>
+
+#include "diagonal.h"
 
 namespace fastrnn {
 namespace {
@@ -10,11 +13,32 @@ namespace {
 // Work for which another thread pays: about 10 us of it, against a few to wake the thread.
 constexpr double kFlopsPerThread = 1e6;
 
-// Work of one step for which splitting its hidden units pays: it costs a barrier, below 1 us.
-constexpr double kFlopsPerBarrier = 1.5e5;
-
-// Rows of a thread below which tiles are so thin that splitting hidden units is better.
+// Rows of a thread from which on a batch is divided without asking what else there is.
 constexpr int64_t kRowsPerThread = 4;
+
+// Where fewer rows are to be divided, costs decide. They are counted in operations that a product
+// does meanwhile, some 130 a ns on the reference machine, and fitted there to two threads.
+constexpr double kStepCost = 1e4;      // of any step
+constexpr double kBarrierCost = 15e3;  // of a barrier, for each thread that waits there
+constexpr double kExchangeCost = 50;   // of an element that another thread's core has written
+constexpr double kBlockCost = 5e4;     // of a block on the diagonal
+constexpr double kLstmCost = 250, kElmanCost = 100;  // of a hidden unit's activations
+
+// A member of a diagonal reads the weights of all layers in turn. Where L2 cannot hold so many
+// bytes of them, its blocks take longer by that factor.
+constexpr int64_t kDiagonalBytes = 768 << 10;
+constexpr double kDiagonalMisses = 1.25;
+
+// A step of the rows of one thread, and of that share of their hidden units: reading the weights
+// costs as much as another row.
+double step_cost(const Plan& plan, const Stack& stack, int64_t panels, const StepWork& work) {
+  const double rows = std::ceil(double(stack.rows) / stack.steps / plan.row_parts);
+  const double share = std::ceil(double(panels) / plan.unit_parts) / panels;
+  const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
+  const double cost = kStepCost + (rows + 1) * (work.products + activations) * share;
+  if (plan.unit_parts == 1) return cost;
+  return cost + kBarrierCost * plan.unit_parts + kExchangeCost * rows * work.exchanged;
+}
 
 }  // namespace
 
@@ -56,21 +80,52 @@ int thread_count(double flops) {
   return static_cast<int>(std::clamp<double>(flops / kFlopsPerThread, 1, at::get_num_threads()));
 }
 
-Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels) {
+Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels,
+               const StepWork& work) {
   if (threads == 1) return {1, 1, 1};
   // One step without a projection needs no barrier, and each weight is then one thread's to pack.
   const bool free_barrier = stack.steps == 1 && !stack.projected;
   if (!free_barrier && stack.batch >= kRowsPerThread * threads) return {1, threads, 1};
   if (directions == 2 && threads % 2 == 0) {
-    Plan plan = make_plan(threads / 2, stack, 1, panels);
+    Plan plan = make_plan(threads / 2, stack, 1, panels, work);
     plan.direction_groups = 2;
     return plan;
   }
-  const double step_flops = 2. * stack.batch * stack.gates() * stack.width;
-  if (!stack.projected && panels >= threads && (free_barrier || step_flops >= kFlopsPerBarrier)) {
-    return {1, 1, threads};
-  }
-  return {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
+  const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
+  if (stack.projected) return rows;
+  if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
+  const auto cost = [&](const Plan& plan) { return step_cost(plan, stack, panels, work); };
+  // A thread more saves ever less work, and makes every barrier longer.
+  const int64_t useful = std::max(1., std::sqrt(cost({1, 1, 1}) / kBarrierCost));
+  const Plan units = {1, 1, static_cast<int>(std::min({int64_t{threads}, panels, useful}))};
+  return cost(units) < cost(rows) ? units : rows;
+}
+
+StepWork forward_work(const Stack& stack) {
+  double inputs = 0;
+  for (int64_t layer = 0; layer < stack.layers; ++layer) inputs += stack.layer_input(layer);
+  return {2. * stack.gates() * (inputs / stack.layers + stack.width), stack.hidden};
+}
+
+StepWork backward_work(const Stack& stack) {
+  return {2. * stack.gates() * stack.width, stack.gates()};
+}
+
+int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes) {
+  if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0)) return 0;
+  const StepWork work = forward_work(stack);
+  const int members = static_cast<int>(
+      std::min<int64_t>(stack.layers, thread_count(work.products * stack.rows * stack.layers)));
+  if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
+  const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
+  double block = kBlockCost + kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
+  if (packed_bytes > kDiagonalBytes) block *= kDiagonalMisses;
+  // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
+  const double diagonal =
+      block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
+  const Plan plan = make_plan(threads, stack, 1, panels, work);
+  const double in_turn = stack.layers * stack.steps * step_cost(plan, stack, panels, work);
+  return diagonal < in_turn ? members : 0;
 }
 
 std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part) {

@@ -22,8 +22,22 @@ struct Plan {
   int direction_groups, row_parts, unit_parts;
 };
 
+// What a step of a layer takes for each row: operations of products, and elements that threads
+// which divide hidden units read of each other's.
+struct StepWork {
+  double products;
+  int64_t exchanged;
+};
+StepWork forward_work(const Stack& stack);  // the mean of the layers
+StepWork backward_work(const Stack& stack);
+
 // For a team of that size; panels: of the hidden units of a cell.
-Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels);
+Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels,
+               const StepWork& work);
+
+// Threads with which the layers of a stack run best along the diagonal (see diagonal.h); 0: they
+// run better one after the other, each divided among `threads`. packed_bytes: of all weights.
+int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes);
 
 // The batch rows, from the first to before the last, of one of `parts` consecutive ranges of nearly
 // equal work. Allocates nothing: no member of a team may throw.

@@ -334,10 +334,11 @@ void BackwardRun<E>::run(Direction<E>& direction) {
   const WeightGradients<C> gradients = gradients_of(direction);
   if (shares_dw_hh_) packed_w_hh_ = gradients.w_hh;
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
+  const StepWork work = backward_work(stack_);
   GroupBarrier barrier;
   int64_t rows = 0;
   run_team(threads_, [&](const Member& member) {
-    const Plan plan = make_plan(member.size, stack_, 1, panels);
+    const Plan plan = make_plan(member.size, stack_, 1, panels, work);
     if (member.index == 0) barrier.size = plan.unit_parts;
     pack(direction, member);
     member.wait();

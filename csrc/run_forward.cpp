@@ -1,33 +1,39 @@
-// The forward pass of a stack: layers one after the other, each divided among threads.
+// The forward pass of a stack: layers one after the other, each divided among threads; or all at
+// the same time, along the diagonal.
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mul.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <array>
 
 #include "buffers.h"
+#include "diagonal.h"
 #include "plan.h"
 
 namespace fastrnn {
 namespace {
 
-// Memory that the layers use in turn.
+// Memory that the layers use in turn or, if they run at the same time, each.
 template <typename E>
 class Workspace {
  public:
   using C = Compute<E>;
 
-  C* packed[2] = {};  // of each direction: see ForwardArgs
-  C* bias[2] = {};
-  C* packed_w_hr[2] = {};
-  C* c[2] = {};
-  C* zeros = nullptr;  // room for the initial state where none is given
+  // What a direction of a layer needs: see ForwardArgs.
+  struct CellMemory {
+    C *packed, *bias, *packed_w_hr, *c;
+  };
+  c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
+  C* zeros = nullptr;                     // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs, int threads,
+  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs, bool diagonal, int threads,
             const at::TensorOptions& options)
-      : stack_(stack),
+      : cells(diagonal ? stack.cells() : stack.directions),
+        stack_(stack),
         kernels_(kernels),
         packs_(packs),
+        diagonal_(diagonal),
         input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
         scratch_size_(measure_scratch(threads)),
         arena_(measure(), options) {
@@ -47,13 +53,19 @@ class Workspace {
   // Calls f(pointer, elements) for each part.
   template <typename F>
   void for_parts(F&& f) {
-    for (int64_t d = 0; d < stack_.directions; ++d) {
+    for (size_t i = 0; i < cells.size(); ++i) {
+      CellMemory& cell = cells[i];
+      const int64_t input = diagonal_ ? stack_.layer_input(i) : input_;
       if (packs_) {
-        f(packed[d], kernels_.packed_gates(stack_.cell, input_, stack_.width, stack_.hidden));
+        f(cell.packed, kernels_.packed_gates(stack_.cell, input, stack_.width, stack_.hidden));
       }
-      f(bias[d], panels() * kPanelVectors * kernels_.lanes);
-      if (stack_.projected) f(packed_w_hr[d], kernels_.packed_columns(stack_.hidden, stack_.width));
-      if (stack_.cell == Cell::lstm && !kIsComputed<E>) f(c[d], stack_.batch * stack_.hidden);
+      f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
+      if (stack_.projected) {
+        f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+      }
+      if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
+        f(cell.c, stack_.batch * stack_.hidden);
+      }
     }
     f(zeros, std::max(stack_.hidden, stack_.width));
     f(scratch_, scratch_size_);
@@ -68,8 +80,13 @@ class Workspace {
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch(int threads) const {
     int64_t most = 0;
+    if (diagonal_) {
+      const ForwardSizes sizes{stack_.steps, input_,           stack_.hidden, stack_.width,
+                               packs_,       stack_.projected, stack_.batch,  panels()};
+      return threads * Arena<C>::padded(kernels_.forward_scratch(sizes));
+    }
     for (int size = 1; size <= threads; ++size) {
-      const Plan plan = make_plan(size, stack_, stack_.directions, panels());
+      const Plan plan = make_plan(size, stack_, stack_.directions, panels(), forward_work(stack_));
       ForwardSizes sizes{stack_.steps,     input_, stack_.hidden,  stack_.width, packs_,
                          stack_.projected, 0,      panels_of(plan)};
       for (int part = 0; part < plan.row_parts; ++part) {
@@ -86,7 +103,7 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const bool packs_;
+  const bool packs_, diagonal_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
@@ -109,19 +126,17 @@ bool packs_weights(const Stack& stack, int tile_rows) {
 // Packs this member's part of one direction's weights.
 template <typename E>
 void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& args,
-          const CellWeights<E>& weights, const Workspace<E>& workspace, int64_t direction,
+          const CellWeights<E>& weights, const typename Workspace<E>::CellMemory& memory,
           const Member& member) {
   const auto [begin, end] = member.part(kernels.cell_panels(args.cell, args.hidden));
-  kernels.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, workspace.bias[direction],
-                    begin, end);
+  kernels.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
   if (args.packed) {
     kernels.pack_weights(args.cell, args.w_ih, args.w_hh, args.input, args.width, args.hidden,
-                         workspace.packed[direction], begin, end);
+                         memory.packed, begin, end);
   }
   if (stack.projected) {
     const auto [first, last] = member.part(kernels.panels(args.width));
-    kernels.pack_rows(weights.w_hr, args.width, args.hidden, workspace.packed_w_hr[direction],
-                      first, last);
+    kernels.pack_rows(weights.w_hr, args.width, args.hidden, memory.packed_w_hr, first, last);
   }
 }
 
@@ -132,19 +147,52 @@ void run_layer(const Stack& stack, const ForwardArgs<E>* args, const CellWeights
   const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
   GroupBarrier barriers[2];
   run_team(threads, [&](const Member& member) {
-    const Plan plan = make_plan(member.size, stack, stack.directions, panels);
+    const Plan plan = make_plan(member.size, stack, stack.directions, panels, forward_work(stack));
     if (member.index == 0) barriers[0].size = barriers[1].size = plan.unit_parts;
     for (int64_t d = 0; d < stack.directions; ++d) {
-      pack(stack, kernels, args[d], weights[d], workspace, d, member);
+      pack(stack, kernels, args[d], weights[d], workspace.cells[d], member);
     }
     member.wait();
     auto mine = assign<Compute<E>>(plan, stack, member.index, panels, barriers);
     if (!mine.works) return;
     mine.share.scratch = workspace.scratch_of(member);
     for (int64_t d = 0; d < stack.directions; ++d) {
-      if (d % plan.direction_groups == mine.direction_group) kernels.forward(args[d], mine.share);
+      if (d % plan.direction_groups != mine.direction_group) continue;
+      kernels.forward(args[d], mine.share, 0, stack.steps);
     }
   });
+}
+
+// All layers of one direction at the same time.
+template <typename E>
+void run_diagonally(const Stack& stack, const ForwardArgs<E>* args, const CellWeights<E>* weights,
+                    const Workspace<E>& workspace, int threads) {
+  const Kernels<E>& kernels = fastrnn::kernels<E>();
+  const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
+  Diagonal diagonal(stack.layers, Kernels<E>::divide_up(stack.steps, kDiagonalSteps));
+  run_team(threads, [&](const Member& member) {
+    for (int64_t layer = 0; layer < stack.layers; ++layer) {
+      pack(stack, kernels, args[layer], weights[layer], workspace.cells[layer], member);
+    }
+    member.wait();
+    const Share<Compute<E>> share{0,       stack.batch, 0, panels, workspace.scratch_of(member),
+                                  nullptr, nullptr};
+    diagonal.work([&](int64_t layer, int64_t block) {
+      const int64_t begin = block * kDiagonalSteps;
+      kernels.forward(args[layer], share, begin, std::min(begin + kDiagonalSteps, stack.steps));
+    });
+  });
+}
+
+// As diagonal_threads.
+template <typename E>
+int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads) {
+  int64_t packed = 0;
+  for (int64_t layer = 0; layer < stack.layers; ++layer) {
+    packed += kernels.packed_gates(stack.cell, stack.layer_input(layer), stack.width, stack.hidden);
+  }
+  return diagonal_threads(stack, threads, kernels.cell_panels(stack.cell, stack.hidden),
+                          packed * sizeof(Compute<E>));
 }
 
 template <typename E>
@@ -159,14 +207,20 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
 
   const bool packs = packs_weights<E>(stack, kernels.tile_rows);
   const double cell_flops = 2. * stack.rows * stack.gates() * (stack.layer_input(0) + stack.width);
-  const int threads = thread_count(cell_flops * stack.directions);
-  Workspace<E> workspace(stack, kernels, packs, threads, x.options());
+  int threads = thread_count(cell_flops * stack.directions);
+  const int at_once = find_diagonal(stack, kernels, threads);
+  const bool diagonal = at_once > 0;
+  if (diagonal) threads = at_once;
+  Workspace<E> workspace(stack, kernels, packs, diagonal, threads, x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);
   E* const final_c = stack.cell == Cell::lstm ? mutable_elements<E>(c_n) : nullptr;
 
-  at::Tensor between[2];  // outputs of layers, where no reserve keeps them
+  // Outputs of layers, where no reserve keeps them. On the diagonal layers two apart run at once.
+  c10::SmallVector<at::Tensor, 2> between(diagonal ? stack.layers : 2);
+  c10::SmallVector<ForwardArgs<E>, 2> args(stack.cells());
+  std::vector<CellWeights<E>> cell_weights;
   Sequence<const E> input = input_sequence<E>(stack, x);
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
     const bool last = layer + 1 == stack.layers;
@@ -176,18 +230,16 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
     } else if (training) {
       output = row_sequence<E>(stack, reserve->outputs[layer], stack.layer_width());
     } else {
-      at::Tensor& buffer = between[layer % 2];
+      at::Tensor& buffer = between[layer % between.size()];
       if (!buffer.defined()) buffer = empty_buffer(stack.rows * stack.layer_width(), x.options());
       output = row_sequence<E>(stack, mutable_elements<E>(buffer), stack.layer_width());
     }
 
-    ForwardArgs<E> args[2];
-    std::vector<CellWeights<E>> cell_weights;
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = layer * stack.directions + d;
       cell_weights.emplace_back(stack, weights, cell);
-      ForwardArgs<E>& a = args[d];
-      a = {};
+      const auto& memory = workspace.cells[cell % workspace.cells.size()];
+      ForwardArgs<E>& a = args[cell];
       a.cell = stack.cell;
       a.reverse = d == 1;
       a.schedule = stack.schedule();
@@ -199,18 +251,18 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.h0_stride = initial_h.row_stride;
       a.c0 = initial_c.of_cell(cell);
       a.c0_stride = initial_c.row_stride;
-      a.w_ih = cell_weights[d].w_ih;
-      a.w_hh = cell_weights[d].w_hh;
-      a.packed = workspace.packed[d];
-      a.bias = workspace.bias[d];
-      a.packed_w_hr = workspace.packed_w_hr[d];
+      a.w_ih = cell_weights[cell].w_ih;
+      a.w_hh = cell_weights[cell].w_hh;
+      a.packed = memory.packed;
+      a.bias = memory.bias;
+      a.packed_w_hr = memory.packed_w_hr;
       a.h = columns_from(output, d * stack.width);
       a.h_n = final_h + cell * stack.batch * stack.width;
       if (final_c) a.c_n = final_c + cell * stack.batch * stack.hidden;
       if constexpr (kIsComputed<E>) {
         a.c = a.c_n;
       } else {
-        a.c = workspace.c[d];
+        a.c = memory.c;
       }
       if (training) {
         a.gates = reserve->parts[cell].gates;
@@ -218,7 +270,10 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
         a.unprojected = reserve->parts[cell].unprojected;
       }
     }
-    run_layer(stack, args, cell_weights.data(), workspace, threads);
+    if (!diagonal) {
+      const int64_t first = layer * stack.directions;
+      run_layer(stack, &args[first], &cell_weights[first], workspace, threads);
+    }
 
     if (stack.drops_after(layer)) {
       // Drawn as torch.nn does, over (rows, D * P) in order, so that a seed gives the same masks.
@@ -235,6 +290,9 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       }
     }
     input = read_only(output);
+  }
+  if (diagonal) {
+    run_diagonally(stack, args.data(), cell_weights.data(), workspace, threads);
   }
 }
 

@@ -20,13 +20,7 @@ void run_team(int threads, const Body& body) {
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const int index = members.fetch_add(1);
     seats.fetch_add(static_cast<int>(end - begin));
-    for (int i = 0; seats.load() < threads; ++i) {
-      if (i < Barrier::kSpins) {
-        Barrier::pause();
-      } else {
-        sched_yield();
-      }
-    }
+    wait_until([&] { return seats.load() >= threads; });
     body(Member{index, members.load(), &everyone});
   });
 }

@@ -26,7 +26,18 @@ from helpers import (
 # csrc/plan.cpp takes another thread for each 1e6 floating-point operations.
 FLOPS_PER_THREAD = 2e6
 
+# Layers that run at the same time, each a block of steps behind the one below.
+DIAGONAL = [
+    *cases(T=[160], N=[1], I=[70], H=[70], L=[2], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[40], N=[3], I=[70], H=[70], L=[3], bias=[False], dtype=FUSED_DTYPES),
+    *cases(["LSTM"], T=[32], N=[2], I=[70], H=[70], P=[17], L=[4], dtype=FUSED_DTYPES),
+    *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[70], L=[3], hx=[True]),
+    *cases(T=[31], N=[5], I=[70], H=[70], L=[2], batch_first=[True]),
+    *cases(T=[150], N=[None], I=[33], H=[70], L=[3]),
+]
+
 SEVERAL_THREADS = [
+    *DIAGONAL,
     # By rows.
     *cases(T=[40], N=[13], I=[751], H=[8, 17, 33], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[20], N=[13], I=[77], H=[130], hx=[True], dtype=FUSED_DTYPES),
@@ -53,10 +64,11 @@ EDGES = [
 
 
 def flops(case: Case) -> float:
-    """Returns the operations of a layer's forward pass."""
+    """Returns the operations of a layer's forward pass; of all layers, on the diagonal."""
     gates = case.H * (4 if case.kind == "LSTM" else 1)
-    rows = sum(case.lengths) if case.lengths else case.T * case.N
-    return 2.0 * rows * gates * (case.I + (case.P or case.H)) * case.D
+    rows = sum(case.lengths) if case.lengths else case.T * (case.N or 1)
+    layer = 2.0 * rows * gates * (case.I + (case.P or case.H)) * case.D
+    return layer * (case.L if case in DIAGONAL else 1)
 
 
 @pytest.mark.parametrize("case", [*SEVERAL_THREADS, *EDGES], ids=str)
@@ -70,6 +82,23 @@ def test_thread_counts(case: Case) -> None:
         results.append(run(build(fastrnn, case), inputs))
     assert_equal(results[1], results[0])
     assert_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize("case", [case for case in DIAGONAL if case.N == 7], ids=str)
+def test_rows_alone(case: Case) -> None:
+    inputs = make_inputs(case)
+    torch.set_num_threads(2)
+    whole = call(build(fastrnn, case), inputs)
+    for n in range(case.N):
+        row = slice(n, n + 1)
+        states = [None if t is None else t[:, row].contiguous() for t in (inputs.h0, inputs.c0)]
+        alone = inputs._replace(x=inputs.x[: case.lengths[n], row], lengths=None)
+        alone = alone._replace(h0=states[0], c0=states[1])
+        found = call(build(fastrnn, case), alone)
+        assert_equal(
+            {name: found[name] for name in found if name != "y"},
+            {name: whole[name][:, row] for name in found if name != "y"},
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])

@@ -9,7 +9,7 @@ namespace fastrnn {
 #define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS)                                                 \
   namespace ISA {                                                                              \
   template <typename E>                                                                        \
-  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&);                               \
+  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);             \
   template <typename E>                                                                        \
   int64_t forward_scratch(const ForwardSizes&);                                                \
   template <typename E>                                                                        \

@@ -90,12 +90,12 @@ struct Forward {
     E* unprojected;         // o * tanh(c), row 0 of the batch
   };
 
-  void run() const {
-    if (args.cell == Cell::lstm) copy_initial_cells();
-    for (int64_t s = 0; s < args.schedule.steps;) {
-      const int64_t s_end = hoist ? project_inputs(s) : s + 1;
+  void run(int64_t s_begin, int64_t s_end) const {
+    if (s_begin == 0 && args.cell == Cell::lstm) copy_initial_cells();
+    for (int64_t s = s_begin; s < s_end;) {
+      const int64_t products_end = hoist ? project_inputs(s, s_end) : s + 1;
       const C* step_products = products;
-      for (; s < s_end; ++s) {
+      for (; s < products_end; ++s) {
         Step step = step_at(s);
         step.products = step_products;
         run_step(step);
@@ -106,6 +106,7 @@ struct Forward {
         }
       }
     }
+    if (s_end < args.schedule.steps) return;
     copy_final_h();
     if constexpr (!kIsComputed<E>) {
       if (args.cell == Cell::lstm) copy_final_cells();
@@ -166,12 +167,12 @@ struct Forward {
     __builtin_memcpy(out, in, (end - in) * sizeof(C));
   }
 
-  // w_ih . x for the share's rows of as many steps, from step s on, as kHoistRows allows (one at
-  // least). Returns the end of those steps.
-  int64_t project_inputs(int64_t s) const {
+  // w_ih . x for the share's rows of as many steps, from step s to before s_end, as kHoistRows
+  // allows (one at least). Returns the end of those steps.
+  int64_t project_inputs(int64_t s, int64_t s_end) const {
     const C* rows[kHoistRows];
     int64_t count = 0;
-    for (; s < args.schedule.steps; ++s) {
+    for (; s < s_end; ++s) {
       const int64_t t = time_of(s);
       const int64_t row_end = last_row(t);
       if (count + (row_end - share.row_begin) > scratch.hoist_rows) break;
@@ -421,8 +422,9 @@ struct Forward {
 }  // namespace
 
 template <typename E>
-void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share) {
-  Forward<E>{args, share}.run();
+void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
+             int64_t s_end) {
+  Forward<E>{args, share}.run(s_begin, s_end);
 }
 
 template <typename E>
@@ -430,8 +432,8 @@ int64_t forward_scratch(const ForwardSizes& sizes) {
   return ForwardScratch<E>(sizes).end;
 }
 
-#define INSTANTIATE(E)                                                    \
-  template void forward(const ForwardArgs<E>&, const Share<Compute<E>>&); \
+#define INSTANTIATE(E)                                                                      \
+  template void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t); \
   template int64_t forward_scratch<E>(const ForwardSizes&);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE

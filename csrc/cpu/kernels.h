@@ -74,7 +74,7 @@ struct ForwardArgs {
   const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
   Sequence<E> h;         // (T, N, P), out; the next step reads it
   E* h_n;                // (N, P), out; may be h where T is 1
-  C* c;                  // (N, H) working memory, LSTM only; may be c_n
+  C* c;                  // (N, H) of the last step, kept between calls, LSTM only; may be c_n
   E* c_n;                // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
   E* gates;        // (rows, 4, H) activations, LSTM only
@@ -173,7 +173,9 @@ struct Kernels {
   int depth;            // elements in an operand
   bool reads_in_place;  // whether weights can be read where they lie
 
-  void (*forward)(const ForwardArgs<E>&, const Share<C>&);
+  // Steps [s_begin, s_end) of the loop, each once and in order. The first call starts from the
+  // initial state, the last, with s_end = T, also leaves the final one.
+  void (*forward)(const ForwardArgs<E>&, const Share<C>&, int64_t s_begin, int64_t s_end);
   // Elements that one share needs.
   int64_t (*forward_scratch)(const ForwardSizes&);
   // Steps [s_begin, s_end) of the loop; the last call, with s_end = T, also leaves dh0 in dh.

@@ -19,6 +19,7 @@ struct ForwardRun {
   const double scale = 1 / std::sqrt(double(shape.H + shape.I));
 
   Rows<E> x{"x", draw, shape, shape.I, true};
+  const Rows<E>* input = &x;  // or what a layer below leaves
   State<E> h0{"h0", draw, shape.N, shape.P}, c0{"c0", draw, shape.N, shape.H};
   Array<E> w_ih = random_array<E>("w_ih", draw, shape.gates() * shape.I, scale);
   Array<E> w_hh = random_array<E>("w_hh", draw, shape.gates() * shape.P, scale);
@@ -57,7 +58,7 @@ struct ForwardRun {
     a.input = shape.I;
     a.hidden = shape.H;
     a.width = shape.P;
-    a.x = x.input();
+    a.x = input->input();
     // In the product with the number of the first step that is computed.
     if (planted_fault == "overflow" && shape.reverse && shape.T > 2) a.x.step_stride = INT64_MAX;
     a.h0 = h0.array.data();
@@ -87,39 +88,57 @@ struct ForwardRun {
     return a;
   }
 
+  int64_t panels() const { return kernels.cell_panels(shape.cell, shape.H); }
+
+  // Of a share's own scratch.
+  Array<C> scratch_for(const Share<C>& share) const {
+    const ForwardSizes sizes = {shape.T,
+                                shape.I,
+                                shape.H,
+                                shape.P,
+                                !in_place,
+                                shape.projected,
+                                share.row_end - share.row_begin,
+                                share.panel_end - share.panel_begin};
+    return Array<C>("scratch", kernels.forward_scratch(sizes));
+  }
+
+  // This member's part.
+  void pack(const Member& member) const {
+    const auto [begin, end] = member.part(panels());
+    kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
+                      has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
+    if (!in_place) {
+      kernels.pack_weights(shape.cell, w_ih.data(), w_hh.data(), shape.I, shape.P, shape.H,
+                           packed.data(), begin, end);
+    }
+    if (!shape.projected) return;
+    const auto [first, last] = member.part(kernels.panels(shape.P));
+    kernels.pack_rows(w_hr.data(), shape.P, shape.H, packed_w_hr.data(), first, last);
+  }
+
   void run(int threads) {
-    const int64_t panels = kernels.cell_panels(shape.cell, shape.H);
     const ForwardArgs<E> args = arguments();
     GroupBarrier group;
-    auto shares = random_shares<C>(draw, shape, threads, panels, group);
+    auto shares = random_shares<C>(draw, shape, threads, panels(), group);
+    const int64_t range = draw.one_in(2) ? shape.T : draw.integer(1, shape.T);
     std::vector<Array<C>> scratch;
     for (Share<C>& share : shares) {
-      scratch.emplace_back(
-          "scratch", kernels.forward_scratch({shape.T, shape.I, shape.H, shape.P, !in_place,
-                                              shape.projected, share.row_end - share.row_begin,
-                                              share.panel_end - share.panel_begin}));
+      scratch.push_back(scratch_for(share));
       share.scratch = scratch.back().data();
     }
     run_team(threads, [&](const Member& member) {
-      const auto [begin, end] = member.part(panels);
-      kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
-                        has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
-      if (!in_place) {
-        kernels.pack_weights(shape.cell, w_ih.data(), w_hh.data(), shape.I, shape.P, shape.H,
-                             packed.data(), begin, end);
-      }
-      if (shape.projected) {
-        const auto [first, last] = member.part(kernels.panels(shape.P));
-        kernels.pack_rows(w_hr.data(), shape.P, shape.H, packed_w_hr.data(), first, last);
-      }
+      pack(member);
       member.wait();
-      kernels.forward(args, shares[member.index]);
+      for (int64_t s = 0; s < shape.T; s += range) {
+        kernels.forward(args, shares[member.index], s, std::min(s + range, shape.T));
+      }
     });
   }
 
   void check(double tolerance) {
     NaiveForward naive;
-    naive.x = x.matrix(shape);
+    naive.x = input->matrix(shape);
     naive.w_ih = Matrix(w_ih.data(), shape.gates(), shape.I);
     naive.w_hh = Matrix(w_hh.data(), shape.gates(), shape.P);
     naive.w_hr = Matrix(w_hr.data(), shape.projected ? shape.P : 0, shape.H);

@@ -4,8 +4,9 @@
 //   program ISA DTYPE [--first SEED] [--count CASES] [--plant FAULT]
 //
 // FAULT is an array's name, whose array is then one element too short; or overflow, barrier,
-// overlap, value.
+// overlap, ahead, value.
 #include "backward.h"
+#include "stack.h"
 
 namespace fastrnn::sanitize {
 namespace {
@@ -56,6 +57,11 @@ void run_case(const Kernels<E>& kernels, uint64_t seed) {
   ForwardRun<E> forward(kernels, shape, draw, trains);
   forward.run(threads);
   if (checks_results()) forward.check(tolerance);
+  if (seed % 4 == 0) {
+    StackRun<E> stack(kernels, shape, draw);
+    stack.run(threads);
+    if (checks_results()) stack.check(tolerance);
+  }
   if (!trains) return;
   BackwardRun<E> backward(forward);
   backward.run(threads);
