@@ -21,9 +21,9 @@ struct ForwardScratch {
   const int64_t staged_x, staged_h, staged_m, unprojected, end;
 
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
-      : packs_panels(!sizes.packed && sizes.steps == 1 &&
-                     (!kIsComputed<E> || sizes.share_rows > kTileRows)),
-        hoist((sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistBelow),
+      : packs_panels(!sizes.packed &&
+                     (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+        hoist(!packs_panels && (sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistBelow),
         hoist_rows(hoist ? most_hoisted(sizes) : 0),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
