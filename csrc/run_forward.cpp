@@ -120,7 +120,8 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
   const int64_t input = stack.layer_input(0);
   const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
-  return stack.steps > (wide ? 6 : 2) && !(wide && stack.rows <= 12);
+  const int64_t wide_rows = stack.batch == 1 ? 20 : 12;  // of all steps
+  return stack.steps > (wide ? 6 : 2) && !(wide && stack.rows <= wide_rows);
 }
 
 // Packs this member's part of one direction's weights.
