@@ -79,12 +79,12 @@ class Workspace {
 
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch(int threads) const {
-    int64_t most = 0;
     if (diagonal_) {
       const ForwardSizes sizes{stack_.steps, input_,           stack_.hidden, stack_.width,
                                packs_,       stack_.projected, stack_.batch,  panels()};
       return threads * Arena<C>::padded(kernels_.forward_scratch(sizes));
     }
+    int64_t most = 0;
     for (int size = 1; size <= threads; ++size) {
       const Plan plan = make_plan(size, stack_, stack_.directions, panels(), forward_work(stack_));
       ForwardSizes sizes{stack_.steps,     input_, stack_.hidden,  stack_.width, packs_,
@@ -120,8 +120,8 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
   const int64_t input = stack.layer_input(0);
   const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
-  const int64_t wide_rows = stack.batch == 1 ? 20 : 12;  // of all steps
-  return stack.steps > (wide ? 6 : 2) && !(wide && stack.rows <= wide_rows);
+  if (!wide) return stack.steps > 2;
+  return stack.steps > 6 && stack.rows > (stack.batch == 1 ? 20 : 12);
 }
 
 // Packs this member's part of one direction's weights.

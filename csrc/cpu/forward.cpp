@@ -11,7 +11,7 @@ struct ForwardScratch {
   using C = Compute<E>;
 
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
-  // elements are operands; else each panel is packed before it is used, for a single step.
+  // elements are operands; else each panel is packed before it is used, at every step.
   const bool packs_panels;
   const bool hoist;
   const int64_t hoist_rows;    // at most, of all steps together
@@ -154,17 +154,6 @@ struct Forward {
     } else {
       return staged + i * operands<E>(k);
     }
-  }
-
-  // Copies k elements into the order of summation.
-  static void reorder(const C* in, int64_t k, C* out) {
-    const C* const end = in + k;
-    for (; end - in >= kSpan; in += kSpan) {
-      for (int64_t block = 0; block < kInterleave; ++block, out += kSumBlock) {
-        for (int64_t i = 0; i < kSumBlock; ++i) out[i] = in[i * kInterleave + block];
-      }
-    }
-    __builtin_memcpy(out, in, (end - in) * sizeof(C));
   }
 
   // w_ih . x for the share's rows of as many steps, from step s to before s_end, as kHoistRows

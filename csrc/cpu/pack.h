@@ -54,6 +54,18 @@ FASTRNN_INLINE void load_square(Vec<C> (&square)[kLanes<C>], const C* w, int64_t
   load_transposed<C>(square, copy, L);
 }
 
+// Copies k operands into the order in which packed rows have them.
+template <typename C>
+FASTRNN_INLINE void reorder(const C* in, int64_t k, C* out) {
+  const C* const end = in + k;
+  for (; end - in >= kSpan; in += kSpan) {
+    for (int64_t block = 0; block < kInterleave; ++block, out += kSumBlock) {
+      for (int64_t i = 0; i < kSumBlock; ++i) out[i] = in[i * kInterleave + block];
+    }
+  }
+  __builtin_memcpy(out, in, (end - in) * sizeof(C));
+}
+
 // Panels [begin, end) of a cell's weights; panel p lies p * (operands(I) + operands(P)) *
 // kPanelColumns from `out` on.
 template <typename E>
