@@ -81,6 +81,8 @@ def press(delay: float, ended: threading.Event) -> None:
 def interrupt() -> None:
     """Ctrl-C at any time of a training loop ends it, and the module goes on."""
     torch.set_num_threads(2)
+    # A shell ignores Ctrl-C in what it runs in the background, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module, x = fastrnn.LSTM(64, 128), torch.randn(50, 16, 64)
     expected = train(module, x)
     for attempt in range(20):
