@@ -157,6 +157,7 @@ setup(
             define_macros=[("FASTRNN_X86", None)] if X86 else [],
             extra_compile_args={"cxx": OPS_FLAGS, "nvcc": NVCC_FLAGS},
         ),
+        CppExtension("fastrnn._direct", ["csrc/direct.cpp"], extra_compile_args=OPS_FLAGS),
     ],
     cmdclass={"build_ext": BuildKernels},
 )

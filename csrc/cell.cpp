@@ -14,10 +14,6 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-using CellSignature = std::tuple<Tensor, Tensor>(c10::string_view, const Tensor&,
-                                                 const OptionalTensor&, const OptionalTensor&,
-                                                 at::TensorList, bool);
-
 // Made of recurrent and views: for every dispatch key that has no kernel of its own.
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
                                 const OptionalTensor& c0, at::TensorList weights, bool has_biases) {

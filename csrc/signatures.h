@@ -15,6 +15,10 @@ using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view, const at::Tensor&, const std::optional<at::Tensor>&,
     const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, at::TensorList, int64_t,
     bool, bool, bool, double);
+using CellSignature = std::tuple<at::Tensor, at::Tensor>(c10::string_view, const at::Tensor&,
+                                                         const std::optional<at::Tensor>&,
+                                                         const std::optional<at::Tensor>&,
+                                                         at::TensorList, bool);
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {

@@ -13,8 +13,10 @@ HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", 
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def can_fuse(x: Tensor) -> bool:
+def can_fuse(x: Any) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
+    if not isinstance(x, Tensor):
+        return False
     if not (x.is_cpu or (HAS_CUDA and x.is_cuda)) or x.layout is not torch.strided:
         return False
     if torch._C._is_any_autocast_enabled():

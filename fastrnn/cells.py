@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
-from fastrnn import _transforms
+from fastrnn import _direct, _transforms
 from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
 
 __all__ = ["LSTMCell", "RNNCell"]
@@ -19,12 +20,22 @@ _NAMES_WITHOUT_BIAS = _NAMES[:2]
 
 
 def _step(
-    cell: nn.RNNCellBase, mode: str, x: Tensor, h0: Tensor | None, c0: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Runs the fused op: h, c. Raises RuntimeError on arguments that it does not take."""
-    weights = weights_of(cell, _NAMES if cell.bias else _NAMES_WITHOUT_BIAS)
+    cell: nn.RNNCellBase, mode: str, x: Any, h0: Tensor | None, c0: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Runs the fused op: h, c; or None where torch.nn is to compute.
+
+    Raises:
+        RuntimeError: The op does not take these arguments.
+    """
+    names = _NAMES if cell.bias else _NAMES_WITHOUT_BIAS
+    if not is_dynamo_compiling():
+        outputs = _direct.cell(mode, x, h0, c0, cell._parameters, names, cell.bias)
+        if outputs is not NotImplemented:
+            return outputs
+    if not can_fuse(x):
+        return None
     run = _transforms.cell if _transforms.active() else _fused_step
-    return run(mode, x, h0, c0, weights, cell.bias)
+    return run(mode, x, h0, c0, weights_of(cell, names), cell.bias)
 
 
 class RNNCell(nn.RNNCell):
@@ -62,12 +73,13 @@ class RNNCell(nn.RNNCell):
         Raises:
             RuntimeError, ValueError: as torch.nn.RNNCell does, in its words.
         """
-        if isinstance(input, Tensor) and can_fuse(input):
-            try:
-                return _step(self, f"RNN_{self.nonlinearity.upper()}", input, hx, None)[0]
-            except REFUSALS as error:
-                if not is_refusal(error):
-                    raise
+        try:
+            outputs = _step(self, f"RNN_{self.nonlinearity.upper()}", input, hx, None)
+            if outputs is not None:
+                return outputs[0]
+        except REFUSALS as error:
+            if not is_refusal(error):
+                raise
         return super().forward(input, hx)
 
 
@@ -110,10 +122,11 @@ class LSTMCell(nn.LSTMCell):
         Raises:
             RuntimeError, ValueError: as torch.nn.LSTMCell does, in its words.
         """
-        if isinstance(input, Tensor) and can_fuse(input):
-            try:
-                return _step(self, "LSTM", input, *unpack(hx))
-            except REFUSALS as error:
-                if not is_refusal(error):
-                    raise
+        try:
+            outputs = _step(self, "LSTM", input, *unpack(hx))
+            if outputs is not None:
+                return outputs
+        except REFUSALS as error:
+            if not is_refusal(error):
+                raise
         return super().forward(input, hx)

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from fastrnn import _transforms
+from fastrnn import _direct, _transforms
 from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
 
 __all__ = ["LSTM", "RNN"]
@@ -35,9 +36,33 @@ class _Recurrent(nn.RNNBase):
         pass
 
     def _run(
-        self, x: Tensor, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs the fused op: y, h_n, c_n. Raises RuntimeError on arguments it does not take."""
+        self, x: Any, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Runs the fused op: y, h_n, c_n; or None where torch.nn is to compute.
+
+        Raises:
+            RuntimeError: The op does not take these arguments.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if not is_dynamo_compiling():
+            outputs = _direct.recurrent(
+                self.mode,
+                x,
+                batch_sizes,
+                h0,
+                c0,
+                self._parameters,
+                self._flat_weights_names,
+                self.num_layers,
+                self.bias,
+                self.bidirectional,
+                self.batch_first,
+                dropout,
+            )
+            if outputs is not NotImplemented:
+                return outputs
+        if not can_fuse(x):
+            return None
         run = _transforms.recurrent if _transforms.active() else _fused_run
         return run(
             self.mode,
@@ -50,10 +75,10 @@ class _Recurrent(nn.RNNBase):
             self.bias,
             self.bidirectional,
             self.batch_first,
-            self.dropout if self.training else 0.0,
+            dropout,
         )
 
-    def _torch_takes_over(self, error: Exception, x: Tensor) -> bool:
+    def _torch_takes_over(self, error: Exception, x: Any) -> bool:
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
         Not for weights of a wrong shape in a float32 LSTM, which torch.nn does not check but reads
@@ -136,18 +161,20 @@ class RNN(_Recurrent):
             RuntimeError, ValueError: as torch.nn.RNN does, in its words.
         """
         packed = isinstance(input, PackedSequence)
-        x = input.data if packed else input
-        if isinstance(x, Tensor) and can_fuse(x):
-            try:
-                if not packed:
-                    y, h_n, _ = self._run(x, None, hx, None)
-                    return y, h_n
+        try:
+            if not packed:
+                outputs = self._run(input, None, hx, None)
+                if outputs is not None:
+                    return outputs[:2]
+            else:
                 h0 = hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
-                y, h_n, _ = self._run(x, input.batch_sizes, h0, None)
-                return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
-            except REFUSALS as error:
-                if not self._torch_takes_over(error, x):
-                    raise
+                outputs = self._run(input.data, input.batch_sizes, h0, None)
+                if outputs is not None:
+                    y, h_n, _ = outputs
+                    return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
+        except REFUSALS as error:
+            if not self._torch_takes_over(error, input.data if packed else input):
+                raise
         return self._torch_forward(input, hx)
 
 
@@ -212,16 +239,20 @@ class LSTM(_Recurrent):
             RuntimeError, ValueError: as torch.nn.LSTM does, in its words.
         """
         packed = isinstance(input, PackedSequence)
-        x = input.data if packed else input
-        if isinstance(x, Tensor) and can_fuse(x):
-            try:
-                if not packed:
-                    y, h_n, c_n = self._run(x, None, *unpack(hx))
+        try:
+            if not packed:
+                outputs = self._run(input, None, *unpack(hx))
+                if outputs is not None:
+                    y, h_n, c_n = outputs
                     return y, (h_n, c_n)
+            else:
                 h0, c0 = unpack(hx if hx is None else self.permute_hidden(hx, input.sorted_indices))
-                y, h_n, c_n = self._run(x, input.batch_sizes, h0, c0)
-                return _repack(y, input), self.permute_hidden((h_n, c_n), input.unsorted_indices)
-            except REFUSALS as error:
-                if not self._torch_takes_over(error, x):
-                    raise
+                outputs = self._run(input.data, input.batch_sizes, h0, c0)
+                if outputs is not None:
+                    y, h_n, c_n = outputs
+                    states = self.permute_hidden((h_n, c_n), input.unsorted_indices)
+                    return _repack(y, input), states
+        except REFUSALS as error:
+            if not self._torch_takes_over(error, input.data if packed else input):
+                raise
         return self._torch_forward(input, hx)

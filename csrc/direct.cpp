@@ -1,0 +1,200 @@
+// The ops recurrent and cell as Python functions for plain calls, past torch.ops, whose reading of
+// arguments takes longer than a small call computes. Where a call is not plain they return
+// NotImplemented, and the caller goes through torch.ops. A library of its own: the ops need no
+// Python.
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <string_view>
+
+#include "signatures.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Whether nothing is active on this thread that is to see calls of torch.ops or that the ops' own
+// kernels do not know: no mode, transform, tracer or forward-mode AD. (Autocast they know.)
+bool is_plain_context() {
+  constexpr c10::DispatchKeySet usual(
+      {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  const c10::DispatchKeySet included = c10::impl::tls_local_dispatch_key_set().included_;
+  return (included - usual).empty() && !at::impl::torch_function_mode_enabled() &&
+         !torch::autograd::ForwardADLevel::try_get_by_idx(0);
+}
+
+// Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls.
+bool covers(const Tensor& x) {
+  static const bool has_cuda = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("fastrnn::recurrent", "")
+                                   .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+  const at::ScalarType dtype = x.scalar_type();
+  return (x.is_cpu() || (has_cuda && x.is_cuda())) && x.layout() == at::kStrided &&
+         (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
+          dtype == at::kHalf);
+}
+
+// Reads Python arguments one after the other, as long as they are of the very types that the ops
+// declare: what a subclass of Tensor means only torch.ops knows.
+class Reader {
+ public:
+  Reader(PyObject* const* arguments, Py_ssize_t count) : next_(arguments), left_(count) {}
+
+  // Whether all arguments were read, and none was left over.
+  bool ok() const { return ok_ && left_ == 0; }
+
+  std::string_view string() {
+    PyObject* const object = take();
+    Py_ssize_t size = 0;
+    const char* const data = accept(object && PyUnicode_CheckExact(object))
+                                 ? PyUnicode_AsUTF8AndSize(object, &size)
+                                 : nullptr;
+    if (!data) {
+      PyErr_Clear();
+      ok_ = false;
+      return {};
+    }
+    return {data, static_cast<size_t>(size)};
+  }
+  Tensor tensor() { return as_tensor(take()); }
+  OptionalTensor optional_tensor() {
+    PyObject* const object = take();
+    return object == Py_None ? std::nullopt : OptionalTensor(as_tensor(object));
+  }
+  // Two arguments: a module's parameters by name, and the names of those that are wanted.
+  std::vector<Tensor> parameters() {
+    PyObject *const by_name = take(), *const names = take();
+    std::vector<Tensor> result;
+    if (!accept(names && PyDict_CheckExact(by_name) && PyList_CheckExact(names))) return result;
+    const Py_ssize_t count = PyList_GET_SIZE(names);
+    result.reserve(count);
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      result.push_back(as_tensor(PyDict_GetItem(by_name, PyList_GET_ITEM(names, i))));
+    }
+    return result;
+  }
+  int64_t integer() {
+    PyObject* const object = take();
+    if (!accept(object && PyLong_CheckExact(object))) return 0;
+    int overflow = 0;
+    const int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    accept(overflow == 0);
+    return value;
+  }
+  bool boolean() {
+    PyObject* const object = take();
+    accept(object == Py_True || object == Py_False);
+    return object == Py_True;
+  }
+  double real() {
+    PyObject* const object = take();
+    return accept(object && PyFloat_CheckExact(object)) ? PyFloat_AS_DOUBLE(object) : 0;
+  }
+
+ private:
+  PyObject* take() {
+    if (!accept(left_ > 0)) return nullptr;
+    --left_;
+    return *next_++;
+  }
+  Tensor as_tensor(PyObject* object) {
+    return accept(object && THPVariable_CheckExact(object)) ? THPVariable_Unpack(object) : Tensor();
+  }
+  bool accept(bool good) {
+    ok_ = ok_ && good;
+    return good;
+  }
+
+  PyObject* const* next_;
+  Py_ssize_t left_;
+  bool ok_ = true;
+};
+
+// A tuple of those, or null with an exception set.
+template <typename... Tensors>
+PyObject* wrap(Tensors&&... tensors) {
+  PyObject* const result = PyTuple_New(sizeof...(tensors));
+  if (!result) return nullptr;
+  Py_ssize_t i = 0;
+  const auto put = [&](Tensor&& tensor) {
+    PyObject* const wrapped = THPVariable_Wrap(std::move(tensor));
+    PyTuple_SET_ITEM(result, i++, wrapped);
+    return wrapped != nullptr;
+  };
+  if ((put(std::move(tensors)) && ...)) return result;
+  Py_DECREF(result);
+  return nullptr;
+}
+
+PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (is_plain_context()) {
+    Reader read(arguments, count);
+    const std::string_view mode = read.string();
+    const Tensor x = read.tensor();
+    const OptionalTensor batch_sizes = read.optional_tensor();
+    const OptionalTensor h0 = read.optional_tensor(), c0 = read.optional_tensor();
+    const std::vector<Tensor> weights = read.parameters();
+    const int64_t num_layers = read.integer();
+    const bool has_biases = read.boolean(), bidirectional = read.boolean();
+    const bool batch_first = read.boolean();
+    const double dropout = read.real();
+    if (read.ok() && covers(x)) {
+      static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+      auto [y, h_n, c_n] = [&] {
+        const pybind11::gil_scoped_release no_gil;
+        return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
+                       batch_first, dropout);
+      }();
+      return wrap(std::move(y), std::move(h_n), std::move(c_n));
+    }
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (is_plain_context()) {
+    Reader read(arguments, count);
+    const std::string_view mode = read.string();
+    const Tensor x = read.tensor();
+    const OptionalTensor h0 = read.optional_tensor(), c0 = read.optional_tensor();
+    const std::vector<Tensor> weights = read.parameters();
+    const bool has_biases = read.boolean();
+    if (read.ok() && covers(x)) {
+      static const auto op = find_op<CellSignature>("fastrnn::cell");
+      auto [h, c] = [&] {
+        const pybind11::gil_scoped_release no_gil;
+        return op.call(mode, x, h0, c0, weights, has_biases);
+      }();
+      return wrap(std::move(h), std::move(c));
+    }
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+template <typename Function>
+PyMethodDef method(const char* name, Function function, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+          METH_FASTCALL, doc};
+}
+
+}  // namespace
+}  // namespace fastrnn
+
+PyMODINIT_FUNC PyInit__direct() {
+  using namespace fastrnn;
+  static PyMethodDef methods[] = {
+      method("recurrent", recurrent, "torch.ops.fastrnn.recurrent, or NotImplemented."),
+      method("cell", cell, "torch.ops.fastrnn.cell, or NotImplemented."),
+      {nullptr, nullptr, 0, nullptr}};
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,256 @@
+"""The short way into the ops: plain calls take it, and all others go through torch.ops."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, prune
+from torch.overrides import TorchFunctionMode
+
+import fastrnn
+from fastrnn import _direct
+from helpers import FUSED_DTYPES, Recorder
+
+MODULES = {
+    "LSTM": lambda: fastrnn.LSTM(5, 8, 2, bidirectional=True, proj_size=3),
+    "RNN": lambda: fastrnn.RNN(5, 8, nonlinearity="relu", bias=False),
+    "LSTMCell": lambda: fastrnn.LSTMCell(5, 8),
+    "RNNCell": lambda: fastrnn.RNNCell(5, 8, bias=False),
+}
+
+
+def make_input(module: nn.Module) -> Tensor:
+    """Returns three rows, in sequences of four steps where the module takes sequences."""
+    rows = (3,) if isinstance(module, nn.RNNCellBase) else (4, 3)
+    return torch.randn(*rows, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call since took the short way."""
+    taken: list[bool] = []
+
+    def watch(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
+            taken.append(result is not NotImplemented)
+            return result
+
+        return call
+
+    for name in ("recurrent", "cell"):
+        monkeypatch.setattr(_direct, name, watch(getattr(_direct, name)))
+    return taken
+
+
+def first(result: Any) -> Tensor:
+    """Returns the first tensor of a module's result."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", FUSED_DTYPES, ids=str)
+@pytest.mark.parametrize("name", MODULES)
+def test_plain_calls(name: str, dtype: torch.dtype, mode: Any, ways: list[bool]) -> None:
+    module = MODULES[name]().to(dtype)
+    x = make_input(module).to(dtype)
+    with mode():
+        result = module(x)
+        assert ways == [True]
+        state = result[1] if name in ("LSTM", "RNN") else result
+        module(x, state)
+    assert ways == [True, True]
+    if mode is nullcontext:
+        first(result).sum().backward()
+        assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_packed_calls(ways: list[bool]) -> None:
+    module = fastrnn.LSTM(5, 8)
+    x = nn.utils.rnn.pack_sequence([torch.randn(4, 5), torch.randn(2, 5)])
+    module(x)
+    assert ways == [True]
+
+
+class AddsNothing(TorchFunctionMode):
+    """Sees every call of torch's functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(Tensor):
+    """Another class of tensor, which has a say in every call."""
+
+
+def with_dispatch_mode(module: nn.Module, x: Tensor) -> Tensor:
+    kind = "cell" if isinstance(module, nn.RNNCellBase) else "recurrent"
+    with torch.no_grad(), Recorder(f"fastrnn::{kind}") as recorder:
+        y = first(module(x))
+    assert len(recorder.calls) == 1
+    return y
+
+
+def with_function_mode(module: nn.Module, x: Tensor) -> Tensor:
+    with AddsNothing() as mode:
+        y = first(module(x))
+    kind = "cell" if isinstance(module, nn.RNNCellBase) else "recurrent"
+    assert getattr(torch.ops.fastrnn, kind).default in mode.seen
+    return y
+
+
+def with_vmap(module: nn.Module, x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: first(module(row)), in_dims=-2, out_dims=-2)(x)
+
+
+def with_grad(module: nn.Module, x: Tensor) -> Tensor:
+    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = first(module(x))
+        return y.sum(), y
+
+    return torch.func.grad(loss, has_aux=True)(x)[1]
+
+
+def with_forward_mode(module: nn.Module, x: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        y, tangent = forward_ad.unpack_dual(first(module(dual)))
+    assert tangent is not None
+    return y
+
+
+def with_subclass(module: nn.Module, x: Tensor) -> Tensor:
+    y = first(module(x.as_subclass(Subclass)))
+    assert type(y) is Subclass
+    return y.as_subclass(Tensor)
+
+
+def with_subclass_of_weights(module: nn.Module, x: Tensor) -> Tensor:
+    weights = {name: p.data.as_subclass(Subclass) for name, p in module.named_parameters()}
+    module.requires_grad_(False)
+    for name, weight in weights.items():
+        module._parameters[name] = weight
+    return first(module(x)).as_subclass(Tensor)
+
+
+def with_weight_norm(module: nn.Module, x: Tensor) -> Tensor:
+    name = next(name for name, _ in module.named_parameters())
+    return first(parametrizations.weight_norm(module, name)(x))
+
+
+def with_pruning(module: nn.Module, x: Tensor) -> Tensor:
+    name = next(name for name, _ in module.named_parameters())
+    return first(prune.identity(module, name)(x))
+
+
+CONTEXTS = [
+    with_dispatch_mode,
+    with_function_mode,
+    with_vmap,
+    with_grad,
+    with_forward_mode,
+    with_subclass,
+    with_subclass_of_weights,
+    with_weight_norm,
+    with_pruning,
+]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("name", MODULES)
+def test_other_calls(name: str, context: Any, ways: list[bool]) -> None:
+    module = MODULES[name]()
+    x = make_input(module)
+    expected = first(module(x))
+    ways.clear()
+    y = context(module, x)
+    assert ways and not any(ways)
+    tolerance = 1e-6 if context is with_weight_norm else 0.0  # which computes the weight anew
+    torch.testing.assert_close(y, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_autocast(name: str, ways: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short or long, the way leads to autocast's kernel."""
+    module = MODULES[name]()
+    x = make_input(module)
+    kind = "cell" if isinstance(module, nn.RNNCellBase) else "recurrent"
+    with torch.autocast("cpu", torch.bfloat16):
+        y = first(module(x))
+        monkeypatch.setattr(_direct, kind, lambda *_: NotImplemented)
+        expected = first(module(x))
+    assert ways == [True]
+    assert y.dtype == expected.dtype
+    assert torch.equal(y, expected)
+    assert not torch.equal(y, first(module(x)))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_fakes_and_traces(name: str, ways: list[bool]) -> None:
+    module = MODULES[name]()
+    x = make_input(module)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        y = first(module(mode.from_tensor(x)))
+    assert ways == [False]
+    assert type(y) is not Tensor
+    traced = torch.jit.trace(module, x, check_trace=False)
+    assert ways == [False, False]
+    assert torch.equal(first(traced(x * 2)), first(module(x * 2)))
+
+
+WEIGHTS = {"w": torch.zeros(8, 5), "u": torch.zeros(8, 8), "none": None}
+GOOD = {
+    "recurrent": [
+        *("RNN_TANH", torch.zeros(2, 3, 5), None, torch.zeros(1, 3, 8), None, WEIGHTS, ["w", "u"]),
+        *(1, False, False, False, 0.0),
+    ],
+    "cell": ["RNN_TANH", torch.zeros(3, 5), torch.zeros(3, 8), None, WEIGHTS, ["w", "u"], False],
+}
+STRANGE = [b"RNN_TANH", object(), 3, 1.5, [], {}, ["w", "none"], ["w", "missing"], 1 << 70]
+STRANGE += [torch.zeros(3, 5).as_subclass(Subclass), torch.zeros(2, 3, 5).to_sparse(), "\ud800"]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_arguments_of_other_types(name: str) -> None:
+    """None of them is read as what it is not."""
+    function, good = getattr(_direct, name), GOOD[name]
+    assert isinstance(function(*good), tuple)
+    refused = 0
+    for i in range(len(good)):
+        assert function(*good[:i]) is NotImplemented
+        for strange in STRANGE:
+            if type(strange) is type(good[i]) and type(strange) in (dict, float):
+                continue
+            try:
+                result = function(*good[:i], strange, *good[i + 1 :])
+            except NotImplementedError as error:  # torch's own, where no backend has the op
+                assert strange.layout is torch.sparse_coo, error
+            except RuntimeError as error:  # the op's own, on what is of the right type
+                assert str(error).startswith("fastrnn: "), error
+            else:
+                refused += result is NotImplemented
+    assert function(*good, 1) is NotImplemented
+    assert refused > 9 * len(good)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_errors_are_those_of_the_op(name: str) -> None:
+    *arguments, weights, names, _ = (*GOOD[name][:7], None) if name == "recurrent" else GOOD[name]
+    op = getattr(torch.ops.fastrnn, name)
+    rest = GOOD[name][7:] if name == "recurrent" else [False]
+    arguments[1] = torch.zeros(*arguments[1].shape[:-1], 6)
+    with pytest.raises(RuntimeError) as of_op:
+        op(*arguments, [weights[n] for n in names], *rest)
+    with pytest.raises(RuntimeError) as direct:
+        getattr(_direct, name)(*arguments, weights, names, *rest)
+    assert str(direct.value) == str(of_op.value)
