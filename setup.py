@@ -36,11 +36,12 @@ if X86:
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
+    ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
 KERNELS = [
     f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
 ]
 OPS = [
-    *("arguments", "autocast", "autograd", "cell", "ops", "plan", "reference"),
+    *("arguments", "autocast", "autograd", "cell", "isa", "ops", "plan", "reference"),
     *("run_backward", "run_forward"),
 ]
 CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]

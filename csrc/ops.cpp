@@ -4,6 +4,7 @@
 #include <ATen/ops/clone.h>
 #include <c10/core/impl/COW.h>
 
+#include "isa.h"
 #include "op_bodies.h"
 
 namespace fastrnn {

@@ -1,7 +1,5 @@
 #include "plan.h"
 
-#include <ATen/Version.h>
-
 #include <algorithm>
 #include <cmath>
 
@@ -41,39 +39,6 @@ double step_cost(const Plan& plan, const Stack& stack, int64_t panels, const Ste
 }
 
 }  // namespace
-
-static Isa active_isa() {
-  static const Isa isa = [] {
-    const std::string capability = at::get_cpu_capability();
-    if (capability.rfind("AVX512", 0) == 0 && find_kernels<float>(Isa::avx512)) {
-#if defined(__x86_64__)
-      if (__builtin_cpu_supports("avx512bf16")) return Isa::avx512_bf16;
-#endif
-      return Isa::avx512;
-    }
-    if (capability.rfind("AVX", 0) == 0 && find_kernels<float>(Isa::avx2)) return Isa::avx2;
-    return Isa::baseline;
-  }();
-  return isa;
-}
-
-std::string cpu_capability() {
-  switch (active_isa()) {
-    case Isa::avx512_bf16:
-    case Isa::avx512: return "AVX512";
-    case Isa::avx2: return "AVX2";
-    default: return "DEFAULT";
-  }
-}
-
-template <typename E>
-const Kernels<E>& kernels() {
-  return *find_kernels<E>(active_isa());
-}
-template const Kernels<float>& kernels<float>();
-template const Kernels<double>& kernels<double>();
-template const Kernels<Half>& kernels<Half>();
-template const Kernels<BFloat16>& kernels<BFloat16>();
 
 int thread_count(double flops) {
   if (at::in_parallel_region()) return 1;

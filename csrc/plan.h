@@ -4,14 +4,11 @@
 #include <tuple>
 #include <utility>
 
+#include "isa.h"
 #include "stack.h"
 #include "team.h"
 
 namespace fastrnn {
-
-// The kernels for this CPU, chosen once.
-template <typename E>
-const Kernels<E>& kernels();
 
 // Threads worth using for so many floating-point operations, at most torch's.
 int thread_count(double flops);

@@ -117,9 +117,9 @@ class BackwardRun {
     return total;
   }
 
-  // The second half of a last odd operand is read, and never written.
+  // What follows a row's last element in its operands is read, and never written.
   void clear_padding(C* rows, int64_t width) const {
-    if (width % kernels_.depth == 0) return;
+    if (width == kernels_.operands(width) * kernels_.depth) return;
     std::fill_n(rows, slots_ * stack_.batch * kernels_.operands(width), C(0));
   }
   // Of the products over a chunk's rows, one after the other.

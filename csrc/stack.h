@@ -63,7 +63,4 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
                   at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
                   const at::Tensor& dx, const std::vector<at::Tensor>& dweights);
 
-// The instruction set in use: AVX512, AVX2 or DEFAULT, as ATEN_CPU_CAPABILITY names them.
-std::string cpu_capability();
-
 }  // namespace fastrnn

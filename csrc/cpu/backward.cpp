@@ -213,6 +213,7 @@ struct Backward {
 template <typename E>
 void backward(const BackwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
               int64_t s_end) {
+  const TileUnit unit;
   Backward<E>{args, share}.run(s_begin, s_end);
 }
 

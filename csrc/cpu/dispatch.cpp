@@ -6,7 +6,7 @@
 namespace fastrnn {
 
 // Declares one set's kernels and gathers them in a table.
-#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS)                                                 \
+#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS, UNIT)                                           \
   namespace ISA {                                                                              \
   template <typename E>                                                                        \
   void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);             \
@@ -35,6 +35,7 @@ namespace fastrnn {
   constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                                  \
                                   ROWS,                                                        \
                                   depth,                                                       \
+                                  UNIT,                                                        \
                                   kIsComputed<E>,                                              \
                                   forward<E>,                                                  \
                                   forward_scratch<E>,                                          \
@@ -49,11 +50,12 @@ namespace fastrnn {
                                   pack_columns<E>};                                            \
   }
 
-FASTRNN_KERNEL_TABLE(baseline, 16, 3)
+FASTRNN_KERNEL_TABLE(baseline, 16, 3, 1)
 #ifdef FASTRNN_X86
-FASTRNN_KERNEL_TABLE(avx2, 32, 3)
-FASTRNN_KERNEL_TABLE(avx512, 64, 6)
-FASTRNN_KERNEL_TABLE(avx512_bf16, 64, 6)
+FASTRNN_KERNEL_TABLE(avx2, 32, 3, 1)
+FASTRNN_KERNEL_TABLE(avx512, 64, 6, 1)
+FASTRNN_KERNEL_TABLE(avx512_bf16, 64, 6, 1)
+FASTRNN_KERNEL_TABLE(amx, 64, 16, 16)
 #endif
 
 template <typename E>
@@ -63,13 +65,16 @@ const Kernels<E>* find_kernels(Isa isa) {
 #ifdef FASTRNN_X86
     case Isa::avx2: return &avx2::kernels<E, 1>;
     case Isa::avx512: return &avx512::kernels<E, 1>;
+    // From here on only products of 16-bit types differ from avx512's.
     case Isa::avx512_bf16:
-      // Only products of bfloat16 differ from avx512's.
-      if constexpr (std::is_same_v<E, BFloat16>) {
-        return &avx512_bf16::kernels<E, 2>;
-      } else {
-        return &avx512::kernels<E, 1>;
-      }
+      if constexpr (std::is_same_v<E, BFloat16>) return &avx512_bf16::kernels<E, 2>;
+      return &avx512::kernels<E, 1>;
+    case Isa::amx:
+      if constexpr (std::is_same_v<E, BFloat16>) return &amx::kernels<E, 2>;
+      return &avx512::kernels<E, 1>;
+    case Isa::amx_fp16:
+      if constexpr (!kIsComputed<E>) return &amx::kernels<E, 2>;
+      return &avx512::kernels<E, 1>;
 #endif
     default: return nullptr;
   }

@@ -5,6 +5,9 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+// With fewer rows than this in a share, x is multiplied ahead: they would not fill a tile.
+constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
+
 // Where the parts of a share's scratch begin.
 template <typename E>
 struct ForwardScratch {
@@ -23,7 +26,7 @@ struct ForwardScratch {
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
       : packs_panels(!sizes.packed &&
                      (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
-        hoist(!packs_panels && (sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistBelow),
+        hoist(!packs_panels && (sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistShare),
         hoist_rows(hoist ? most_hoisted(sizes) : 0),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
@@ -413,6 +416,7 @@ struct Forward {
 template <typename E>
 void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
              int64_t s_end) {
+  const TileUnit unit;
   Forward<E>{args, share}.run(s_begin, s_end);
 }
 

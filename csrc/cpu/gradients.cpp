@@ -135,12 +135,43 @@ struct OuterProducts {
                                      product.columns - at));
         }
       }
+      const C* const end = packed + (column + vectors * L) * operands<E>(count);
+      for (; out < end; out += L) store(out, Vec<C>{});
     });
   }
 
-  // a's columns [j_begin, j_end) in blocks of R, (operands of rows, R) each; columns past the end
-  // repeat the last one and are dropped when the tile is stored.
+  // a's columns [j_begin, j_end) in blocks of R, (operands of rows, R) each or, for a matrix unit,
+  // (R, operands of rows); columns past the end are dropped when the tile is stored.
   void pack_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
+    if constexpr (kHasMatrixUnit) {
+      pack_a_transposed(row, count, j_begin, j_end);
+    } else {
+      pack_a_in_order(row, count, j_begin, j_end);
+    }
+  }
+
+  void pack_a_transposed(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
+    const int64_t k_count = operands<E>(count);
+    const int64_t end = row + count;
+    for (int64_t k = 0; k < k_count; k += L) {
+      for (int64_t j = j_begin; j < j_end; j += L) {
+        C copy[L * L];
+        for (int64_t i = 0; i < L; ++i) {
+          const int64_t at = row + (k + i) * kDeep;
+          store(copy + i * L,
+                at < end ? column_operands(a_row(at) + j,
+                                           at + 1 < end ? a_row(at + 1) + j : nullptr, j_end - j)
+                         : Vec<C>{});
+        }
+        Vec<C> square[L];
+        load_transposed<C>(square, copy, L);
+        C* const out = packed_a + (j - j_begin) * k_count + k;
+        for (int64_t i = 0; i < L; ++i) store(out + i * k_count, square[i]);
+      }
+    }
+  }
+
+  void pack_a_in_order(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
     const int64_t block_size = operands<E>(count) * R;
     C* out = packed_a;
     for (int64_t i = row; i < row + count; i += kDeep, out += R) {
@@ -174,7 +205,7 @@ struct OuterProducts {
       const int rows = static_cast<int>(j_end - j < R ? j_end - j : R);
       const C* a = packed_a + (j - j_begin) * k_count;
       const C* a_rows[R];
-      for (int r = 0; r < R; ++r) a_rows[r] = a + r;
+      for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
       Tile<C> sums;
       multiply_tile<Multiplier<E>>(
           {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false, false}, rows, vectors,
@@ -222,6 +253,7 @@ template <typename E>
 void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_end) {
   using C = Compute<E>;
   if (row_begin >= row_end) return;
+  const TileUnit unit;
   const int64_t k = operands<E>(args.k);
   for_column_panels<C>(args.columns, [&](int64_t column, int vectors) {
     ColumnWeights<C> w{args.columns, args.scratch - column * k, kPanelColumns<C>,
@@ -254,6 +286,7 @@ int64_t row_product_scratch(int64_t k, int64_t columns, bool in_place) {
 
 template <typename E>
 void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_end) {
+  const TileUnit unit;
   OuterProducts<E>{args}.run(j_begin, j_end);
 }
 

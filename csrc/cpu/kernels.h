@@ -171,6 +171,7 @@ struct Kernels {
   int lanes;            // C's in a vector
   int tile_rows;        // batch rows computed together
   int depth;            // elements in an operand
+  int operand_unit;     // of which rows of operands are a multiple long
   bool reads_in_place;  // whether weights can be read where they lie
 
   // Steps [s_begin, s_end) of the loop, each once and in order. The first call starts from the
@@ -200,7 +201,7 @@ struct Kernels {
     return divide_up(hidden, cell == Cell::lstm ? lanes : kPanelVectors * lanes);
   }
   int64_t panels(int64_t columns) const { return divide_up(columns, kPanelVectors * lanes); }
-  int64_t operands(int64_t k) const { return divide_up(k, depth); }
+  int64_t operands(int64_t k) const { return divide_up(k, depth * operand_unit) * operand_unit; }
   // Elements C of a packed matrix of k rows that gives the cell's gates, or any other columns.
   int64_t packed_gates(Cell cell, int64_t input, int64_t width, int64_t hidden) const {
     return (operands(input) + operands(width)) * divide_up(hidden, lanes) * lanes *
@@ -213,7 +214,8 @@ struct Kernels {
   static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
-enum class Isa { baseline, avx2, avx512, avx512_bf16 };
+// amx: with a matrix unit for bfloat16; amx_fp16: for float16 too.
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx, amx_fp16 };
 
 // The kernels of one set, or null where this build has none for it.
 template <typename E>

@@ -34,7 +34,7 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
   constexpr int L = kLanes<C>;
   const int64_t out_step = int64_t{rows.vectors} * L;
   const int64_t operand_count = operands<E>(k_count);
-  const int64_t spans_end = operand_count / kSpan * kSpan;
+  const int64_t spans_end = kInterleaves ? operand_count / kSpan * kSpan : 0;
   for (int v = 0; v < rows.vectors; ++v) {
     for (int64_t k = 0; k < operand_count; k += L) {
       Vec<C> square[L];
@@ -123,6 +123,8 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
         store(target, column_operands(in, row + 1 < k ? in + columns : nullptr, columns - column));
       }
     }
+    const C* const end = out + first * operands<E>(k) + operands<E>(k) * vectors * L;
+    for (; target < end; target += L) store(target, Vec<C>{});
   }
 }
 

@@ -32,6 +32,15 @@ FASTRNN_INLINE void with_constant(int value, F&& f) {
   }
 }
 
+// Calls f(Constant<value>) for 0 <= value < Count.
+template <int Count, typename F>
+FASTRNN_INLINE void with_each(F&& f) {
+  if constexpr (Count > 0) {
+    with_each<Count - 1>(f);
+    f(Constant<Count - 1>{});
+  }
+}
+
 template <typename C>
 constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
 
@@ -169,11 +178,65 @@ struct StripProduct {
   }
 };
 
+#if defined(__AMX_BF16__)
+
+// As multiply, V vectors of up to 16 rows in the matrix unit. Rows that do not exist have results
+// too, in the room for a tile's sums, that no one reads.
+template <typename M, int V>
+__attribute__((noinline)) void multiply_in_matrix_unit(const TileProduct<float>& product, int rows,
+                                                       Vec<float>* sums) {
+  constexpr int kA = 4, kB = 5;  // tiles; sums are in the first four, weights in three
+  constexpr int64_t K = kOperandUnit, stride_of_sums = V * sizeof(Vec<float>);
+  with_each<V>([&](auto v) {
+    constexpr int tile = decltype(v)::value;
+    if (product.accumulate) {
+      tile_load<tile>(sums + tile, stride_of_sums);
+    } else {
+      tile_zero<tile>();
+    }
+  });
+  // Whether the rows of a lie as a tile's do.
+  const float* const* a = product.a;
+  bool regular = rows == kTileRows;
+  for (int r = 2; regular && r < kTileRows; ++r) regular = a[r] - a[r - 1] == a[1] - a[0];
+  alignas(64) float copy[kTileRows * K];
+  const float* w = product.w;
+  for (int64_t k = 0; k < product.k_count; k += K, w += K * product.w_stride) {
+    if (regular) {
+      tile_load<kA>(a[0] + k, (a[1] - a[0]) * sizeof(float));
+    } else {
+      for (int r = 0; r < rows; ++r) store(copy + r * K, load(a[r] + k));
+      tile_load<kA>(copy, K * sizeof(float));
+    }
+    with_each<V>([&](auto v) {
+      constexpr int tile = decltype(v)::value, b = kB + tile % 3;
+      tile_load<b>(w + tile * K, product.w_stride * sizeof(float));
+      tile_multiply<tile, kA, b>((M*)nullptr);
+    });
+    if (product.next) {
+      for (int64_t i = k; i < k + K; ++i) {
+        __builtin_prefetch(product.next + i * kLineElements<float>, 0, 2);
+      }
+    }
+  }
+  with_each<V>([&](auto v) {
+    constexpr int tile = decltype(v)::value;
+    tile_store<tile>(sums + tile, stride_of_sums);
+  });
+}
+
+#endif
+
 }  // namespace
 
 template <typename M>
 void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
                    Vec<Compute<M>>* sums) {
+#if defined(__AMX_BF16__)
+  with_constant<kPanelVectors>(vectors, [&](auto v) {
+    multiply_in_matrix_unit<M, decltype(v)::value>(product, rows, sums);
+  });
+#else
   if (vectors > kPanelVectors) {
     with_constant<kTwoPanelRows>(
         rows, [&](auto r) { multiply<M, decltype(r)::value, 2 * kPanelVectors>(product, sums); });
@@ -184,6 +247,7 @@ void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors
       multiply<M, decltype(r)::value, decltype(v)::value>(product, sums);
     });
   });
+#endif
 }
 
 template <typename C>
@@ -199,17 +263,22 @@ void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const Pan
   });
 }
 
-#define INSTANTIATE(C) \
-  template void multiply_tile<C>(const TileProduct<Compute<C>>&, int, int, Vec<Compute<C>>*);
+#define INSTANTIATE(M) \
+  template void multiply_tile<M>(const TileProduct<Compute<M>>&, int, int, Vec<Compute<M>>*);
+#if defined(__AMX_BF16__)
+INSTANTIATE(BFloat16)
+INSTANTIATE(Half)
+#else
 INSTANTIATE(float)
 INSTANTIATE(double)
 #if defined(__AVX512BF16__)
 INSTANTIATE(BFloat16)
 #endif
-#undef INSTANTIATE
 template void multiply_in_place(const float* const*, const float*, int64_t, const PanelRows&, int,
                                 Vec<float>*);
 template void multiply_in_place(const double* const*, const double*, int64_t, const PanelRows&, int,
                                 Vec<double>*);
+#endif
+#undef INSTANTIATE
 
 }  // namespace fastrnn::FASTRNN_ISA

@@ -9,7 +9,11 @@
 #include "../cell_math.h"
 #include "element.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+#include <immintrin.h>
+#define FASTRNN_ISA amx
+#define FASTRNN_VECTOR_BYTES 64
+#elif defined(__AVX512BF16__)
 #include <immintrin.h>
 #define FASTRNN_ISA avx512_bf16
 #define FASTRNN_VECTOR_BYTES 64
@@ -27,7 +31,9 @@
 #endif
 
 // The types of elements that this instruction set has kernels for.
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16) F(Half)
+#elif defined(__AVX512BF16__)
 #define FASTRNN_FOR_ELEMENTS(F) F(BFloat16)
 #else
 #define FASTRNN_FOR_ELEMENTS(F) F(float) F(double) F(Half) F(BFloat16)
@@ -225,17 +231,22 @@ FASTRNN_INLINE Words narrow(Vec<float> v, Half*) {
 }
 
 template <typename E>
+FASTRNN_INLINE Words load_words(const E* p, int64_t count) {
+  Words words{};
+  if (count >= kLanes<float>) {
+    __builtin_memcpy(&words, p, sizeof(words));
+  } else {
+    for (int64_t lane = 0; lane < count; ++lane) words[lane] = p[lane].bits;
+  }
+  return words;
+}
+
+template <typename E>
 FASTRNN_INLINE Vec<Compute<E>> load_as(const E* p, int64_t count = kLanes<Compute<E>>) {
   if constexpr (kIsComputed<E>) {
     return load(p, count);
   } else {
-    Words words{};
-    if (count >= kLanes<float>) {
-      __builtin_memcpy(&words, p, sizeof(words));
-    } else {
-      for (int64_t lane = 0; lane < count; ++lane) words[lane] = p[lane].bits;
-    }
-    return widen(words, (E*)nullptr);
+    return widen(load_words(p, count), (E*)nullptr);
   }
 }
 

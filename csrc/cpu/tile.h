@@ -1,30 +1,44 @@
 // The one inner loop of every kernel, declared: a tile of output held in registers while K runs.
 #pragma once
 
+#include "amx.h"
 #include "kernels.h"
 #include "math.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
+#if defined(__AMX_BF16__)
+constexpr bool kHasMatrixUnit = true;
+#else
+constexpr bool kHasMatrixUnit = false;
+#endif
+
 // Rows of a tile. With four vectors a row, AVX-512's 32 registers hold 6 x 4 accumulators, 4
 // weights and a broadcast; 16 registers hold 3 x 4, one weight and 3 broadcasts.
-constexpr int kTileRows = FASTRNN_VECTOR_BYTES == 64 ? 6 : 3;
+constexpr int kTileRows = kHasMatrixUnit ? 16 : FASTRNN_VECTOR_BYTES == 64 ? 6 : 3;
 
 // With so few rows a tile is two panels wide, so that 8 or more accumulators hide the latency of
 // the multiply-add. Three rows gain 6%: 97 GFLOP/s against 91 from L2.
-constexpr int kTwoPanelRows = FASTRNN_VECTOR_BYTES == 64 ? 3 : 1;
+constexpr int kTwoPanelRows = kHasMatrixUnit ? 0 : FASTRNN_VECTOR_BYTES == 64 ? 3 : 1;
 
 template <typename C>
 constexpr int kPanelColumns = kPanelVectors * kLanes<C>;
 
-// An operand is what a lane multiplies at once: one element, computed in C; or two bfloat16
-// elements, side by side in the bits of a float, where the dot-product instruction takes them.
+// An operand is what a lane multiplies at once: one element, computed in C; or two 16-bit elements,
+// side by side in the bits of a float, where an instruction takes them.
 template <typename E>
 constexpr int kDepth = 1;
 #if defined(__AVX512BF16__)
 template <>
 constexpr int kDepth<BFloat16> = 2;
 #endif
+#if defined(__AMX_BF16__)
+template <>
+constexpr int kDepth<Half> = 2;
+#endif
+
+// Rows of operands are a multiple of this long, zeros at the end.
+constexpr int64_t kOperandUnit = kHasMatrixUnit ? 16 : 1;
 
 // The type that names the product of elements of type E: Half and float share one.
 template <typename E, int depth = kDepth<E>>
@@ -45,7 +59,8 @@ using Gradient = Multiplier<E>;
 // Operands that hold k elements; a last half-filled one ends with a zero.
 template <typename E>
 FASTRNN_INLINE int64_t operands(int64_t k) {
-  return (k + kDepth<E> - 1) / kDepth<E>;
+  constexpr int64_t unit = kDepth<E> * kOperandUnit;
+  return (k + unit - 1) / unit * kOperandUnit;
 }
 
 // Products are summed in blocks of at most this many operands: one accumulator an output element
@@ -58,6 +73,7 @@ constexpr int64_t kSumBlock = 64;
 // turn: a vector then multiplies as many neighbours of several rows, as they lie in memory. The
 // operands after the last whole span are in blocks of neighbours.
 constexpr int64_t kInterleave = kSpan / kSumBlock;
+constexpr bool kInterleaves = !kHasMatrixUnit;  // which sums k in order, and reads none in place
 
 // The sums of a tile, in memory between blocks: (rows, vectors), in order.
 template <typename C>
@@ -84,13 +100,14 @@ template <typename M>
 void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
                    Vec<Compute<M>>* sums);
 
-// Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size, and
-// calls f(first row, rows).
+// Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size (full
+// ones, where any other takes as long), and calls f(first row, rows).
 template <typename F>
 FASTRNN_INLINE void for_row_blocks(int64_t begin, int64_t end, F&& f) {
   int64_t blocks = (end - begin + kTileRows - 1) / kTileRows;
   for (int64_t n = begin; n < end; --blocks) {
-    const int64_t rows = (end - n + blocks - 1) / blocks;
+    int64_t rows = (end - n + blocks - 1) / blocks;
+    if (kHasMatrixUnit) rows = end - n < kTileRows ? end - n : kTileRows;
     f(n, static_cast<int>(rows));
     n += rows;
   }
@@ -148,8 +165,10 @@ FASTRNN_INLINE void store_row(E* row, int64_t column, int64_t columns, int vecto
 template <typename E>
 FASTRNN_INLINE Vec<Compute<E>> column_operands(const E* row, const E* next, int64_t count) {
   if constexpr (kDepth<E> == 2) {
-    const auto bits = [&](const E* p) { return (Vec<uint32_t>)load_as(p, count); };
-    return (Vec<float>)(bits(row) >> 16 | (next ? bits(next) : Vec<uint32_t>{}));
+    const auto bits = [&](const E* p) {
+      return __builtin_convertvector(load_words(p, count), Vec<uint32_t>);
+    };
+    return (Vec<float>)(bits(row) | (next ? bits(next) << 16 : Vec<uint32_t>{}));
   } else {
     return load_as(row, count);
   }
@@ -160,7 +179,8 @@ template <typename E>
 FASTRNN_INLINE void make_operands(const E* in, int64_t k, Compute<E>* out) {
   if constexpr (kDepth<E> == 2) {
     __builtin_memcpy(out, in, k * sizeof(E));
-    if (k % 2) reinterpret_cast<E*>(out)[k] = E{};
+    const int64_t padding = operands<E>(k) * kDepth<E> - k;
+    if (padding) __builtin_memset(reinterpret_cast<E*>(out) + k, 0, padding * sizeof(E));
   } else {
     constexpr int L = kLanes<Compute<E>>;
     for (int64_t i = 0; i < k; i += L) store(out + i, load_as(in + i, k - i), k - i);
