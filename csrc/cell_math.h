@@ -20,16 +20,22 @@ enum Gate : int { kInput, kForget, kCell, kOutput, kGates };
 // Rows of weight_ih and weight_hh for each hidden unit.
 FASTRNN_INLINE constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? kGates : 1; }
 
-// One LSTM element. In: the four pre-activations in gate, and c of the previous step. Out: the four
-// activations in gate, c of this step. Returns h.
+// The cell state of one LSTM element. In: the four pre-activations in gate, and c of the previous
+// step. Out: the four activations in gate. Returns c of this step.
 // Source: Hochreiter & Schmidhuber (1997); gates as in torch.nn.LSTM.
 template <typename M, typename V = typename M::V>
-FASTRNN_INLINE V lstm_pointwise_forward(V (&gate)[kGates], V& c) {
+FASTRNN_INLINE V lstm_pointwise_c(V (&gate)[kGates], V c) {
   gate[kInput] = M::sigmoid(gate[kInput]);
   gate[kForget] = M::sigmoid(gate[kForget]);
   gate[kCell] = M::tanh(gate[kCell]);
   gate[kOutput] = M::sigmoid(gate[kOutput]);
-  c = M::fma(gate[kForget], c, gate[kInput] * gate[kCell]);
+  return M::fma(gate[kForget], c, gate[kInput] * gate[kCell]);
+}
+
+// As that, and h, which it returns: c is replaced by that of this step.
+template <typename M, typename V = typename M::V>
+FASTRNN_INLINE V lstm_pointwise_forward(V (&gate)[kGates], V& c) {
+  c = lstm_pointwise_c<M>(gate, c);
   return gate[kOutput] * M::tanh(c);
 }
 

@@ -301,39 +301,60 @@ struct Forward {
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
   template <Cell cell>
   __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
-                                        int vectors, const Vec<C>* sums) const {
+                                        int vectors, Vec<C>* sums) const {
     constexpr int G = gate_count(cell);
     // Columns between the gates of a unit: fewer than a vector in an LSTM's last panel.
     const int64_t first_unit = panel * panel_units;
     const int64_t group = hidden - first_unit < L ? hidden - first_unit : L;
     const C* bias = args.bias + panel * kPanelColumns<C>;
-    for (const int64_t row_end = n + rows; n < row_end; ++n, sums += vectors) {
-      E* h_row =
-          args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
-      int64_t unit = first_unit;
-      for (int v = 0; v < vectors; v += G, unit += L) {
-        const int64_t valid = hidden - unit;
-        // The bias is added last: where it is large, every sum on top of it would be rounded to it.
-        Vec<C> pre[G], h;
-        for (int g = 0; g < G; ++g) {
-          const int64_t at = v * L + g * group;
-          pre[g] = load(reinterpret_cast<const C*>(sums) + at, group) + load(bias + at, group);
-        }
-        if constexpr (cell == Cell::lstm) {
-          h = finish_lstm(step, n, unit, valid, pre);
-        } else {
-          h = rnn_pointwise_forward<Math<E>, cell>(pre[0]);
-        }
-        store_as(h_row + unit, h, valid);
+    // Calls f(row, unit, sums of the unit's first gate) for each vector of units.
+    const auto for_units = [&](auto&& f) {
+      for (int64_t row = n; row < n + rows; ++row) {
+        for (int v = 0; v < vectors; v += G) f(row, first_unit + v / G * L, v);
       }
+    };
+    const auto pre_activations = [&](int64_t row, int v, Vec<C>(&pre)[G]) {
+      // The bias is added last: where it is large, every sum on top of it would be rounded to it.
+      const C* products = reinterpret_cast<const C*>(sums + (row - n) * vectors);
+      for (int g = 0; g < G; ++g) {
+        const int64_t at = v * L + g * group;
+        pre[g] = load(products + at, group) + load(bias + at, group);
+      }
+    };
+    if constexpr (cell == Cell::lstm) {
+      // c of all rows before h of any: c to h takes as long as all before it, and a processor does
+      // not look that far ahead for something else to do.
+      for_units([&](int64_t row, int64_t unit, int v) {
+        Vec<C> gate[G];
+        pre_activations(row, v, gate);
+        update_c(step, row, unit, gate);
+        sums[(row - n) * vectors + v] = gate[kOutput];
+      });
+      for_units([&](int64_t row, int64_t unit, int v) {
+        const Vec<C> c = load(args.c + row * hidden + unit, hidden - unit);
+        store_h(step, row, unit, sums[(row - n) * vectors + v] * Math<E>::tanh(c));
+      });
+    } else {
+      for_units([&](int64_t row, int64_t unit, int v) {
+        Vec<C> pre[G];
+        pre_activations(row, v, pre);
+        store_h(step, row, unit, rnn_pointwise_forward<Math<E>, cell>(pre[0]));
+      });
     }
   }
 
-  FASTRNN_INLINE Vec<C> finish_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
-                                    Vec<C> (&gate)[kGates]) const {
+  FASTRNN_INLINE void store_h(const Step& step, int64_t n, int64_t unit, Vec<C> h) const {
+    E* const row =
+        args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
+    store_as(row + unit, h, hidden - unit);
+  }
+
+  // From pre-activations to activations.
+  FASTRNN_INLINE void update_c(const Step& step, int64_t n, int64_t unit,
+                               Vec<C> (&gate)[kGates]) const {
+    const int64_t valid = hidden - unit;
     C* running_c = args.c + n * hidden + unit;
-    Vec<C> c = load(running_c, valid);
-    const Vec<C> h = lstm_pointwise_forward<Math<E>>(gate, c);
+    const Vec<C> c = lstm_pointwise_c<Math<E>>(gate, load(running_c, valid));
     store(running_c, c, valid);
     if (args.gates) {
       const int64_t row = step.rows_before + n;
@@ -342,7 +363,6 @@ struct Forward {
       }
       store_as(args.cells + row * hidden + unit, c, valid);
     }
-    return h;
   }
 
   // h = w_hr . (o * tanh(c)), for every row of the share.
