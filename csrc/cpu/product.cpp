@@ -213,11 +213,6 @@ __attribute__((noinline)) void multiply_in_matrix_unit(const TileProduct<float>&
       tile_load<b>(w + tile * K, product.w_stride * sizeof(float));
       tile_multiply<tile, kA, b>((M*)nullptr);
     });
-    if (product.next) {
-      for (int64_t i = k; i < k + K; ++i) {
-        __builtin_prefetch(product.next + i * kLineElements<float>, 0, 2);
-      }
-    }
   }
   with_each<V>([&](auto v) {
     constexpr int tile = decltype(v)::value;
