@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "cpu/kernels.h"
 
@@ -14,5 +15,8 @@ const Kernels<E>& kernels();
 
 // AVX512, AVX2 or DEFAULT, as ATEN_CPU_CAPABILITY names them.
 std::string cpu_capability();
+
+// The dtypes whose products run in a matrix unit.
+std::vector<std::string> amx_dtypes();
 
 }  // namespace fastrnn

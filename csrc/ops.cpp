@@ -41,6 +41,7 @@ TORCH_LIBRARY(fastrnn, m) {
   // is one in a traced program too: a compiler would drop a clone of what the program returns.
   m.def("keep(Tensor y) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("cpu_capability() -> str", cpu_capability);
+  m.def("amx_dtypes() -> str[]", amx_dtypes);
 }
 
 namespace {

@@ -11,8 +11,10 @@ namespace {
 // Work for which another thread pays: about 10 us of it, against a few to wake the thread.
 constexpr double kFlopsPerThread = 1e6;
 
-// Rows of a thread from which on a batch is divided without asking what else there is.
-constexpr int64_t kRowsPerThread = 4;
+// Rows of a thread from which on a batch is divided without asking what else there is; and where a
+// layer has so many bytes of weights that each thread would read them from L3 at every step.
+constexpr int64_t kRowsPerThread = 4, kRowsOfLargeLayer = 17;
+constexpr double kLargeBytes = 4 << 20;
 
 // Where fewer rows are to be divided, costs decide. They are counted in operations that a product
 // does meanwhile, some 130 a ns on the reference machine, and fitted there to two threads.
@@ -50,7 +52,9 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
   if (threads == 1) return {1, 1, 1};
   // One step without a projection needs no barrier, and each weight is then one thread's to pack.
   const bool free_barrier = stack.steps == 1 && !stack.projected;
-  if (!free_barrier && stack.batch >= kRowsPerThread * threads) return {1, threads, 1};
+  const bool large = 2 * work.products >= kLargeBytes;  // of floats
+  const int64_t rows_per_thread = large ? kRowsOfLargeLayer : kRowsPerThread;
+  if (!free_barrier && stack.batch >= rows_per_thread * threads) return {1, threads, 1};
   if (directions == 2 && threads % 2 == 0) {
     Plan plan = make_plan(threads / 2, stack, 1, panels, work);
     plan.direction_groups = 2;

@@ -25,7 +25,8 @@ def build_info() -> dict[str, Any]:
     Returns:
         version: of fastrnn; torch: the release built against; cuda: the CUDA release built against,
         or None; compiler; cpu_capability: the instruction set in use, AVX512, AVX2 or DEFAULT, as
-        the environment variable ATEN_CPU_CAPABILITY names them.
+        the environment variable ATEN_CPU_CAPABILITY names them; amx: names of the dtypes whose
+        products run in the processor's matrix unit, none if FASTRNN_AMX=0 was set at import.
     """
     return {
         "version": __version__,
@@ -33,4 +34,5 @@ def build_info() -> dict[str, Any]:
         "cuda": _build_info.cuda,
         "compiler": _build_info.compiler,
         "cpu_capability": torch.ops.fastrnn.cpu_capability(),
+        "amx": tuple(torch.ops.fastrnn.amx_dtypes()),
     }

@@ -19,7 +19,7 @@ def test_import_from_another_folder(tmp_path: Path) -> None:
 
 def test_build_info() -> None:
     info = fastrnn.build_info()
-    assert set(info) == {"version", "torch", "cuda", "compiler", "cpu_capability"}
+    assert set(info) == {"version", "torch", "cuda", "compiler", "cpu_capability", "amx"}
     assert info["version"] == fastrnn.__version__
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
     assert info["cpu_capability"] == torch.ops.fastrnn.cpu_capability()

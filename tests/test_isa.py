@@ -1,4 +1,7 @@
-"""The kernels of each instruction set, forced by ATEN_CPU_CAPABILITY."""
+"""The kernels of each instruction set, forced by ATEN_CPU_CAPABILITY.
+
+The matrix unit, where there is one, is left out (FASTRNN_AMX=0): all other tests run with it.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fastrnn  # noqa: F401
+import fastrnn
 from helpers import assert_equal, run_python, run_tests
 
 LEVELS = ["DEFAULT", "AVX2", "AVX512"]
@@ -27,13 +30,18 @@ def skip_unless_available(level: str) -> None:
         pytest.skip(f"this CPU's best capability is {best_level()}")
 
 
+def environment(level: str) -> dict[str, str]:
+    """Returns the variables that force `level`."""
+    return {"ATEN_CPU_CAPABILITY": level.lower(), "FASTRNN_AMX": "0"}
+
+
 @cache
 def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
     """Runs the worker, which checks its results, under `level`; returns outputs by case."""
     skip_unless_available(level)
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "outputs.pt")
-        result = run_python(str(WORKER), level, path, ATEN_CPU_CAPABILITY=level.lower())
+        result = run_python(str(WORKER), level, path, **environment(level))
         assert result.returncode == 0, result.stderr
         return torch.load(path)
 
@@ -55,15 +63,22 @@ STRICT_TESTS = [
 @pytest.mark.parametrize("level", LEVELS)
 def test_strict_tests(level: str) -> None:
     skip_unless_available(level)
-    if level == torch.ops.fastrnn.cpu_capability():
+    if level == torch.ops.fastrnn.cpu_capability() and not torch.ops.fastrnn.amx_dtypes():
         pytest.skip("the one in use, under which those tests run anyway")
-    run_tests(*STRICT_TESTS, ATEN_CPU_CAPABILITY=level.lower())
+    run_tests(*STRICT_TESTS, **environment(level))
 
 
 def test_avx2_and_avx512_give_the_same_bits() -> None:
     avx512, avx2 = outputs_under("AVX512"), outputs_under("AVX2")
     for case, expected in avx2.items():
         assert_equal(avx512[case], expected)
+
+
+def test_matrix_unit_can_be_left_out() -> None:
+    code = "import fastrnn; print(fastrnn.build_info()['amx'])"
+    assert run_python("-c", code, FASTRNN_AMX="0").stdout.strip() == "()"
+    assert run_python("-c", code).stdout.strip() == str(fastrnn.build_info()["amx"])
+    assert set(fastrnn.build_info()["amx"]) <= {"bfloat16", "float16"}
 
 
 def test_default_is_the_best_level() -> None:

@@ -1,5 +1,13 @@
-// The table of kernels of each instruction set that this build has.
+// The table of kernels of each instruction set that this build has, and what a processor adds to
+// AVX-512.
+#include <cstdlib>
+#include <string_view>
 #include <type_traits>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels.h"
 
@@ -84,5 +92,25 @@ template const Kernels<float>* find_kernels<float>(Isa);
 template const Kernels<double>* find_kernels<double>(Isa);
 template const Kernels<Half>* find_kernels<Half>(Isa);
 template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
+
+Isa find_avx512_extension() {
+#if defined(__x86_64__) && defined(__linux__)
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;  // of edx, leaf 7
+  constexpr unsigned kFloat16 = 1u << 21;                     // of eax, leaf 7, subleaf 1
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const char* const wish = std::getenv("FASTRNN_AMX");
+  if (wish && std::string_view(wish) == "0") return Isa::avx512_bf16;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return Isa::avx512_bf16;
+  if (!(edx & kBFloat16) || !(edx & kTile)) return Isa::avx512_bf16;
+  // Linux gives a process the tiles' 8 KB of state when it asks for them.
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return Isa::avx512_bf16;
+  const bool float16 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kFloat16);
+  return float16 ? Isa::amx_fp16 : Isa::amx;
+#else
+  return Isa::avx512;
+#endif
+}
 
 }  // namespace fastrnn

@@ -8,6 +8,11 @@ namespace {
 // With fewer rows than this in a share, x is multiplied ahead: they would not fill a tile.
 constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
 
+// So it is with up to a quarter of kMostHoisted rows if the share's weights exceed a cache: those
+// of x are then read once for so many rows of several steps.
+constexpr int64_t kMostHoisted = 128;
+constexpr int64_t kCachedBytes = 1 << 20;
+
 // Where the parts of a share's scratch begin.
 template <typename E>
 struct ForwardScratch {
@@ -16,8 +21,8 @@ struct ForwardScratch {
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
   // elements are operands; else each panel is packed before it is used, at every step.
   const bool packs_panels;
+  const int64_t hoist_rows;  // at most, of all steps together
   const bool hoist;
-  const int64_t hoist_rows;    // at most, of all steps together
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
   const bool reorders;         // whether h is copied into the order of summation
   // First, hoisted products or packed panels, which are never both wanted; then:
@@ -26,12 +31,13 @@ struct ForwardScratch {
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
       : packs_panels(!sizes.packed &&
                      (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
-        hoist(!packs_panels && (sizes.packed || sizes.steps > 1) && sizes.share_rows < kHoistShare),
-        hoist_rows(hoist ? most_hoisted(sizes) : 0),
+        hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
+        hoist(hoist_rows > 0),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
-        reorders(kIsComputed<E> && sizes.packed && hoist && sizes.width >= kSpan),
+        reorders(kIsComputed<E> && sizes.packed && hoist && sizes.share_rows < kHoistShare &&
+                 sizes.width >= kSpan),
         staged_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
         staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
@@ -40,9 +46,17 @@ struct ForwardScratch {
         unprojected(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)),
         end(unprojected + (sizes.projected ? sizes.share_rows * sizes.hidden : 0)) {}
 
-  // One row a step leaves L2 to the recurrent weights: half as many products then disturb it less.
+  // Rows whose x is multiplied ahead; 0: none. One row a step leaves L2 to the recurrent weights:
+  // half as many products then disturb it less.
   static FASTRNN_INLINE int64_t most_hoisted(const ForwardSizes& sizes) {
-    const int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
+    if (!sizes.packed && sizes.steps == 1) return 0;
+    int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
+    if (sizes.share_rows >= kHoistShare) {
+      const int64_t bytes = panel_size(sizes) * sizes.share_panels * int64_t{sizeof(C)};
+      const bool pays = bytes > kCachedBytes && 4 * sizes.share_rows <= kMostHoisted;
+      if (!pays || sizes.steps == 1) return 0;
+      most = kMostHoisted;
+    }
     const int64_t rows = sizes.share_rows * sizes.steps;
     return rows < most ? rows : most;
   }
@@ -75,7 +89,7 @@ struct Forward {
                                    args.packed != nullptr, args.packed_w_hr != nullptr, share_rows,
                                    shared_panels}};
   const bool hoist = scratch.hoist;
-  C* const products = share.scratch;  // (hoist_rows, shared_panels, 4, L), if hoist
+  C* const products = share.scratch;  // (steps, shared_panels, rows of the step, 4, L), if hoist
   C* const staged_x = share.scratch + scratch.staged_x;
   C* const staged_h = share.scratch + scratch.staged_h;
   C* const staged_m = share.scratch + scratch.staged_m;
@@ -162,25 +176,39 @@ struct Forward {
   // w_ih . x for the share's rows of as many steps, from step s to before s_end, as kHoistRows
   // allows (one at least). Returns the end of those steps.
   int64_t project_inputs(int64_t s, int64_t s_end) const {
-    const C* rows[kHoistRows];
+    const C* rows[kMostHoisted];
+    C* out[kMostHoisted];                 // of the first panel
+    int64_t panel_strides[kMostHoisted];  // of out
+    C* step_products = products;
     int64_t count = 0;
     for (; s < s_end; ++s) {
       const int64_t t = time_of(s);
-      const int64_t row_end = last_row(t);
-      if (count + (row_end - share.row_begin) > scratch.hoist_rows) break;
+      const int64_t row_end = last_row(t), step_rows = row_end - share.row_begin;
+      if (count + step_rows > scratch.hoist_rows) break;
       for (int64_t n = share.row_begin; n < row_end; ++n, ++count) {
         rows[count] = stage(args.x.row(args.schedule, t, n), args.input, staged_x, count);
+        out[count] = step_products + (n - share.row_begin) * kPanelColumns<C>;
+        panel_strides[count] = step_rows * kPanelColumns<C>;
       }
+      if (step_rows > 0) step_products += step_rows * shared_panels * kPanelColumns<C>;
     }
     for_panels(count, false, [&](int64_t panel, int vectors) {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
+        const C* next = nullptr;
+        if (args.packed && panel + 1 < share.panel_end) {
+          const int64_t quarter = first / kTileRows % kPanelVectors;
+          next = args.packed + (panel + 1) * panel_stride + quarter * x_operands * L;
+        }
         multiply_weights(rows + first, args.packed, args.w_ih, args.input, panel, 0, block, vectors,
-                         sums, false);
+                         sums, false, next);
         for (int r = 0; r < block; ++r) {
-          C* out = products +
-                   ((first + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
-          for (int v = 0; v < vectors; ++v) store(out + v * L, sums.at[r * vectors + v]);
+          const int64_t stride = panel_strides[first + r];
+          C* const row = out[first + r] + (panel - share.panel_begin) * stride;
+          for (int v = 0; v < vectors; ++v) {
+            store(row + v / kPanelVectors * stride + v % kPanelVectors * L,
+                  sums.at[r * vectors + v]);
+          }
         }
       });
     });
@@ -248,14 +276,18 @@ struct Forward {
     const C* next = nullptr;
     const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
     if (args.packed && next_panel >= share.panel_begin && next_panel < share.panel_end) {
+      const int64_t skipped = hoist ? x_operands : 0, lines = x_operands + h_operands - skipped;
       const int64_t quarter = i / kTileRows % kPanelVectors;
-      next = args.packed + next_panel * panel_stride + quarter * panel_stride / kPanelVectors;
+      next = args.packed + next_panel * panel_stride + skipped * kPanelColumns<C> +
+             quarter * lines * L;
     }
     if (hoist) {
-      for (int r = 0; r < rows; ++r) {
-        const C* in = step.products +
-                      ((i + r) * shared_panels + panel - share.panel_begin) * kPanelColumns<C>;
-        for (int v = 0; v < vectors; ++v) sums.at[r * vectors + v] = load(in + v * L);
+      const int64_t stride = (step.row_end - share.row_begin) * kPanelColumns<C>;
+      const C* in = step.products + (panel - share.panel_begin) * stride + i * kPanelColumns<C>;
+      for (int r = 0; r < rows; ++r, in += kPanelColumns<C>) {
+        for (int v = 0; v < vectors; ++v) {
+          sums.at[r * vectors + v] = load(in + v / kPanelVectors * stride + v % kPanelVectors * L);
+        }
       }
     } else {
       for (int r = 0; r < rows; ++r) {
@@ -264,7 +296,7 @@ struct Forward {
       multiply_weights(a, step.packed, args.w_ih, args.input, panel, 0, rows, vectors, sums, false,
                        next);
     }
-    if (next) next += x_operands * L;
+    if (next && !hoist) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
                               : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);

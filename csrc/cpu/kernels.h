@@ -221,4 +221,8 @@ enum class Isa { baseline, avx2, avx512, avx512_bf16, amx, amx_fp16 };
 template <typename E>
 const Kernels<E>* find_kernels(Isa isa);
 
+// The best of avx512 and those after it, on a processor that has avx512. Asks the system for the
+// matrix unit; FASTRNN_AMX=0 in the environment leaves it alone.
+Isa find_avx512_extension();
+
 }  // namespace fastrnn

@@ -59,7 +59,7 @@ struct BackwardRun {
     return Array<C>(name, kernels.packed_columns(k, columns - first), draw.one_in(3));
   }
   void clear_padding(const Array<C>& rows, int64_t width) {
-    if (width % kernels.depth == 0) return;
+    if (width == kernels.operands(width) * kernels.depth) return;
     std::fill_n(rows.data(), rows.usable(), C(0));
   }
 

@@ -68,7 +68,7 @@ void run_case(const Kernels<E>& kernels, uint64_t seed) {
   if (checks_results()) backward.check(tolerance);
 }
 
-bool supported(const std::string& isa) {
+bool supported(const std::string& isa, const std::string& dtype) {
   if (isa == "baseline") return true;
 #if defined(FASTRNN_X86)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -78,7 +78,10 @@ bool supported(const std::string& isa) {
                       __builtin_cpu_supports("avx512vl");
   if (isa == "avx2") return avx2;
   if (isa == "avx512") return avx512;
-  if (isa == "avx512_bf16") return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (!avx512) return false;
+  const Isa extension = find_avx512_extension();
+  if (isa == "avx512_bf16") return extension >= Isa::avx512_bf16;
+  if (isa == "amx") return extension >= (dtype == "float16" ? Isa::amx_fp16 : Isa::amx);
 #endif
   return false;
 }
@@ -87,6 +90,7 @@ Isa parse_isa(const std::string& name) {
   if (name == "avx2") return Isa::avx2;
   if (name == "avx512") return Isa::avx512;
   if (name == "avx512_bf16") return Isa::avx512_bf16;
+  if (name == "amx") return Isa::amx_fp16;
   return Isa::baseline;
 }
 
@@ -114,7 +118,7 @@ int main_with(int argc, char** argv) {
     if (option == "--count") count = std::stoull(argv[i + 1]);
     if (option == "--plant") planted_fault = argv[i + 1];
   }
-  if (!supported(isa)) return kUnsupported;
+  if (!supported(isa, dtype)) return kUnsupported;
   if (dtype == "float32") return run_cases<float>(isa, first, count);
   if (dtype == "float64") return run_cases<double>(isa, first, count);
   if (dtype == "float16") return run_cases<Half>(isa, first, count);

@@ -27,6 +27,7 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "sanitize"
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
+ONLY_DTYPES = {"avx512_bf16": ["bfloat16"], "amx": ["float16", "bfloat16"]}
 UNSUPPORTED = 77  # the exit status where the processor lacks the instruction set
 
 # Each program's flags, and how many cases it is given for each instruction set and dtype.
@@ -182,7 +183,7 @@ def main() -> int:
         (isa, dtype)
         for isa in setup["ISA_FLAGS"]
         for dtype in DTYPES
-        if isa != "avx512_bf16" or dtype == "bfloat16"
+        if dtype in ONLY_DTYPES.get(isa, DTYPES)
     ]
     good = True
     for program, count in CASES.items():
