@@ -300,8 +300,8 @@ FASTRNN_INLINE void load_quarter_pairs(Vec<T> (&pair)[2], const T* p,
   const auto half = [&](int i) { return _mm256_loadu_ps((const float*)(p + i * stride)); };
   const __m512 rows01 = _mm512_insertf32x8(_mm512_castps256_ps512(half(0)), half(1), 1);
   const __m512 rows23 = _mm512_insertf32x8(_mm512_castps256_ps512(half(2)), half(3), 1);
-  pair[0] = (Vec<T>)_mm512_shuffle_f32x4(rows01, rows23, 0x88);
-  pair[1] = (Vec<T>)_mm512_shuffle_f32x4(rows01, rows23, 0xdd);
+  pair[0] = (Vec<T>)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0x88);
+  pair[1] = (Vec<T>)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0xdd);
 #else
   for (int i = 0; i < 2; ++i) pair[i] = load_quarters(p + i * (16 / sizeof(T)), stride);
 #endif
@@ -311,7 +311,7 @@ FASTRNN_INLINE void load_quarter_pairs(Vec<T> (&pair)[2], const T* p,
 template <typename T>
 FASTRNN_INLINE Vec<T> broadcast_quarter(const T* p) {
 #if FASTRNN_VECTOR_BYTES == 64
-  return (Vec<T>)_mm512_broadcast_f32x4(_mm_loadu_ps((const float*)p));
+  return (Vec<T>)_mm512_maskz_broadcast_f32x4(0xffff, _mm_loadu_ps((const float*)p));
 #elif FASTRNN_VECTOR_BYTES == 32
   return load_quarters(p, 0);
 #else
