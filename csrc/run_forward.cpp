@@ -22,7 +22,7 @@ class Workspace {
 
   // What a direction of a layer needs: see ForwardArgs.
   struct CellMemory {
-    C *packed, *bias, *packed_w_hr, *c;
+    C *packed_ih, *packed_hh, *bias, *packed_w_hr, *c;
   };
   c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
   C* zeros = nullptr;                     // room for the initial state where none is given
@@ -57,7 +57,8 @@ class Workspace {
       CellMemory& cell = cells[i];
       const int64_t input = diagonal_ ? stack_.layer_input(i) : input_;
       if (packs_) {
-        f(cell.packed, kernels_.packed_gates(stack_.cell, input, stack_.width, stack_.hidden));
+        f(cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden));
+        f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
       }
       f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
       if (stack_.projected) {
@@ -131,13 +132,14 @@ void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& a
           const Member& member) {
   const auto [begin, end] = member.part(kernels.cell_panels(args.cell, args.hidden));
   kernels.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
-  if (args.packed) {
-    kernels.pack_weights(args.cell, args.w_ih, args.w_hh, args.input, args.width, args.hidden,
-                         memory.packed, begin, end);
+  if (args.packed_hh) {
+    kernels.pack_gates(args.cell, args.w_ih, args.input, args.hidden, memory.packed_ih, begin, end);
+    kernels.pack_gates(args.cell, args.w_hh, args.width, args.hidden, memory.packed_hh, begin, end);
   }
   if (stack.projected) {
     const auto [first, last] = member.part(kernels.panels(args.width));
-    kernels.pack_rows(weights.w_hr, args.width, args.hidden, memory.packed_w_hr, first, last);
+    kernels.pack_gates(Cell::rnn_tanh, weights.w_hr, args.hidden, args.width, memory.packed_w_hr,
+                       first, last);
   }
 }
 
@@ -190,7 +192,9 @@ template <typename E>
 int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads) {
   int64_t packed = 0;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
-    packed += kernels.packed_gates(stack.cell, stack.layer_input(layer), stack.width, stack.hidden);
+    for (const int64_t k : {stack.layer_input(layer), stack.width}) {
+      packed += kernels.packed_gates(stack.cell, k, stack.hidden);
+    }
   }
   return diagonal_threads(stack, threads, kernels.cell_panels(stack.cell, stack.hidden),
                           packed * sizeof(Compute<E>));
@@ -254,7 +258,8 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.c0_stride = initial_c.row_stride;
       a.w_ih = cell_weights[cell].w_ih;
       a.w_hh = cell_weights[cell].w_hh;
-      a.packed = memory.packed;
+      a.packed_ih = memory.packed_ih;
+      a.packed_hh = memory.packed_hh;
       a.bias = memory.bias;
       a.packed_w_hr = memory.packed_w_hr;
       a.h = columns_from(output, d * stack.width);

@@ -14,48 +14,44 @@
 namespace fastrnn {
 
 // Declares one set's kernels and gathers them in a table.
-#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS, UNIT)                                           \
-  namespace ISA {                                                                              \
-  template <typename E>                                                                        \
-  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);             \
-  template <typename E>                                                                        \
-  int64_t forward_scratch(const ForwardSizes&);                                                \
-  template <typename E>                                                                        \
-  void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);           \
-  template <typename E>                                                                        \
-  void row_product(const RowProductArgs<E>&, int64_t, int64_t);                                \
-  template <typename E>                                                                        \
-  int64_t row_product_scratch(int64_t, int64_t, bool);                                         \
-  template <typename E>                                                                        \
-  void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                            \
-  template <typename E>                                                                        \
-  int64_t outer_product_scratch(int64_t, int64_t, int64_t, int64_t);                           \
-  template <typename E>                                                                        \
-  void pack_weights(Cell, const E*, const E*, int64_t, int64_t, int64_t, Compute<E>*, int64_t, \
-                    int64_t);                                                                  \
-  template <typename E>                                                                        \
-  void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);            \
-  template <typename E>                                                                        \
-  void pack_rows(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);                   \
-  template <typename E>                                                                        \
-  void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);                \
-  template <typename E, int depth>                                                             \
-  constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                                  \
-                                  ROWS,                                                        \
-                                  depth,                                                       \
-                                  UNIT,                                                        \
-                                  kIsComputed<E>,                                              \
-                                  forward<E>,                                                  \
-                                  forward_scratch<E>,                                          \
-                                  backward<E>,                                                 \
-                                  row_product<E>,                                              \
-                                  row_product_scratch<E>,                                      \
-                                  outer_product<E>,                                            \
-                                  outer_product_scratch<E>,                                    \
-                                  pack_weights<E>,                                             \
-                                  pack_bias<E>,                                                \
-                                  pack_rows<E>,                                                \
-                                  pack_columns<E>};                                            \
+#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS, UNIT)                                 \
+  namespace ISA {                                                                    \
+  template <typename E>                                                              \
+  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);   \
+  template <typename E>                                                              \
+  int64_t forward_scratch(const ForwardSizes&);                                      \
+  template <typename E>                                                              \
+  void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t); \
+  template <typename E>                                                              \
+  void row_product(const RowProductArgs<E>&, int64_t, int64_t);                      \
+  template <typename E>                                                              \
+  int64_t row_product_scratch(int64_t, int64_t, bool);                               \
+  template <typename E>                                                              \
+  void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                  \
+  template <typename E>                                                              \
+  int64_t outer_product_scratch(int64_t, int64_t, int64_t, int64_t);                 \
+  template <typename E>                                                              \
+  void pack_gates(Cell, const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);  \
+  template <typename E>                                                              \
+  void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);  \
+  template <typename E>                                                              \
+  void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);      \
+  template <typename E, int depth>                                                   \
+  constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                        \
+                                  ROWS,                                              \
+                                  depth,                                             \
+                                  UNIT,                                              \
+                                  kIsComputed<E>,                                    \
+                                  forward<E>,                                        \
+                                  forward_scratch<E>,                                \
+                                  backward<E>,                                       \
+                                  row_product<E>,                                    \
+                                  row_product_scratch<E>,                            \
+                                  outer_product<E>,                                  \
+                                  outer_product_scratch<E>,                          \
+                                  pack_gates<E>,                                     \
+                                  pack_bias<E>,                                      \
+                                  pack_columns<E>};                                  \
   }
 
 FASTRNN_KERNEL_TABLE(baseline, 16, 3, 1)

@@ -82,12 +82,13 @@ struct Forward {
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
   const int64_t x_operands = operands<E>(args.input);
   const int64_t h_operands = operands<E>(args.width);
-  const int64_t panel_stride = (x_operands + h_operands) * kPanelColumns<C>;
+  // Of the packed weights:
+  const int64_t x_stride = x_operands * kPanelColumns<C>, h_stride = h_operands * kPanelColumns<C>;
 
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
-                                   args.packed != nullptr, args.packed_w_hr != nullptr, share_rows,
-                                   shared_panels}};
+                                   args.packed_hh != nullptr, args.packed_w_hr != nullptr,
+                                   share_rows, shared_panels}};
   const bool hoist = scratch.hoist;
   C* const products = share.scratch;  // (steps, shared_panels, rows of the step, 4, L), if hoist
   C* const staged_x = share.scratch + scratch.staged_x;
@@ -103,8 +104,9 @@ struct Forward {
     int64_t row_end;        // of the share, at this step
     bool backwards;         // the order of panels
     const C* products;      // hoisted, of this step's first row of the share
-    const C* packed;        // the weights, as ForwardArgs; those of the panel at work if need be
-    E* unprojected;         // o * tanh(c), row 0 of the batch
+    // The weights, as ForwardArgs; those of the panel at work if need be.
+    const C *packed_ih, *packed_hh;
+    E* unprojected;  // o * tanh(c), row 0 of the batch
   };
 
   void run(int64_t s_begin, int64_t s_end) const {
@@ -144,7 +146,8 @@ struct Forward {
     step.previous_rows = s > 0 ? args.schedule.rows_at(step.previous) : 0;
     step.rows_before = args.schedule.offset(step.t);
     step.row_end = last_row(step.t);
-    step.packed = args.packed;
+    step.packed_ih = args.packed_ih;
+    step.packed_hh = args.packed_hh;
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
     step.backwards = s % 2;
@@ -195,13 +198,8 @@ struct Forward {
     for_panels(count, false, [&](int64_t panel, int vectors) {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        const C* next = nullptr;
-        if (args.packed && panel + 1 < share.panel_end) {
-          const int64_t quarter = first / kTileRows % kPanelVectors;
-          next = args.packed + (panel + 1) * panel_stride + quarter * x_operands * L;
-        }
-        multiply_weights(rows + first, args.packed, args.w_ih, args.input, panel, 0, block, vectors,
-                         sums, false, next);
+        multiply_weights(rows + first, args.packed_ih, args.w_ih, args.input, panel, block, vectors,
+                         sums, false, next_quarter(args.packed_ih, x_stride, panel + 1, first));
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -229,19 +227,21 @@ struct Forward {
     }
     Step at = step;
     for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
-      if (scratch.packs_panels) at.packed = pack_panels(panel, vectors);
+      if (scratch.packs_panels) pack_panels(panel, vectors, at);
       for_row_blocks(share.row_begin, step.row_end,
                      [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
     });
   }
 
-  // Packs the panel, or two, into the scratch; returns what args.packed would be.
-  const C* pack_panels(int64_t panel, int vectors) const {
-    C* const first = share.scratch - panel * panel_stride;
+  // Packs the panel, or two, into the scratch, where `at` then finds them.
+  void pack_panels(int64_t panel, int vectors, Step& at) const {
+    C* const packed_ih = share.scratch - panel * x_stride;
+    C* const packed_hh = share.scratch + scratch.panels_ahead * x_stride - panel * h_stride;
     const int64_t end = panel + (vectors > kPanelVectors ? 2 : 1);
-    pack_weights(args.cell, args.w_ih, args.w_hh, args.input, args.width, hidden, first, panel,
-                 end);
-    return first;
+    pack_gates(args.cell, args.w_ih, args.input, hidden, packed_ih, panel, end);
+    pack_gates(args.cell, args.w_hh, args.width, hidden, packed_hh, panel, end);
+    at.packed_ih = packed_ih;
+    at.packed_hh = packed_hh;
   }
 
   // Calls f(panel, vectors) over the share's panels, two full ones at a time where few rows are to
@@ -249,7 +249,7 @@ struct Forward {
   template <typename F>
   FASTRNN_INLINE void for_panels(int64_t rows, bool backwards, F&& f) const {
     if (rows <= 0) return;
-    const int64_t width = args.packed ? (rows <= kTwoPanelRows ? 2 : 1) : scratch.panels_ahead;
+    const int64_t width = args.packed_hh ? (rows <= kTwoPanelRows ? 2 : 1) : scratch.panels_ahead;
     const int64_t groups = (shared_panels + width - 1) / width;
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * width;
@@ -272,15 +272,7 @@ struct Forward {
     Tile<C> sums;
     const C* a[kTileRows];
     const int64_t i = n - share.row_begin;
-    // Each block of rows fetches a quarter of the panel that comes next: a line at each k.
-    const C* next = nullptr;
     const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
-    if (args.packed && next_panel >= share.panel_begin && next_panel < share.panel_end) {
-      const int64_t skipped = hoist ? x_operands : 0, lines = x_operands + h_operands - skipped;
-      const int64_t quarter = i / kTileRows % kPanelVectors;
-      next = args.packed + next_panel * panel_stride + skipped * kPanelColumns<C> +
-             quarter * lines * L;
-    }
     if (hoist) {
       const int64_t stride = (step.row_end - share.row_begin) * kPanelColumns<C>;
       const C* in = step.products + (panel - share.panel_begin) * stride + i * kPanelColumns<C>;
@@ -293,16 +285,15 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, step.packed, args.w_ih, args.input, panel, 0, rows, vectors, sums, false,
-                       next);
+      multiply_weights(a, step.packed_ih, args.w_ih, args.input, panel, rows, vectors, sums, false,
+                       next_quarter(args.packed_ih, x_stride, next_panel, i));
     }
-    if (next && !hoist) next += x_operands * L;
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
                               : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    multiply_weights(a, step.packed, args.w_hh, args.width, panel, x_operands, rows, vectors, sums,
-                     true, next, scratch.reorders);
+    multiply_weights(a, step.packed_hh, args.w_hh, args.width, panel, rows, vectors, sums, true,
+                     next_quarter(args.packed_hh, h_stride, next_panel, i), scratch.reorders);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -310,12 +301,17 @@ struct Forward {
     }
   }
 
-  // Leaves a . w in sums, or adds it; packed, w is the part of the panel that starts at k_offset.
-  // ordered: a is in the order of summation, and w packed.
+  // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
+  // own is multiplied, a line at each k: a quarter, or null.
+  const C* next_quarter(const C* packed, int64_t stride, int64_t next_panel, int64_t i) const {
+    if (!packed || next_panel < share.panel_begin || next_panel >= share.panel_end) return nullptr;
+    return packed + next_panel * stride + i / kTileRows % kPanelVectors * (stride / kPanelVectors);
+  }
+
+  // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const C* packed, const E* w, int64_t k,
-                                       int64_t panel, int64_t k_offset, int rows, int vectors,
-                                       Tile<C>& sums, bool accumulate, const C* next = nullptr,
-                                       bool ordered = false) const {
+                                       int64_t panel, int rows, int vectors, Tile<C>& sums,
+                                       bool accumulate, const C* next, bool ordered = false) const {
     if constexpr (kIsComputed<E>) {
       if (!packed) {
         for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
@@ -323,10 +319,10 @@ struct Forward {
         return;
       }
     }
+    const int64_t k_count = operands<E>(k), stride = k_count * kPanelColumns<C>;
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
     multiply_tile<Multiplier<E>>(
-        {a, 1, packed + panel * panel_stride + k_offset * w_stride, w_stride, panel_stride,
-         operands<E>(k), !ordered, accumulate, next},
+        {a, 1, packed + panel * stride, w_stride, stride, k_count, !ordered, accumulate, next},
         rows, vectors, sums.at);
   }
 

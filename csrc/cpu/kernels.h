@@ -69,9 +69,10 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh;          // (G, I), (G, P)
-  const C* packed;       // both, as written by pack_weights; null: read in place or panel by panel
+  // Those as written by pack_gates; null: they are read in place or packed panel by panel.
+  const C *packed_ih, *packed_hh;
   const C* bias;         // as written by pack_bias
-  const C* packed_w_hr;  // (P, H) as written by pack_rows, or null: no projection
+  const C* packed_w_hr;  // (P, H) as written by pack_gates for an Elman cell; null: no projection
   Sequence<E> h;         // (T, N, P), out; the next step reads it
   E* h_n;                // (N, P), out; may be h where T is 1
   C* c;                  // (N, H) of the last step, kept between calls, LSTM only; may be c_n
@@ -189,11 +190,10 @@ struct Kernels {
                                    int64_t rows);
 
   // Each writes panels [begin, end): see pack.cpp for the layouts.
-  void (*pack_weights)(Cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
-                       int64_t hidden, C* out, int64_t begin, int64_t end);
+  void (*pack_gates)(Cell, const E* w, int64_t k, int64_t hidden, C* out, int64_t begin,
+                     int64_t end);
   void (*pack_bias)(Cell, const E* b_ih, const E* b_hh, int64_t hidden, C* out, int64_t begin,
                     int64_t end);  // null biases: zeros
-  void (*pack_rows)(const E* w, int64_t rows, int64_t k, C* out, int64_t begin, int64_t end);
   void (*pack_columns)(const E* w, int64_t k, int64_t columns, C* out, int64_t begin, int64_t end);
 
   // Panels that cover the hidden units of a cell, or any other columns.
@@ -203,9 +203,8 @@ struct Kernels {
   int64_t panels(int64_t columns) const { return divide_up(columns, kPanelVectors * lanes); }
   int64_t operands(int64_t k) const { return divide_up(k, depth * operand_unit) * operand_unit; }
   // Elements C of a packed matrix of k rows that gives the cell's gates, or any other columns.
-  int64_t packed_gates(Cell cell, int64_t input, int64_t width, int64_t hidden) const {
-    return (operands(input) + operands(width)) * divide_up(hidden, lanes) * lanes *
-           gate_count(cell);
+  int64_t packed_gates(Cell cell, int64_t k, int64_t hidden) const {
+    return operands(k) * divide_up(hidden, lanes) * lanes * gate_count(cell);
   }
   int64_t packed_columns(int64_t k, int64_t columns) const {
     return operands(k) * divide_up(columns, lanes) * lanes;

@@ -59,17 +59,14 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
 
 }  // namespace
 
-// Panel p of a cell's weights: (I + P, vectors, lanes), the rows of w_ih before those of w_hh.
+// w (G, k), the rows of a cell's gates; panel p is (k, vectors, lanes).
 template <typename E>
-void pack_weights(Cell cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
-                  int64_t hidden, Compute<E>* out, int64_t begin, int64_t end) {
+void pack_gates(Cell cell, const E* w, int64_t k, int64_t hidden, Compute<E>* out, int64_t begin,
+                int64_t end) {
   using C = Compute<E>;
-  const int64_t k_count = operands<E>(input) + operands<E>(width);
   for (int64_t panel = begin; panel < end; ++panel) {
-    const PanelRows rows = cell_panel_rows<C>(cell, hidden, panel);
-    C* target = out + panel * k_count * kPanelColumns<C>;
-    pack_panel(w_ih, input, rows, target);
-    pack_panel(w_hh, width, rows, target + operands<E>(input) * rows.vectors * kLanes<C>);
+    pack_panel(w, k, cell_panel_rows<C>(cell, hidden, panel),
+               out + panel * operands<E>(k) * kPanelColumns<C>);
   }
 }
 
@@ -91,17 +88,6 @@ void pack_bias(Cell cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<
         store(target + column + i, load_as(b_ih + row, count) + load_as(b_hh + row, count), count);
       }
     }
-  }
-}
-
-// w (rows, k) as the weights of a product that gives `rows` columns: panel p is (k, vectors,
-// lanes).
-template <typename E>
-void pack_rows(const E* w, int64_t rows, int64_t k, Compute<E>* out, int64_t begin, int64_t end) {
-  using C = Compute<E>;
-  for (int64_t panel = begin; panel < end; ++panel) {
-    pack_panel(w, k, cell_panel_rows<C>(Cell::rnn_tanh, rows, panel),
-               out + panel * operands<E>(k) * kPanelColumns<C>);
   }
 }
 
@@ -128,11 +114,9 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
   }
 }
 
-#define INSTANTIATE(E)                                                                         \
-  template void pack_weights(Cell, const E*, const E*, int64_t, int64_t, int64_t, Compute<E>*, \
-                             int64_t, int64_t);                                                \
-  template void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);   \
-  template void pack_rows(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);          \
+#define INSTANTIATE(E)                                                                       \
+  template void pack_gates(Cell, const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t); \
+  template void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t); \
   template void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE

@@ -66,11 +66,11 @@ FASTRNN_INLINE void reorder(const C* in, int64_t k, C* out) {
   __builtin_memcpy(out, in, (end - in) * sizeof(C));
 }
 
-// Panels [begin, end) of a cell's weights; panel p lies p * (operands(I) + operands(P)) *
+// Panels [begin, end) of a cell's weights that multiply k elements; panel p lies p * operands(k) *
 // kPanelColumns from `out` on.
 template <typename E>
-void pack_weights(Cell cell, const E* w_ih, const E* w_hh, int64_t input, int64_t width,
-                  int64_t hidden, Compute<E>* out, int64_t begin, int64_t end);
+void pack_gates(Cell cell, const E* w, int64_t k, int64_t hidden, Compute<E>* out, int64_t begin,
+                int64_t end);
 
 // Panels [begin, end) of w (k, columns); panel p lies p * operands(k) * kPanelColumns from `out`
 // on.

@@ -27,7 +27,8 @@ struct ForwardRun {
   Array<E> b_ih = random_array<E>("b_ih", draw, shape.gates());
   Array<E> b_hh = random_array<E>("b_hh", draw, shape.gates());
   Array<E> w_hr = random_array<E>("w_hr", draw, shape.projected ? shape.P * shape.H : 0, scale);
-  Array<C> packed{"packed", kernels.packed_gates(shape.cell, shape.I, shape.P, shape.H)};
+  Array<C> packed_ih{"packed_ih", kernels.packed_gates(shape.cell, shape.I, shape.H)};
+  Array<C> packed_hh{"packed_hh", kernels.packed_gates(shape.cell, shape.P, shape.H)};
   Array<C> bias{"bias", kernels.cell_panels(shape.cell, shape.H) * kPanelVectors * kernels.lanes};
   Array<C> packed_w_hr{"packed_w_hr",
                        shape.projected ? kernels.packed_columns(shape.H, shape.P) : 0};
@@ -67,7 +68,8 @@ struct ForwardRun {
     a.c0_stride = c0.stride;
     a.w_ih = w_ih.data();
     a.w_hh = w_hh.data();
-    a.packed = in_place ? nullptr : packed.data();
+    a.packed_ih = in_place ? nullptr : packed_ih.data();
+    a.packed_hh = in_place ? nullptr : packed_hh.data();
     a.bias = bias.data();
     a.packed_w_hr = shape.projected ? packed_w_hr.data() : nullptr;
     a.h = h.sequence();
@@ -109,12 +111,13 @@ struct ForwardRun {
     kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
                       has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
     if (!in_place) {
-      kernels.pack_weights(shape.cell, w_ih.data(), w_hh.data(), shape.I, shape.P, shape.H,
-                           packed.data(), begin, end);
+      kernels.pack_gates(shape.cell, w_ih.data(), shape.I, shape.H, packed_ih.data(), begin, end);
+      kernels.pack_gates(shape.cell, w_hh.data(), shape.P, shape.H, packed_hh.data(), begin, end);
     }
     if (!shape.projected) return;
     const auto [first, last] = member.part(kernels.panels(shape.P));
-    kernels.pack_rows(w_hr.data(), shape.P, shape.H, packed_w_hr.data(), first, last);
+    kernels.pack_gates(Cell::rnn_tanh, w_hr.data(), shape.H, shape.P, packed_w_hr.data(), first,
+                       last);
   }
 
   void run(int threads) {
