@@ -64,6 +64,8 @@ TOGETHER = [
         *cases(lengths=[(3, 7, 1, 7, 5)], L=[2], D=[2], hx=[True], P=[0, 3], dtype=FUSED_DTYPES),
         *cases(lengths=[(40, 3, 1, 9, 40, 26, 2)], H=[130], hx=[True], dtype=FUSED_DTYPES),
         *cases(lengths=[(1, 40, 33) * 10], H=[8], hx=[True], dtype=FUSED_DTYPES),
+        # x is multiplied ahead for 128 rows at a time, for the sake of so many weights.
+        *cases(["LSTM"], lengths=[(1, 23, 17) * 3], I=[70], H=[300], dtype=FUSED_DTYPES),
     ]
 ]
 

@@ -35,6 +35,9 @@ BATCHES = [
     *cases(T=[1, 2], N=[7], I=[520], H=[272], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[3], N=[6], I=[259], H=[275], hx=[True], dtype=FUSED_DTYPES),
     *cases(["LSTM"], T=[2], N=[6], I=[256], H=[300], P=[290], hx=[True], dtype=FUSED_DTYPES),
+    # Together, x is multiplied ahead for 128 rows at a time, for the sake of so many weights.
+    *cases(["LSTM"], T=[23], N=[9, 31], I=[70], H=[300], hx=[True], dtype=FUSED_DTYPES),
+    *cases(["RNN_TANH"], T=[23], N=[9, 31], I=[200], H=[500], hx=[True], dtype=FUSED_DTYPES),
     # Alone, a row's steps are one chunk of the backward pass; together they are two.
     *cases(T=[40], N=[29], I=[3], H=[17], hx=[True], dtype=FUSED_DTYPES),
     *cases(N=[5], batch_first=[True], hx=[True]),

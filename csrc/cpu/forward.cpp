@@ -1,73 +1,10 @@
 // The forward time loop of one direction of one layer: at each step, for each panel of hidden units
 // and each block of rows, the product with the weights and the cell's arithmetic, in registers.
+#include "forward_scratch.h"
 #include "pack.h"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
-
-// With fewer rows than this in a share, x is multiplied ahead: they would not fill a tile.
-constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
-
-// So it is with up to a quarter of kMostHoisted rows if the share's weights exceed a cache: those
-// of x are then read once for so many rows of several steps.
-constexpr int64_t kMostHoisted = 128;
-constexpr int64_t kCachedBytes = 1 << 20;
-
-// Where the parts of a share's scratch begin.
-template <typename E>
-struct ForwardScratch {
-  using C = Compute<E>;
-
-  // Weights that are not packed as a whole: a share of one block of rows reads them in place where
-  // elements are operands; else each panel is packed before it is used, at every step.
-  const bool packs_panels;
-  const int64_t hoist_rows;  // at most, of all steps together
-  const bool hoist;
-  const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
-  const bool reorders;         // whether h is copied into the order of summation
-  // First, hoisted products or packed panels, which are never both wanted; then:
-  const int64_t staged_x, staged_h, staged_m, unprojected, end;
-
-  FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
-      : packs_panels(!sizes.packed &&
-                     (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
-        hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
-        hoist(hoist_rows > 0),
-        panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
-        // Few rows that meet many weights: the operands of a span, read from where they lie, would
-        // be fetched from L2 again for each of its blocks.
-        reorders(kIsComputed<E> && sizes.packed && hoist && sizes.share_rows < kHoistShare &&
-                 sizes.width >= kSpan),
-        staged_x(packs_panels ? panels_ahead * panel_size(sizes)
-                              : hoist_rows * sizes.share_panels * kPanelColumns<C>),
-        staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
-        staged_m(staged_h + (reorders ? sizes.share_rows * sizes.width
-                                      : staged(sizes.width, sizes.share_rows))),
-        unprojected(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)),
-        end(unprojected + (sizes.projected ? sizes.share_rows * sizes.hidden : 0)) {}
-
-  // Rows whose x is multiplied ahead; 0: none. One row a step leaves L2 to the recurrent weights:
-  // half as many products then disturb it less.
-  static FASTRNN_INLINE int64_t most_hoisted(const ForwardSizes& sizes) {
-    if (!sizes.packed && sizes.steps == 1) return 0;
-    int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
-    if (sizes.share_rows >= kHoistShare) {
-      const int64_t bytes = panel_size(sizes) * sizes.share_panels * int64_t{sizeof(C)};
-      const bool pays = bytes > kCachedBytes && 4 * sizes.share_rows <= kMostHoisted;
-      if (!pays || sizes.steps == 1) return 0;
-      most = kMostHoisted;
-    }
-    const int64_t rows = sizes.share_rows * sizes.steps;
-    return rows < most ? rows : most;
-  }
-  // Where elements are not operands, rows are converted before they are read by every tile.
-  static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
-    return kIsComputed<E> ? 0 : rows * operands<E>(k);
-  }
-  static FASTRNN_INLINE int64_t panel_size(const ForwardSizes& sizes) {
-    return (operands<E>(sizes.input) + operands<E>(sizes.width)) * kPanelColumns<C>;
-  }
-};
 
 template <typename E>
 struct Forward {
