@@ -91,10 +91,11 @@ struct TileProduct {
   int64_t a_stride;
   const C* w;
   int64_t w_stride, panel_stride;
-  int64_t k_count;          // operands, one at least
-  bool interleaved;         // whether spans are dealt out to blocks
-  bool accumulate;          // whether sums holds something
-  const C* next = nullptr;  // k_count cache lines from here on are fetched into L2 meanwhile
+  int64_t k_count;   // operands, one at least
+  bool interleaved;  // whether spans are dealt out to blocks
+  bool accumulate;   // whether sums holds something
+  // k_count cache lines from here on are fetched into L2 meanwhile, but for a matrix unit.
+  const C* next = nullptr;
 };
 template <typename M>
 void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
