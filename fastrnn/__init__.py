@@ -26,7 +26,7 @@ def build_info() -> dict[str, Any]:
         version: of fastrnn; torch: the release built against; cuda: the CUDA release built against,
         or None; compiler; cpu_capability: the instruction set in use, AVX512, AVX2 or DEFAULT, as
         the environment variable ATEN_CPU_CAPABILITY names them; amx: names of the dtypes whose
-        products run in the processor's matrix unit, none if FASTRNN_AMX=0 was set at import.
+        products run in the processor's matrix unit, none if FASTRNN_AMX was 0 when they first ran.
     """
     return {
         "version": __version__,

@@ -107,8 +107,8 @@ template <typename F>
 FASTRNN_INLINE void for_row_blocks(int64_t begin, int64_t end, F&& f) {
   int64_t blocks = (end - begin + kTileRows - 1) / kTileRows;
   for (int64_t n = begin; n < end; --blocks) {
-    int64_t rows = (end - n + blocks - 1) / blocks;
-    if (kHasMatrixUnit) rows = end - n < kTileRows ? end - n : kTileRows;
+    const int64_t left = end - n, full = left < kTileRows ? left : kTileRows;
+    const int64_t rows = kHasMatrixUnit ? full : (left + blocks - 1) / blocks;
     f(n, static_cast<int>(rows));
     n += rows;
   }
