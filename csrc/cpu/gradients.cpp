@@ -41,6 +41,15 @@ int64_t packed_columns_b(int64_t columns0, int64_t columns1) {
   return padded0 > padded1 ? padded0 : padded1;
 }
 
+// Elements from one packed block of R columns to the next: an odd number of cache lines, as packing
+// writes to all blocks in turn, which must not share a few sets of the L1 cache.
+template <typename C>
+int64_t block_stride(int64_t operands) {
+  constexpr int64_t line = 64 / sizeof(C);
+  const int64_t size = operands * kTileRows;
+  return kHasMatrixUnit ? size : ((size + line - 1) / line | 1) * line;
+}
+
 template <typename E>
 struct OuterProducts {
   using C = Compute<E>;
@@ -172,13 +181,13 @@ struct OuterProducts {
   }
 
   void pack_a_in_order(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
-    const int64_t block_size = operands<E>(count) * R;
+    const int64_t stride = block_stride<C>(operands<E>(count));
     C* out = packed_a;
     for (int64_t i = row; i < row + count; i += kDeep, out += R) {
       if constexpr (kDeep == 1) {
         C* target = out;
         int64_t j = j_begin;
-        for (; j + R <= j_end; j += R, target += block_size) {
+        for (; j + R <= j_end; j += R, target += stride) {
           __builtin_memcpy(target, args.a[i] + j, R * sizeof(C));
         }
         for (int r = 0; j < j_end && r < R; ++r) {
@@ -187,7 +196,7 @@ struct OuterProducts {
       } else {
         const bool has_next = i + 1 < row + count;
         auto* target = reinterpret_cast<Gradient<E>*>(out);
-        for (int64_t j = j_begin; j < j_end; j += R, target += block_size * kDeep) {
+        for (int64_t j = j_begin; j < j_end; j += R, target += stride * kDeep) {
           for (int r = 0; r < R; ++r) {
             const int64_t at = j + r < j_end ? j + r : j_end - 1;
             target[r * kDeep] = a_row(i)[at];
@@ -203,7 +212,7 @@ struct OuterProducts {
     const int64_t k_count = operands<E>(count);
     const auto run_tile = [&](int64_t j, int64_t column, int vectors) {
       const int rows = static_cast<int>(j_end - j < R ? j_end - j : R);
-      const C* a = packed_a + (j - j_begin) * k_count;
+      const C* a = packed_a + (j - j_begin) / R * block_stride<C>(k_count);
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
       Tile<C> sums;
@@ -292,10 +301,11 @@ void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_e
 
 template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
-  const int64_t padded_a = (a_columns + kTileRows - 1) / kTileRows * kTileRows;
-  const int64_t padded_b = packed_columns_b<Compute<E>>(columns0, columns1);
-  return operands<E>(rows < kBlockRows ? rows : kBlockRows) *
-         ((padded_a < kBlockColumns ? padded_a : kBlockColumns) + padded_b);
+  using C = Compute<E>;
+  const int64_t k_count = operands<E>(rows < kBlockRows ? rows : kBlockRows);
+  const int64_t columns = a_columns < kBlockColumns ? a_columns : kBlockColumns;
+  return k_count * packed_columns_b<C>(columns0, columns1) +
+         (columns + kTileRows - 1) / kTileRows * block_stride<C>(k_count);
 }
 
 #define INSTANTIATE(E)                                                       \
