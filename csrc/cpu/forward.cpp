@@ -241,8 +241,12 @@ struct Forward {
   // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
   // own is multiplied, a line at each k: a quarter, or null.
   const C* next_quarter(const C* packed, int64_t stride, int64_t next_panel, int64_t i) const {
-    if (!packed || next_panel < share.panel_begin || next_panel >= share.panel_end) return nullptr;
-    return packed + next_panel * stride + i / kTileRows % kPanelVectors * (stride / kPanelVectors);
+    const int64_t quarter = i / kTileRows;
+    if (!scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
+        next_panel >= share.panel_end) {
+      return nullptr;
+    }
+    return packed + next_panel * stride + quarter * (stride / kPanelVectors);
   }
 
   // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed.

@@ -26,6 +26,7 @@ struct ForwardScratch {
   const bool hoist;
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
   const bool reorders;         // whether h is copied into the order of summation
+  const bool fetches;          // whether the next panel is fetched into L2 while one is multiplied
   // First, hoisted products or packed panels, which are never both wanted; then:
   const int64_t staged_x, staged_h, staged_m, unprojected, end;
 
@@ -39,6 +40,7 @@ struct ForwardScratch {
         // be fetched from L2 again for each of its blocks.
         reorders(kIsComputed<E> && sizes.packed && hoist && sizes.share_rows < kHoistShare &&
                  sizes.width >= kSpan),
+        fetches(sizes.packed && 2 * weight_bytes(sizes) > kCachedBytes),
         staged_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
         staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
@@ -53,8 +55,7 @@ struct ForwardScratch {
     if (!sizes.packed && sizes.steps == 1) return 0;
     int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
     if (sizes.share_rows >= kHoistShare) {
-      const int64_t bytes = panel_size(sizes) * sizes.share_panels * int64_t{sizeof(C)};
-      const bool pays = bytes > kCachedBytes && 4 * sizes.share_rows <= kMostHoisted;
+      const bool pays = weight_bytes(sizes) > kCachedBytes && 4 * sizes.share_rows <= kMostHoisted;
       if (!pays || sizes.steps == 1) return 0;
       most = kMostHoisted;
     }
@@ -64,6 +65,9 @@ struct ForwardScratch {
   // Where elements are not operands, rows are converted before they are read by every tile.
   static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
     return kIsComputed<E> ? 0 : rows * operands<E>(k);
+  }
+  static FASTRNN_INLINE int64_t weight_bytes(const ForwardSizes& sizes) {
+    return panel_size(sizes) * sizes.share_panels * int64_t{sizeof(C)};
   }
   static FASTRNN_INLINE int64_t panel_size(const ForwardSizes& sizes) {
     return (operands<E>(sizes.input) + operands<E>(sizes.width)) * kPanelColumns<C>;

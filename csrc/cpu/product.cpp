@@ -44,7 +44,8 @@ FASTRNN_INLINE void with_each(F&& f) {
 template <typename C>
 constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
 
-template <typename M, int R, int V>
+// fetches: whether product.next is to be fetched.
+template <typename M, int R, int V, bool fetches>
 __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
                                         Vec<Compute<M>>* sums) {
   using C = Compute<M>;
@@ -52,7 +53,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
   const C* a[R];
   for (int r = 0; r < R; ++r) a[r] = product.a[r];
   const C* w = product.w;
-  const C* next = product.next ? product.next : w;
+  const int64_t w_stride = product.w_stride;
+  [[maybe_unused]] const C* next = product.next;
   const int64_t spans_end = product.interleaved ? product.k_count / kSpan * kSpan : 0;
   for (int64_t done = 0; done < product.k_count; done += kSumBlock) {
     const int64_t left = product.k_count - done;
@@ -72,12 +74,14 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
         const Vec<C> value = broadcast(a[r][offset]);
         for (int v = 0; v < V; ++v) block[r][v] = multiply_add<M>(value, weight[v], block[r][v]);
       }
-      if constexpr (R > kTwoPanelRows) {
+      if constexpr (fetches) {
         __builtin_prefetch(next, 0, 2);
         next += kLineElements<C>;
       }
-      w += product.w_stride;
+      w += w_stride;
       offset += step;
+      // One index for all rows of a, not a pointer for each: 3 to 5% on Granite Rapids.
+      asm("" : "+r"(offset));
     }
     if (done == 0 && !product.accumulate) {
       for (int r = 0; r < R; ++r) {
@@ -234,12 +238,18 @@ void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors
 #else
   if (vectors > kPanelVectors) {
     with_constant<kTwoPanelRows>(
-        rows, [&](auto r) { multiply<M, decltype(r)::value, 2 * kPanelVectors>(product, sums); });
+        rows,
+        [&](auto r) { multiply<M, decltype(r)::value, 2 * kPanelVectors, false>(product, sums); });
     return;
   }
   with_constant<kTileRows>(rows, [&](auto r) {
     with_constant<kPanelVectors>(vectors, [&](auto v) {
-      multiply<M, decltype(r)::value, decltype(v)::value>(product, sums);
+      constexpr int R = decltype(r)::value, V = decltype(v)::value;
+      if (R > kTwoPanelRows && V == kPanelVectors && product.next) {
+        multiply<M, R, V, (R > kTwoPanelRows && V == kPanelVectors)>(product, sums);
+      } else {
+        multiply<M, R, V, false>(product, sums);
+      }
     });
   });
 #endif
