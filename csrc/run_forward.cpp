@@ -27,12 +27,13 @@ class Workspace {
   c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
   C* zeros = nullptr;                     // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs, bool diagonal, int threads,
-            const at::TensorOptions& options)
+  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs_ih, bool packs_hh,
+            bool diagonal, int threads, const at::TensorOptions& options)
       : cells(diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
-        packs_(packs),
+        packs_ih_(packs_ih),
+        packs_hh_(packs_hh),
         diagonal_(diagonal),
         input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
         scratch_size_(measure_scratch(threads)),
@@ -56,8 +57,10 @@ class Workspace {
     for (size_t i = 0; i < cells.size(); ++i) {
       CellMemory& cell = cells[i];
       const int64_t input = diagonal_ ? stack_.layer_input(i) : input_;
-      if (packs_) {
+      if (packs_ih_) {
         f(cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden));
+      }
+      if (packs_hh_) {
         f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
       }
       f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
@@ -81,22 +84,22 @@ class Workspace {
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch(int threads) const {
     if (diagonal_) {
-      const ForwardSizes sizes{stack_.steps, input_,           stack_.hidden, stack_.width,
-                               packs_,       stack_.projected, stack_.batch,  panels()};
-      return threads * Arena<C>::padded(kernels_.forward_scratch(sizes));
+      return threads * Arena<C>::padded(kernels_.forward_scratch(sizes(stack_.batch, panels())));
     }
     int64_t most = 0;
     for (int size = 1; size <= threads; ++size) {
       const Plan plan = make_plan(size, stack_, stack_.directions, panels(), forward_work(stack_));
-      ForwardSizes sizes{stack_.steps,     input_, stack_.hidden,  stack_.width, packs_,
-                         stack_.projected, 0,      panels_of(plan)};
       for (int part = 0; part < plan.row_parts; ++part) {
         const auto [begin, end] = split_rows(stack_, plan.row_parts, part);
-        sizes.share_rows = end - begin;
-        most = std::max(most, size * Arena<C>::padded(kernels_.forward_scratch(sizes)));
+        const ForwardSizes share = sizes(end - begin, panels_of(plan));
+        most = std::max(most, size * Arena<C>::padded(kernels_.forward_scratch(share)));
       }
     }
     return most;
+  }
+  ForwardSizes sizes(int64_t share_rows, int64_t share_panels) const {
+    return {stack_.steps, input_,           stack_.hidden, stack_.width, packs_ih_,
+            packs_hh_,    stack_.projected, share_rows,    share_panels};
   }
   int64_t panels_of(const Plan& plan) const {
     return Kernels<E>::divide_up(panels(), plan.unit_parts);
@@ -104,7 +107,7 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const bool packs_, diagonal_;
+  const bool packs_ih_, packs_hh_, diagonal_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
@@ -125,6 +128,19 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   return stack.steps > 6 && stack.rows > (stack.batch == 1 ? 20 : 12);
 }
 
+// Whether w_ih too is packed as a whole where w_hh is. It is not if it is large and x of all steps
+// is few enough rows to be multiplied ahead at once: its panels, each wanted once, are then packed
+// when they are, into memory that is in cache. But rows that are divided among threads would each
+// pack all.
+template <typename E>
+bool packs_input(const Stack& stack, int threads, int64_t panels) {
+  constexpr int64_t kLargeBytes = 1 << 20;
+  const int64_t input = std::max(stack.input, stack.layers > 1 ? stack.layer_width() : 0);
+  const bool large = stack.gates() * input * int64_t{sizeof(E)} > kLargeBytes;
+  if (!large || stack.rows > kMostHoisted || stack.batch < kHoistBelow) return true;
+  return make_plan(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
+}
+
 // Packs this member's part of one direction's weights.
 template <typename E>
 void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& args,
@@ -132,8 +148,10 @@ void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& a
           const Member& member) {
   const auto [begin, end] = member.part(kernels.cell_panels(args.cell, args.hidden));
   kernels.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
-  if (args.packed_hh) {
+  if (args.packed_ih) {
     kernels.pack_gates(args.cell, args.w_ih, args.input, args.hidden, memory.packed_ih, begin, end);
+  }
+  if (args.packed_hh) {
     kernels.pack_gates(args.cell, args.w_hh, args.width, args.hidden, memory.packed_hh, begin, end);
   }
   if (stack.projected) {
@@ -210,13 +228,15 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   std::optional<Reserve<E>> reserve;
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
-  const bool packs = packs_weights<E>(stack, kernels.tile_rows);
+  const bool packs_hh = packs_weights<E>(stack, kernels.tile_rows);
   const double cell_flops = 2. * stack.rows * stack.gates() * (stack.layer_input(0) + stack.width);
   int threads = thread_count(cell_flops * stack.directions);
   const int at_once = find_diagonal(stack, kernels, threads);
   const bool diagonal = at_once > 0;
   if (diagonal) threads = at_once;
-  Workspace<E> workspace(stack, kernels, packs, diagonal, threads, x.options());
+  const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
+  const bool packs_ih = packs_hh && (diagonal || packs_input<E>(stack, threads, panels));
+  Workspace<E> workspace(stack, kernels, packs_ih, packs_hh, diagonal, threads, x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);

@@ -24,8 +24,8 @@ struct Forward {
 
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
-                                   args.packed_hh != nullptr, args.packed_w_hr != nullptr,
-                                   share_rows, shared_panels}};
+                                   args.packed_ih != nullptr, args.packed_hh != nullptr,
+                                   args.packed_w_hr != nullptr, share_rows, shared_panels}};
   const bool hoist = scratch.hoist;
   C* const products = share.scratch;  // (steps, shared_panels, rows of the step, 4, L), if hoist
   C* const staged_x = share.scratch + scratch.staged_x;
@@ -133,9 +133,13 @@ struct Forward {
       if (step_rows > 0) step_products += step_rows * shared_panels * kPanelColumns<C>;
     }
     for_panels(count, false, [&](int64_t panel, int vectors) {
+      const C* const packed_ih =
+          scratch.packs_input
+              ? pack_panels(args.w_ih, args.input, panel, vectors, share.scratch + scratch.packed_x)
+              : args.packed_ih;
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_weights(rows + first, args.packed_ih, args.w_ih, args.input, panel, block, vectors,
+        multiply_weights(rows + first, packed_ih, args.w_ih, args.input, panel, block, vectors,
                          sums, false, next_quarter(args.packed_ih, x_stride, panel + 1, first));
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
@@ -164,21 +168,22 @@ struct Forward {
     }
     Step at = step;
     for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
-      if (scratch.packs_panels) pack_panels(panel, vectors, at);
+      if (scratch.packs_panels) {
+        C* const packed_x = share.scratch;
+        C* const packed_h = packed_x + scratch.panels_ahead * x_stride;
+        at.packed_ih = pack_panels(args.w_ih, args.input, panel, vectors, packed_x);
+        at.packed_hh = pack_panels(args.w_hh, args.width, panel, vectors, packed_h);
+      }
       for_row_blocks(share.row_begin, step.row_end,
                      [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
     });
   }
 
-  // Packs the panel, or two, into the scratch, where `at` then finds them.
-  void pack_panels(int64_t panel, int vectors, Step& at) const {
-    C* const packed_ih = share.scratch - panel * x_stride;
-    C* const packed_hh = share.scratch + scratch.panels_ahead * x_stride - panel * h_stride;
-    const int64_t end = panel + (vectors > kPanelVectors ? 2 : 1);
-    pack_gates(args.cell, args.w_ih, args.input, hidden, packed_ih, panel, end);
-    pack_gates(args.cell, args.w_hh, args.width, hidden, packed_hh, panel, end);
-    at.packed_ih = packed_ih;
-    at.packed_hh = packed_hh;
+  // Packs a panel of w, or two, to `out`. Returns where panel 0 would then begin.
+  const C* pack_panels(const E* w, int64_t k, int64_t panel, int vectors, C* out) const {
+    C* const packed = out - panel * operands<E>(k) * kPanelColumns<C>;
+    pack_gates(args.cell, w, k, hidden, packed, panel, panel + (vectors > kPanelVectors ? 2 : 1));
+    return packed;
   }
 
   // Calls f(panel, vectors) over the share's panels, two full ones at a time where few rows are to

@@ -9,9 +9,9 @@ namespace fastrnn::FASTRNN_ISA {
 // With fewer rows than this in a share, x is multiplied ahead: they would not fill a tile.
 constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
 
-// So it is with up to a quarter of kMostHoisted rows if the share's weights exceed a cache: those
-// of x are then read once for so many rows of several steps.
-constexpr int64_t kMostHoisted = 128;
+// So it is with up to a quarter of kWideHoist rows if the share's weights exceed a cache: those of
+// x are then read once for so many rows of several steps.
+constexpr int64_t kWideHoist = 128;
 constexpr int64_t kCachedBytes = 1 << 20;
 
 // Where the parts of a share's scratch begin.
@@ -22,27 +22,32 @@ struct ForwardScratch {
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
   // elements are operands; else each panel is packed before it is used, at every step.
   const bool packs_panels;
+  // Whether x of all steps is multiplied ahead at once: a panel of w_ih is packed before that.
+  const bool packs_input;
   const int64_t hoist_rows;  // at most, of all steps together
   const bool hoist;
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
   const bool reorders;         // whether h is copied into the order of summation
   const bool fetches;          // whether the next panel is fetched into L2 while one is multiplied
-  // First, hoisted products or packed panels, which are never both wanted; then:
-  const int64_t staged_x, staged_h, staged_m, unprojected, end;
+  // First, hoisted products or packed panels, which are never both wanted; packed_x: room for two
+  // panels of w_ih, if packs_input; then:
+  const int64_t packed_x, staged_x, staged_h, staged_m, unprojected, end;
 
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
-      : packs_panels(!sizes.packed &&
+      : packs_panels(!sizes.packed_hh &&
                      (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+        packs_input(sizes.packed_hh && !sizes.packed_ih),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
-        reorders(kIsComputed<E> && sizes.packed && hoist && sizes.share_rows < kHoistShare &&
+        reorders(kIsComputed<E> && sizes.packed_hh && hoist && sizes.share_rows < kHoistShare &&
                  sizes.width >= kSpan),
-        fetches(sizes.packed && 2 * weight_bytes(sizes) > kCachedBytes),
-        staged_x(packs_panels ? panels_ahead * panel_size(sizes)
+        fetches(sizes.packed_hh && 2 * weight_bytes(sizes) > kCachedBytes),
+        packed_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
+        staged_x(packed_x + (packs_input ? 2 * operands<E>(sizes.input) * kPanelColumns<C> : 0)),
         staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
         staged_m(staged_h + (reorders ? sizes.share_rows * sizes.width
                                       : staged(sizes.width, sizes.share_rows))),
@@ -52,12 +57,14 @@ struct ForwardScratch {
   // Rows whose x is multiplied ahead; 0: none. One row a step leaves L2 to the recurrent weights:
   // half as many products then disturb it less.
   static FASTRNN_INLINE int64_t most_hoisted(const ForwardSizes& sizes) {
-    if (!sizes.packed && sizes.steps == 1) return 0;
+    if (!sizes.packed_hh && sizes.steps == 1) return 0;
     int64_t most = sizes.share_rows == 1 ? kHoistRows / 2 : kHoistRows;
-    if (sizes.share_rows >= kHoistShare) {
-      const bool pays = weight_bytes(sizes) > kCachedBytes && 4 * sizes.share_rows <= kMostHoisted;
-      if (!pays || sizes.steps == 1) return 0;
+    if (sizes.packed_hh && !sizes.packed_ih) {
       most = kMostHoisted;
+    } else if (sizes.share_rows >= kHoistShare) {
+      const bool pays = weight_bytes(sizes) > kCachedBytes && 4 * sizes.share_rows <= kWideHoist;
+      if (!pays || sizes.steps == 1) return 0;
+      most = kWideHoist;
     }
     const int64_t rows = sizes.share_rows * sizes.steps;
     return rows < most ? rows : most;

@@ -53,6 +53,9 @@ constexpr int kPanelVectors = 4;
 constexpr int64_t kHoistBelow = 6;
 constexpr int64_t kHoistRows = 48;
 
+// No more rows than this are ever multiplied ahead together.
+constexpr int64_t kMostHoisted = 192;
+
 // Columns of weights that are read in place without being transposed: whole spans of so many.
 constexpr int64_t kSpan = 256;
 
@@ -69,7 +72,8 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh;          // (G, I), (G, P)
-  // Those as written by pack_gates; null: they are read in place or packed panel by panel.
+  // Those as written by pack_gates; null: they are read in place or packed panel by panel. w_ih alone
+  // may be null if there are at most kMostHoisted rows in all.
   const C *packed_ih, *packed_hh;
   const C* bias;         // as written by pack_bias
   const C* packed_w_hr;  // (P, H) as written by pack_gates for an Elman cell; null: no projection
@@ -87,7 +91,7 @@ struct ForwardArgs {
 // and of Share (panels may be more than it has).
 struct ForwardSizes {
   int64_t steps, input, hidden, width;
-  bool packed, projected;
+  bool packed_ih, packed_hh, projected;
   int64_t share_rows, share_panels;
 };
 

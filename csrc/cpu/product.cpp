@@ -237,9 +237,9 @@ void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors
   });
 #else
   if (vectors > kPanelVectors) {
-    with_constant<kTwoPanelRows>(
-        rows,
-        [&](auto r) { multiply<M, decltype(r)::value, 2 * kPanelVectors, false>(product, sums); });
+    with_constant<kTwoPanelRows>(rows, [&](auto r) {
+      multiply<M, decltype(r)::value, 2 * kPanelVectors, false>(product, sums);
+    });
     return;
   }
   with_constant<kTileRows>(rows, [&](auto r) {

@@ -16,6 +16,7 @@ struct ForwardRun {
   const bool lstm = shape.cell == Cell::lstm;
   const bool kept;      // what the backward pass needs
   const bool in_place;  // the weights are read where they lie
+  const bool packs_ih;  // else w_ih alone is not packed as a whole
   const double scale = 1 / std::sqrt(double(shape.H + shape.I));
 
   Rows<E> x{"x", draw, shape, shape.I, true};
@@ -47,7 +48,8 @@ struct ForwardRun {
         shape(shape),
         draw(draw),
         kept(kept),
-        in_place(draw.one_in(shape.T == 1 ? 2 : 8)) {
+        in_place(draw.one_in(shape.T == 1 ? 2 : 8)),
+        packs_ih(!in_place && (shape.rows() > kMostHoisted || !draw.one_in(3))) {
     x.fill(draw, shape);
   }
 
@@ -68,7 +70,7 @@ struct ForwardRun {
     a.c0_stride = c0.stride;
     a.w_ih = w_ih.data();
     a.w_hh = w_hh.data();
-    a.packed_ih = in_place ? nullptr : packed_ih.data();
+    a.packed_ih = packs_ih ? packed_ih.data() : nullptr;
     a.packed_hh = in_place ? nullptr : packed_hh.data();
     a.bias = bias.data();
     a.packed_w_hr = shape.projected ? packed_w_hr.data() : nullptr;
@@ -98,6 +100,7 @@ struct ForwardRun {
                                 shape.I,
                                 shape.H,
                                 shape.P,
+                                packs_ih,
                                 !in_place,
                                 shape.projected,
                                 share.row_end - share.row_begin,
@@ -110,8 +113,10 @@ struct ForwardRun {
     const auto [begin, end] = member.part(panels());
     kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
                       has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
-    if (!in_place) {
+    if (packs_ih) {
       kernels.pack_gates(shape.cell, w_ih.data(), shape.I, shape.H, packed_ih.data(), begin, end);
+    }
+    if (!in_place) {
       kernels.pack_gates(shape.cell, w_hh.data(), shape.P, shape.H, packed_hh.data(), begin, end);
     }
     if (!shape.projected) return;
