@@ -128,16 +128,16 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   return stack.steps > 6 && stack.rows > (stack.batch == 1 ? 20 : 12);
 }
 
-// Whether w_ih too is packed as a whole where w_hh is. It is not if it is large and x of all steps
-// is few enough rows to be multiplied ahead at once: its panels, each wanted once, are then packed
-// when they are, into memory that is in cache. But rows that are divided among threads would each
-// pack all.
+// Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough
+// rows to be multiplied ahead at once: its panels, each wanted once, are then packed when they are,
+// into memory that is in cache. But where rows are divided among threads, each would pack all.
 template <typename E>
 bool packs_input(const Stack& stack, int threads, int64_t panels) {
-  constexpr int64_t kLargeBytes = 1 << 20;
+  constexpr int64_t kSmallBytes = 128 << 10;
   const int64_t input = std::max(stack.input, stack.layers > 1 ? stack.layer_width() : 0);
-  const bool large = stack.gates() * input * int64_t{sizeof(E)} > kLargeBytes;
-  if (!large || stack.rows > kMostHoisted || stack.batch < kHoistBelow) return true;
+  if (stack.gates() * input * int64_t{sizeof(E)} <= kSmallBytes) return true;
+  // The products then take up to twice the memory of the packed weights.
+  if (stack.rows > std::min(2 * input, kMostHoisted)) return true;
   return make_plan(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
 }
 

@@ -54,7 +54,7 @@ constexpr int64_t kHoistBelow = 6;
 constexpr int64_t kHoistRows = 48;
 
 // No more rows than this are ever multiplied ahead together.
-constexpr int64_t kMostHoisted = 192;
+constexpr int64_t kMostHoisted = 512;
 
 // Columns of weights that are read in place without being transposed: whole spans of so many.
 constexpr int64_t kSpan = 256;
