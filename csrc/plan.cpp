@@ -11,13 +11,13 @@ namespace {
 // Work for which another thread pays: about 10 us of it, against a few to wake the thread.
 constexpr double kFlopsPerThread = 1e6;
 
-// Rows of a thread from which on a batch is divided without asking what else there is; and where a
-// layer has so many bytes of weights that each thread would read them from L3 at every step.
+// Fewer rows of a thread leave it waiting for the weights: they cost it another one. A layer of so
+// many bytes is read from L3 at every step, which takes as long as so many rows.
 constexpr int64_t kRowsPerThread = 4, kRowsOfLargeLayer = 17;
 constexpr double kLargeBytes = 4 << 20;
 
-// Where fewer rows are to be divided, costs decide. They are counted in operations that a product
-// does meanwhile, some 130 a ns on the reference machine, and fitted there to two threads.
+// Costs are counted in operations that a product does meanwhile, some 130 a ns on the reference
+// machine, and were fitted there to two threads.
 constexpr double kStepCost = 1e4;      // of any step
 constexpr double kBarrierCost = 15e3;  // of a barrier, for each thread that waits there
 constexpr double kExchangeCost = 50;   // of an element that another thread's core has written
@@ -29,15 +29,22 @@ constexpr double kLstmCost = 250, kElmanCost = 100;  // of a hidden unit's activ
 constexpr int64_t kDiagonalBytes = 768 << 10;
 constexpr double kDiagonalMisses = 1.25;
 
-// A step of the rows of one thread, and of that share of their hidden units: reading the weights
-// costs as much as another row.
+// A step of the rows of one thread, and of that share of their hidden units.
 double step_cost(const Plan& plan, const Stack& stack, int64_t panels, const StepWork& work) {
   const double rows = std::ceil(double(stack.rows) / stack.steps / plan.row_parts);
+  double paid = rows < kRowsPerThread ? rows + 1 : rows;
+  if (2 * work.products >= kLargeBytes) paid = std::max<double>(paid, kRowsOfLargeLayer);
   const double share = std::ceil(double(panels) / plan.unit_parts) / panels;
   const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
-  const double cost = kStepCost + (rows + 1) * (work.products + activations) * share;
+  const double cost = kStepCost + paid * (work.products + activations) * share;
   if (plan.unit_parts == 1) return cost;
   return cost + kBarrierCost * plan.unit_parts + kExchangeCost * rows * work.exchanged;
+}
+
+// A layer, all steps. Threads that divide rows read the weights that the others have packed.
+double layer_cost(const Plan& plan, const Stack& stack, int64_t panels, const StepWork& work) {
+  const double steps = stack.steps * step_cost(plan, stack, panels, work);
+  return steps + kExchangeCost * work.products / 2 * (plan.row_parts - 1) / plan.row_parts;
 }
 
 }  // namespace
@@ -52,9 +59,6 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
   if (threads == 1) return {1, 1, 1};
   // One step without a projection needs no barrier, and each weight is then one thread's to pack.
   const bool free_barrier = stack.steps == 1 && !stack.projected;
-  const bool large = 2 * work.products >= kLargeBytes;  // of floats
-  const int64_t rows_per_thread = large ? kRowsOfLargeLayer : kRowsPerThread;
-  if (!free_barrier && stack.batch >= rows_per_thread * threads) return {1, threads, 1};
   if (directions == 2 && threads % 2 == 0) {
     Plan plan = make_plan(threads / 2, stack, 1, panels, work);
     plan.direction_groups = 2;
@@ -63,10 +67,11 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
   const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
   if (stack.projected) return rows;
   if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
-  const auto cost = [&](const Plan& plan) { return step_cost(plan, stack, panels, work); };
   // A thread more saves ever less work, and makes every barrier longer.
-  const int64_t useful = std::max(1., std::sqrt(cost({1, 1, 1}) / kBarrierCost));
+  const int64_t useful =
+      std::max(1., std::sqrt(step_cost({1, 1, 1}, stack, panels, work) / kBarrierCost));
   const Plan units = {1, 1, static_cast<int>(std::min({int64_t{threads}, panels, useful}))};
+  const auto cost = [&](const Plan& plan) { return layer_cost(plan, stack, panels, work); };
   return cost(units) < cost(rows) ? units : rows;
 }
 
@@ -93,7 +98,7 @@ int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t pa
   const double diagonal =
       block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
   const Plan plan = make_plan(threads, stack, 1, panels, work);
-  const double in_turn = stack.layers * stack.steps * step_cost(plan, stack, panels, work);
+  const double in_turn = stack.layers * layer_cost(plan, stack, panels, work);
   return diagonal < in_turn ? members : 0;
 }
 

@@ -170,8 +170,12 @@ void run_layer(const Stack& stack, const ForwardArgs<E>* args, const CellWeights
   run_team(threads, [&](const Member& member) {
     const Plan plan = make_plan(member.size, stack, stack.directions, panels, forward_work(stack));
     if (member.index == 0) barriers[0].size = barriers[1].size = plan.unit_parts;
+    // Each direction by those who read it.
+    const int group_size = member.size / plan.direction_groups;
+    const Member packer{member.index % group_size, group_size, nullptr};
     for (int64_t d = 0; d < stack.directions; ++d) {
-      pack(stack, kernels, args[d], weights[d], workspace.cells[d], member);
+      if (d % plan.direction_groups != member.index / group_size) continue;
+      pack(stack, kernels, args[d], weights[d], workspace.cells[d], packer);
     }
     member.wait();
     auto mine = assign<Compute<E>>(plan, stack, member.index, panels, barriers);
