@@ -26,7 +26,7 @@ constexpr int64_t kRowsInPlace = 2;
 // full.
 constexpr int64_t kRowUnit = 48;
 
-// Where the gradients of one direction's weights go; null: not wanted.
+// Where the gradients of one direction's weights are summed; null: not wanted.
 template <typename C>
 struct WeightGradients {
   C *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
@@ -152,7 +152,7 @@ class BackwardRun {
   int64_t collect_rows(const Direction<E>& direction, int64_t s_begin, int64_t s_end);
   WeightGradients<C> gradients_of(const Direction<E>& direction);
   void finish_chunk(const Direction<E>& direction, const WeightGradients<C>& gradients,
-                    int64_t rows, bool first, const Member& member);
+                    int64_t rows, bool first, bool last, const Member& member);
   void finish_gradients(const Direction<E>& direction, const WeightGradients<C>& gradients);
 
   const Stack& stack_;
@@ -264,7 +264,7 @@ WeightGradients<Compute<E>> BackwardRun<E>::gradients_of(const Direction<E>& dir
   return gradients;
 }
 
-// Both biases have the same gradient, and sums of another type than the weights are converted.
+// Both biases have the same gradient, and sums of another type than theirs are converted.
 template <typename E>
 void BackwardRun<E>::finish_gradients(const Direction<E>& direction,
                                       const WeightGradients<C>& gradients) {
@@ -278,21 +278,22 @@ void BackwardRun<E>::finish_gradients(const Direction<E>& direction,
       if (!sums) return;
       gradient.copy_(at::from_blob(sums, gradient.sizes(), gradient.options().dtype(at::kFloat)));
     };
-    convert(0, gradients.w_ih);
-    convert(1, gradients.w_hh);
     if (stack_.has_biases) {
       convert(2, gradients.b_ih);
       convert(3, gradients.b_hh);
     }
-    if (stack_.projected) convert(stack_.weights_per_cell() - 1, gradients.w_hr);
   }
 }
 
 template <typename E>
 void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
                                   const WeightGradients<C>& gradients, int64_t rows, bool first,
-                                  const Member& member) {
+                                  bool last, const Member& member) {
   C* const scratch = scratch_ + member.index * scratch_size_;
+  // The last chunk leaves sums of another type than the weights' in their gradients.
+  const auto result = [&](const C* sums, int64_t i) {
+    return last && sums && !kIsComputed<E> ? mutable_elements<E>(direction.dweights[i]) : nullptr;
+  };
   if (direction.dx.data) {
     const auto [begin, end] = member.part(rows);
     kernels_.row_product(
@@ -303,20 +304,23 @@ void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
   C* const bias_sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;
   if (gradients.w_ih || gradients.w_hh || bias_sums) {
     const auto [begin, end] = member.part(stack_.gates(), kRowUnit);
-    kernels_.outer_product({dgate_rows_.data(),
-                            rows,
-                            {{x_rows_.data(), direction.input, gradients.w_ih},
-                             {h_rows_.data(), stack_.width, gradients.w_hh}},
-                            bias_sums,
-                            !first,
-                            scratch},
-                           begin, end);
+    kernels_.outer_product(
+        {dgate_rows_.data(),
+         rows,
+         {{x_rows_.data(), direction.input, gradients.w_ih, result(gradients.w_ih, 0)},
+          {h_rows_.data(), stack_.width, gradients.w_hh, result(gradients.w_hh, 1)}},
+         bias_sums,
+         !first,
+         scratch},
+        begin, end);
   }
   if (gradients.w_hr) {
     const auto [begin, end] = member.part(stack_.width, kRowUnit);
     kernels_.outer_product({dprojected_rows_.data(),
                             rows,
-                            {{m_rows_.data(), stack_.hidden, gradients.w_hr}, {}},
+                            {{m_rows_.data(), stack_.hidden, gradients.w_hr,
+                              result(gradients.w_hr, stack_.weights_per_cell() - 1)},
+                             {}},
                             nullptr,
                             !first,
                             scratch},
@@ -348,7 +352,7 @@ void BackwardRun<E>::run(Direction<E>& direction) {
       if (mine.works) kernels_.backward(args, mine.share, s, s_end);
       if (member.index == 0) rows = collect_rows(direction, s, s_end);
       member.wait();
-      finish_chunk(direction, gradients, rows, s == 0, member);
+      finish_chunk(direction, gradients, rows, s == 0, s_end == stack_.steps, member);
       member.wait();
     }
   });

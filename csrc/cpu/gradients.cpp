@@ -85,17 +85,17 @@ struct OuterProducts {
     }
     for (int64_t row = 0; row < args.rows; row += kBlockRows) {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
-      const bool accumulate = args.accumulate || row > 0;
+      const bool accumulate = args.accumulate || row > 0, last = row + count == args.rows;
       if (args.column_sums) sum_columns(row, count, j_begin, j_end, accumulate);
       for (int first = 0; first < 2; first += together) {
-        run_products(first, row, count, j_begin, j_end, accumulate);
+        run_products(first, row, count, j_begin, j_end, accumulate, last);
       }
     }
   }
 
   // Those that are packed together, from the first on.
   void run_products(int first, int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
-                    bool accumulate) const {
+                    bool accumulate, bool last) const {
     bool wanted = false;
     for (int i = first; i < first + together; ++i) {
       if (!args.products[i].out) continue;
@@ -107,7 +107,7 @@ struct OuterProducts {
       pack_a(row, count, j, end);
       for (int i = first; i < first + together; ++i) {
         if (args.products[i].out) {
-          run_block(args.products[i], packed_b[i], count, j, end, accumulate);
+          run_block(args.products[i], packed_b[i], count, j, end, accumulate, last);
         }
       }
     }
@@ -208,7 +208,8 @@ struct OuterProducts {
   }
 
   void run_block(const OuterProduct<E>& product, const C* b, int64_t count, int64_t j_begin,
-                 int64_t j_end, bool accumulate) const {
+                 int64_t j_end, bool accumulate, bool last) const {
+    E* const result = last ? product.result : nullptr;
     const int64_t k_count = operands<E>(count);
     const auto run_tile = [&](int64_t j, int64_t column, int vectors) {
       const int rows = static_cast<int>(j_end - j < R ? j_end - j : R);
@@ -223,7 +224,11 @@ struct OuterProducts {
       for (int r = 0; r < rows; ++r, out += product.columns) {
         Vec<C>* row = sums.at + r * vectors;
         if (accumulate) add_row(out, column, product.columns, vectors, row);
-        store_row(out, column, product.columns, vectors, row);
+        if (result) {
+          store_row(result + (j + r) * product.columns, column, product.columns, vectors, row);
+        } else {
+          store_row(out, column, product.columns, vectors, row);
+        }
       }
     };
     if (product.columns * k_count * static_cast<int64_t>(sizeof(C)) <= kSmallBytes) {

@@ -154,6 +154,7 @@ struct OuterProduct {
   const E* const* b;
   int64_t columns;  // of b and of out
   Compute<E>* out;  // null: not wanted
+  E* result;        // null, or where the sum goes that is complete with these rows
 };
 
 // Those of the weights that share a; and their bias's: column_sums[j] (+)= sum over rows of

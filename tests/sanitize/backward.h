@@ -37,6 +37,11 @@ struct BackwardRun {
   Array<C> dw_hr{"dw_hr", shape.projected ? shape.P * shape.H : 0};
   const bool wants_dw_ih = !draw.one_in(4), wants_dw_hh = !draw.one_in(4),
              wants_db = !draw.one_in(4);
+  // Whether weights' gradients are left as elements by the last chunk.
+  const bool stores_results = !kIsComputed<E> && !draw.one_in(3);
+  Array<E> dw_ih_result{"dw_ih_result", stores_results ? dw_ih.size() : 0, true};
+  Array<E> dw_hh_result{"dw_hh_result", stores_results ? dw_hh.size() : 0};
+  Array<E> dw_hr_result{"dw_hr_result", stores_results ? dw_hr.size() : 0};
   BackwardArgs<E> args{};
   // The rows of a chunk.
   std::vector<const C*> dgate_rows, dprojected_rows;
@@ -156,7 +161,10 @@ struct BackwardRun {
     }
   }
 
-  void finish_chunk(bool first, const Member& member) {
+  void finish_chunk(bool first, bool last, const Member& member) {
+    const auto result = [&](Array<E>& array) {
+      return last && stores_results ? array.data() : nullptr;
+    };
     const int64_t rows = dgate_rows.size();
     const auto [row_begin, row_end] = member.part(rows);
     const Array<C> panel("row_scratch",
@@ -167,20 +175,21 @@ struct BackwardRun {
     const Array<C> scratch("outer_scratch",
                            kernels.outer_product_scratch(shape.gates(), shape.I, shape.P, rows));
     const auto [begin, end] = member.part(shape.gates());
-    kernels.outer_product({dgate_rows.data(),
-                           rows,
-                           {{x_rows.data(), shape.I, wants_dw_ih ? dw_ih.data() : nullptr},
-                            {h_rows.data(), shape.P, wants_dw_hh ? dw_hh.data() : nullptr}},
-                           wants_db ? db.data() : nullptr,
-                           !first,
-                           scratch.data()},
-                          begin, end);
+    kernels.outer_product(
+        {dgate_rows.data(),
+         rows,
+         {{x_rows.data(), shape.I, wants_dw_ih ? dw_ih.data() : nullptr, result(dw_ih_result)},
+          {h_rows.data(), shape.P, wants_dw_hh ? dw_hh.data() : nullptr, result(dw_hh_result)}},
+         wants_db ? db.data() : nullptr,
+         !first,
+         scratch.data()},
+        begin, end);
     if (!shape.projected) return;
     const Array<C> other("outer_scratch", kernels.outer_product_scratch(shape.P, shape.H, 0, rows));
     const auto [first_row, last_row] = member.part(shape.P);
     kernels.outer_product({dprojected_rows.data(),
                            rows,
-                           {{m_rows.data(), shape.H, dw_hr.data()}, {}},
+                           {{m_rows.data(), shape.H, dw_hr.data(), result(dw_hr_result)}, {}},
                            nullptr,
                            !first,
                            other.data()},
@@ -200,7 +209,7 @@ struct BackwardRun {
         kernels.backward(args, shares[member.index], s, s_end);
         if (member.index == 0) collect_rows(s, s_end);
         member.wait();
-        finish_chunk(s == 0, member);
+        finish_chunk(s == 0, s_end == shape.T, member);
         member.wait();
       }
     });
@@ -217,11 +226,20 @@ struct BackwardRun {
     expect(dx.gaps_untouched(shape), "dx was written between its rows");
     if (wants_dh0) expect_near("dh0", Matrix(dh.data(), shape.N, shape.P), naive.dh, tolerance);
     if (lstm) expect_near("dc0", Matrix(dc.data(), shape.N, shape.H), naive.dc, tolerance);
-    if (wants_dw_ih) expect_near("dw_ih", Matrix(dw_ih.data(), G, shape.I), naive.dw_ih, tolerance);
-    if (wants_dw_hh) expect_near("dw_hh", Matrix(dw_hh.data(), G, shape.P), naive.dw_hh, tolerance);
+    const auto summed = [&](const Array<C>& sums, const Array<E>& result, int64_t rows,
+                            int64_t columns) {
+      return stores_results ? Matrix(result.data(), rows, columns)
+                            : Matrix(sums.data(), rows, columns);
+    };
+    if (wants_dw_ih) {
+      expect_near("dw_ih", summed(dw_ih, dw_ih_result, G, shape.I), naive.dw_ih, tolerance);
+    }
+    if (wants_dw_hh) {
+      expect_near("dw_hh", summed(dw_hh, dw_hh_result, G, shape.P), naive.dw_hh, tolerance);
+    }
     if (wants_db) expect_near("db", Matrix(db.data(), 1, G), naive.db, tolerance);
     if (shape.projected) {
-      expect_near("dw_hr", Matrix(dw_hr.data(), shape.P, shape.H), naive.dw_hr, tolerance);
+      expect_near("dw_hr", summed(dw_hr, dw_hr_result, shape.P, shape.H), naive.dw_hr, tolerance);
     }
   }
 };
