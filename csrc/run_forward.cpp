@@ -119,7 +119,7 @@ class Workspace {
 // packing a panel before it is used, for one step.
 template <typename E>
 bool packs_weights(const Stack& stack, int tile_rows) {
-  if (stack.steps == 1) return stack.projected && stack.batch > tile_rows;
+  if (stack.steps == 1) return false;
   if (!kIsComputed<E> || stack.batch >= kHoistBelow || stack.batch > tile_rows) return true;
   const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
   const int64_t input = stack.layer_input(0);
