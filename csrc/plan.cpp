@@ -38,7 +38,8 @@ double step_cost(const Plan& plan, const Stack& stack, int64_t panels, const Ste
   const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
   const double cost = kStepCost + paid * (work.products + activations) * share;
   if (plan.unit_parts == 1) return cost;
-  return cost + kBarrierCost * plan.unit_parts + kExchangeCost * rows * work.exchanged;
+  return cost + kBarrierCost * plan.unit_parts * work.barriers +
+         kExchangeCost * rows * work.exchanged;
 }
 
 // A layer, all steps. Threads that divide rows read the weights that the others have packed.
@@ -65,7 +66,7 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
     return plan;
   }
   const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
-  if (stack.projected) return rows;
+  if (work.barriers == 0) return rows;
   if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
   // A thread more saves ever less work, and makes every barrier longer.
   const int64_t useful =
@@ -78,11 +79,14 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
 StepWork forward_work(const Stack& stack) {
   double inputs = 0;
   for (int64_t layer = 0; layer < stack.layers; ++layer) inputs += stack.layer_input(layer);
-  return {2. * stack.gates() * (inputs / stack.layers + stack.width), stack.hidden};
+  double weights = stack.gates() * (inputs / stack.layers + stack.width);
+  if (!stack.projected) return {2 * weights, stack.hidden, 1};
+  weights += static_cast<double>(stack.width) * stack.hidden;
+  return {2 * weights, stack.hidden + stack.width, 2};
 }
 
 StepWork backward_work(const Stack& stack) {
-  return {2. * stack.gates() * stack.width, stack.gates()};
+  return {2. * stack.gates() * stack.width, stack.gates(), stack.projected ? 0 : 1};
 }
 
 int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes) {

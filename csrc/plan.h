@@ -24,6 +24,7 @@ struct Plan {
 struct StepWork {
   double products;
   int64_t exchanged;
+  int barriers;  // of threads that divide hidden units; 0: they cannot
 };
 StepWork forward_work(const Stack& stack);  // the mean of the layers
 StepWork backward_work(const Stack& stack);

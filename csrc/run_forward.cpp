@@ -22,16 +22,17 @@ class Workspace {
 
   // What a direction of a layer needs: see ForwardArgs.
   struct CellMemory {
-    C *packed_ih, *packed_hh, *bias, *packed_w_hr, *c;
+    C *packed_ih, *packed_hh, *bias, *packed_w_hr, *unprojected, *c;
   };
   c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
   C* zeros = nullptr;                     // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, bool packs_ih, bool packs_hh,
-            bool diagonal, int threads, const at::TensorOptions& options)
+  Workspace(const Stack& stack, const Kernels<E>& kernels, bool training, bool packs_ih,
+            bool packs_hh, bool diagonal, int threads, const at::TensorOptions& options)
       : cells(diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
+        training_(training),
         packs_ih_(packs_ih),
         packs_hh_(packs_hh),
         diagonal_(diagonal),
@@ -66,6 +67,7 @@ class Workspace {
       f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
       if (stack_.projected) {
         f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+        f(cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden);
       }
       if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
         f(cell.c, stack_.batch * stack_.hidden);
@@ -107,7 +109,7 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const bool packs_ih_, packs_hh_, diagonal_;
+  const bool training_, packs_ih_, packs_hh_, diagonal_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
@@ -240,7 +242,8 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (diagonal) threads = at_once;
   const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
   const bool packs_ih = packs_hh && (diagonal || packs_input<E>(stack, threads, panels));
-  Workspace<E> workspace(stack, kernels, packs_ih, packs_hh, diagonal, threads, x.options());
+  Workspace<E> workspace(stack, kernels, training, packs_ih, packs_hh, diagonal, threads,
+                         x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);
@@ -286,6 +289,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.packed_hh = memory.packed_hh;
       a.bias = memory.bias;
       a.packed_w_hr = memory.packed_w_hr;
+      a.unprojected = reinterpret_cast<E*>(memory.unprojected);
       a.h = columns_from(output, d * stack.width);
       a.h_n = final_h + cell * stack.batch * stack.width;
       if (final_c) a.c_n = final_c + cell * stack.batch * stack.hidden;

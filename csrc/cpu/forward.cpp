@@ -31,7 +31,6 @@ struct Forward {
   C* const staged_x = share.scratch + scratch.staged_x;
   C* const staged_h = share.scratch + scratch.staged_h;
   C* const staged_m = share.scratch + scratch.staged_m;
-  C* const unprojected = share.scratch + scratch.unprojected;  // (share_rows, H)
 
   // The state of a step that its tiles read.
   struct Step {
@@ -55,7 +54,10 @@ struct Forward {
         Step step = step_at(s);
         step.products = step_products;
         run_step(step);
-        if (args.packed_w_hr) project_output(step);
+        if (args.packed_w_hr) {
+          if (share.sync) share.sync(share.barrier);
+          project_output(step);
+        }
         if (share.sync && s + 1 < args.schedule.steps) share.sync(share.barrier);
         if (step.row_end > share.row_begin) {
           step_products += (step.row_end - share.row_begin) * shared_panels * kPanelColumns<C>;
@@ -88,9 +90,9 @@ struct Forward {
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
     step.backwards = s % 2;
-    step.unprojected = args.unprojected
-                           ? args.unprojected + step.rows_before * hidden
-                           : reinterpret_cast<E*>(unprojected) - share.row_begin * hidden;
+    if (args.packed_w_hr) {
+      step.unprojected = args.unprojected + (args.gates ? step.rows_before * hidden : 0);
+    }
     return step;
   }
 
@@ -339,7 +341,7 @@ struct Forward {
     }
   }
 
-  // h = w_hr . (o * tanh(c)), for every row of the share.
+  // h = w_hr . (o * tanh(c)), for the rows and columns of the share.
   void project_output(const Step& step) const {
     if constexpr (!kIsComputed<E>) {
       for (int64_t n = share.row_begin; n < step.row_end; ++n) {
@@ -347,7 +349,9 @@ struct Forward {
       }
     }
     const int64_t k = operands<E>(hidden);
-    for_column_panels<C>(args.width, [&](int64_t column, int vectors) {
+    const int64_t first_column = column_begin();
+    for_column_panels<C>(column_end() - first_column, [&](int64_t from_first, int vectors) {
+      const int64_t column = first_column + from_first;
       for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, int rows) {
         Tile<C> sums;
         const C* a[kTileRows];
@@ -373,6 +377,21 @@ struct Forward {
     return (end < hidden ? end : hidden) - unit_begin();
   }
 
+  // The columns of h that this share computes: of a projection, as large a part as of the units.
+  int64_t column_begin() const {
+    return args.packed_w_hr ? first_projected(share.panel_begin) : unit_begin();
+  }
+  int64_t column_end() const {
+    if (!args.packed_w_hr) return unit_begin() + unit_count();
+    const int64_t end = first_projected(share.panel_end);
+    return end < args.width ? end : args.width;
+  }
+  int64_t first_projected(int64_t panel) const {
+    const int64_t all = (hidden + panel_units - 1) / panel_units;
+    const int64_t panels = (args.width + kPanelColumns<C> - 1) / kPanelColumns<C>;
+    return panels * panel / all * kPanelColumns<C>;
+  }
+
   void copy_initial_cells() const {
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       const E* in = args.c0 + n * args.c0_stride + unit_begin();
@@ -394,8 +413,7 @@ struct Forward {
   }
 
   void copy_final_h() const {
-    const int64_t begin = args.packed_w_hr ? 0 : unit_begin();
-    const int64_t count = args.packed_w_hr ? args.width : unit_count();
+    const int64_t begin = column_begin(), count = column_end() - begin;
     int64_t t = args.reverse ? 0 : args.schedule.steps - 1;
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       while (n >= args.schedule.rows_at(t)) --t;

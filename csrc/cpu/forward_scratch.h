@@ -31,7 +31,7 @@ struct ForwardScratch {
   const bool fetches;          // whether the next panel is fetched into L2 while one is multiplied
   // First, hoisted products or packed panels, which are never both wanted; packed_x: room for two
   // panels of w_ih, if packs_input; then:
-  const int64_t packed_x, staged_x, staged_h, staged_m, unprojected, end;
+  const int64_t packed_x, staged_x, staged_h, staged_m, end;
 
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
       : packs_panels(!sizes.packed_hh &&
@@ -51,8 +51,7 @@ struct ForwardScratch {
         staged_h(staged_x + staged(sizes.input, hoist ? hoist_rows : sizes.share_rows)),
         staged_m(staged_h + (reorders ? sizes.share_rows * sizes.width
                                       : staged(sizes.width, sizes.share_rows))),
-        unprojected(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)),
-        end(unprojected + (sizes.projected ? sizes.share_rows * sizes.hidden : 0)) {}
+        end(staged_m + (sizes.projected ? staged(sizes.hidden, sizes.share_rows) : 0)) {}
 
   // Rows whose x is multiplied ahead; 0: none. One row a step leaves L2 to the recurrent weights:
   // half as many products then disturb it less.

@@ -72,8 +72,8 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh;          // (G, I), (G, P)
-  // Those as written by pack_gates; null: they are read in place or packed panel by panel. w_ih alone
-  // may be null if there are at most kMostHoisted rows in all.
+  // Those as written by pack_gates; null: they are read in place or packed panel by panel. w_ih
+  // alone may be null if there are at most kMostHoisted rows in all.
   const C *packed_ih, *packed_hh;
   const C* bias;         // as written by pack_bias
   const C* packed_w_hr;  // (P, H) as written by pack_gates for an Elman cell; null: no projection
@@ -82,9 +82,10 @@ struct ForwardArgs {
   C* c;                  // (N, H) of the last step, kept between calls, LSTM only; may be c_n
   E* c_n;                // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
-  E* gates;        // (rows, 4, H) activations, LSTM only
-  E* cells;        // (rows, H), LSTM only
-  E* unprojected;  // (rows, H) o * tanh(c), projection only
+  E* gates;  // (rows, 4, H) activations, LSTM only
+  E* cells;  // (rows, H), LSTM only
+  // o * tanh(c), projection only: (rows, H) or, where nothing is kept, (N, H) of one step.
+  E* unprojected;
 };
 
 // What the scratch of a share depends on: sizes of ForwardArgs (the input's may be a wider layer's)

@@ -200,7 +200,7 @@ struct BackwardRun {
     set_arguments();
     GroupBarrier group;
     const int64_t panels = kernels.panels(std::max(shape.H, shape.P));
-    const auto shares = random_shares<C>(draw, shape, threads, panels, group);
+    const auto shares = random_shares<C>(draw, shape, threads, panels, group, !shape.projected);
     run_team(threads, [&](const Member& member) {
       pack_all(member);
       member.wait();

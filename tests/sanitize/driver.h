@@ -47,8 +47,8 @@ inline std::vector<int64_t> random_ends(Draw& draw, int64_t count, int parts, bo
 // The shares of a team: by rows, or by panels with a barrier a step.
 template <typename C>
 std::vector<Share<C>> random_shares(Draw& draw, const Shape& shape, int threads, int64_t panels,
-                                    GroupBarrier& group) {
-  const bool by_panels = !shape.projected && panels >= threads && draw.one_in(2);
+                                    GroupBarrier& group, bool divides_units) {
+  const bool by_panels = divides_units && panels >= threads && draw.one_in(2);
   const auto ends = random_ends(draw, by_panels ? panels : shape.N, threads, by_panels);
   std::vector<Share<C>> shares(threads);
   for (int i = 0; i < threads; ++i) {

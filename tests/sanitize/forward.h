@@ -39,7 +39,8 @@ struct ForwardRun {
   Array<C> c{"c", lstm && !kIsComputed<E> ? shape.N * shape.H : 0, draw.one_in(3)};
   Array<E> gates{"gates", lstm && kept ? shape.rows() * 4 * shape.H : 0};
   Array<E> cells{"cells", lstm && kept ? shape.rows() * shape.H : 0};
-  Array<E> unprojected{"unprojected", shape.projected && kept ? shape.rows() * shape.H : 0};
+  Array<E> unprojected{"unprojected",
+                       shape.projected ? (kept ? shape.rows() : shape.N) * shape.H : 0};
   // One step's h may be the final one.
   const bool h_is_final = shape.T == 1 && h.row == shape.P && draw.one_in(2);
 
@@ -88,7 +89,7 @@ struct ForwardRun {
       a.gates = gates.data();
       a.cells = cells.data();
     }
-    if (unprojected.size() > 0) a.unprojected = unprojected.data();
+    a.unprojected = unprojected.data();
     return a;
   }
 
@@ -128,7 +129,7 @@ struct ForwardRun {
   void run(int threads) {
     const ForwardArgs<E> args = arguments();
     GroupBarrier group;
-    auto shares = random_shares<C>(draw, shape, threads, panels(), group);
+    auto shares = random_shares<C>(draw, shape, threads, panels(), group, true);
     const int64_t range = draw.one_in(2) ? shape.T : draw.integer(1, shape.T);
     std::vector<Array<C>> scratch;
     for (Share<C>& share : shares) {
@@ -167,7 +168,7 @@ struct ForwardRun {
       expect_near("gates", Matrix(gates.data(), shape.rows(), 4 * shape.H), naive.gates, tolerance);
       expect_near("cells", Matrix(cells.data(), shape.rows(), shape.H), naive.cells, tolerance);
     }
-    if (unprojected.size() > 0) {
+    if (kept && shape.projected) {
       expect_near("unprojected", Matrix(unprojected.data(), shape.rows(), shape.H),
                   naive.unprojected, tolerance);
     }
