@@ -46,7 +46,7 @@ SEVERAL_THREADS = [
     # By hidden units, which need a barrier at each step.
     *cases(T=[40], N=[1, 7], I=[17], H=[300], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[5], N=[9], I=[500], H=[200], hx=[True], dtype=FUSED_DTYPES),
-    *cases(["LSTM"], T=[1, 3], N=[11], I=[300], H=[430], P=[33, 200], hx=[True], dtype=FUSED_DTYPES),
+    *cases(["LSTM"], T=[1, 3], N=[11], I=[300], H=[430], P=[33, 200], dtype=FUSED_DTYPES),
     *cases(["LSTM"], T=[5], N=[5], lengths=[(2, 5, 1, 5, 2)], I=[300], H=[430], P=[200], D=[1, 2]),
     # By direction, if two.
     *cases(T=[20], N=[5], I=[35], H=[130], L=[2], D=[2], dtype=FUSED_DTYPES),
