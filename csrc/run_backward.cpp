@@ -56,7 +56,7 @@ class BackwardRun {
   BackwardRun(const Stack& stack, bool wants_dh0, bool sums_dw_hh, const at::TensorOptions& options)
       : stack_(stack),
         wants_dh0_(wants_dh0),
-        input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
+        input_(stack.widest_input()),
         chunk_steps_(
             std::min(stack.steps, std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch))),
         slots_(chunk_steps_ < stack.steps ? chunk_steps_ + 1 : chunk_steps_),

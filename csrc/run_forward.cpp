@@ -36,7 +36,7 @@ class Workspace {
         packs_ih_(packs_ih),
         packs_hh_(packs_hh),
         diagonal_(diagonal),
-        input_(stack.layers > 1 ? std::max(stack.input, stack.layer_width()) : stack.input),
+        input_(stack.widest_input()),
         scratch_size_(measure_scratch(threads)),
         arena_(measure(), options) {
     for_parts([&](C*& part, int64_t elements) { part = arena_.take(elements); });
@@ -136,7 +136,7 @@ bool packs_weights(const Stack& stack, int tile_rows) {
 template <typename E>
 bool packs_input(const Stack& stack, int threads, int64_t panels) {
   constexpr int64_t kSmallBytes = 128 << 10;
-  const int64_t input = std::max(stack.input, stack.layers > 1 ? stack.layer_width() : 0);
+  const int64_t input = stack.widest_input();
   if (stack.gates() * input * int64_t{sizeof(E)} <= kSmallBytes) return true;
   // The products then take up to twice the memory of the packed weights.
   if (stack.rows > std::min(2 * input, kMostHoisted)) return true;

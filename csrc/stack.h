@@ -30,6 +30,9 @@ struct Stack {
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
   int64_t layer_input(int64_t layer) const { return layer == 0 ? input : layer_width(); }
+  int64_t widest_input() const {
+    return layers > 1 && layer_width() > input ? layer_width() : input;
+  }
   int64_t weights_per_cell() const { return 2 + 2 * has_biases + projected; }
   bool drops_after(int64_t layer) const { return dropout > 0 && layer + 1 < layers; }
 

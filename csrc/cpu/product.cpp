@@ -245,8 +245,9 @@ void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors
   with_constant<kTileRows>(rows, [&](auto r) {
     with_constant<kPanelVectors>(vectors, [&](auto v) {
       constexpr int R = decltype(r)::value, V = decltype(v)::value;
-      if (R > kTwoPanelRows && V == kPanelVectors && product.next) {
-        multiply<M, R, V, (R > kTwoPanelRows && V == kPanelVectors)>(product, sums);
+      constexpr bool fetches = R > kTwoPanelRows && V == kPanelVectors;
+      if (fetches && product.next) {
+        multiply<M, R, V, fetches>(product, sums);
       } else {
         multiply<M, R, V, false>(product, sums);
       }

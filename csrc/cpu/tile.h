@@ -94,7 +94,8 @@ struct TileProduct {
   int64_t k_count;   // operands, one at least
   bool interleaved;  // whether spans are dealt out to blocks
   bool accumulate;   // whether sums holds something
-  // k_count cache lines from here on are fetched into L2 meanwhile, but for a matrix unit.
+  // k_count cache lines from here on are fetched into L2 meanwhile, by a full panel and more than
+  // kTwoPanelRows rows; not by a matrix unit.
   const C* next = nullptr;
 };
 template <typename M>
