@@ -249,7 +249,7 @@ struct Forward {
   // own is multiplied, a line at each k: a quarter, or null.
   const C* next_quarter(const C* packed, int64_t stride, int64_t next_panel, int64_t i) const {
     const int64_t quarter = i / kTileRows;
-    if (!scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
+    if (!packed || !scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
         next_panel >= share.panel_end) {
       return nullptr;
     }

@@ -44,7 +44,7 @@ struct ForwardScratch {
         // be fetched from L2 again for each of its blocks.
         reorders(kIsComputed<E> && sizes.packed_hh && hoist && sizes.share_rows < kHoistShare &&
                  sizes.width >= kSpan),
-        fetches(sizes.packed_hh && 2 * weight_bytes(sizes) > kCachedBytes),
+        fetches(2 * weight_bytes(sizes) > kCachedBytes),
         packed_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
         staged_x(packed_x + (packs_input ? 2 * operands<E>(sizes.input) * kPanelColumns<C> : 0)),

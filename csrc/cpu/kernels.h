@@ -82,10 +82,9 @@ struct ForwardArgs {
   C* c;                  // (N, H) of the last step, kept between calls, LSTM only; may be c_n
   E* c_n;                // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
-  E* gates;  // (rows, 4, H) activations, LSTM only
-  E* cells;  // (rows, H), LSTM only
-  // o * tanh(c), projection only: (rows, H) or, where nothing is kept, (N, H) of one step.
-  E* unprojected;
+  E* gates;        // (rows, 4, H) activations, LSTM only
+  E* cells;        // (rows, H), LSTM only
+  E* unprojected;  // (rows, H) o * tanh(c), projection only; (N, H) of one step if gates is null
 };
 
 // What the scratch of a share depends on: sizes of ForwardArgs (the input's may be a wider layer's)
