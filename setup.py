@@ -41,8 +41,8 @@ KERNELS = [
     f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
 ]
 OPS = [
-    *("arguments", "autocast", "autograd", "cell", "isa", "ops", "plan", "reference"),
-    *("run_backward", "run_forward"),
+    *("arguments", "autocast", "autograd", "cell", "contention", "isa", "ops", "plan"),
+    *("reference", "run_backward", "run_forward"),
 ]
 CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]
 CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]

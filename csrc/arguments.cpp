@@ -1,6 +1,7 @@
 // What the ops accept.
 #include <ATen/core/Tensor.h>
 
+#include "contention.h"
 #include "stack.h"
 
 namespace fastrnn {
@@ -75,6 +76,7 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
   check_kind("x", x, x);
   TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);
   stack.dropout = dropout;
+  stack.contended = cores_contended();
 
   stack.packed = batch_sizes.has_value();
   stack.batched = x.dim() == 3;

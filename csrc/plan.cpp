@@ -10,6 +10,8 @@ namespace {
 
 // Work for which another thread pays: about 10 us of it, against a few to wake the thread.
 constexpr double kFlopsPerThread = 1e6;
+// Where cores are contended: about what a core does in its turn.
+constexpr double kContendedFlopsPerThread = 15e7;
 
 // Fewer rows of a thread leave it waiting for the weights: they cost it another one. A layer of so
 // many bytes is read from L3 at every step, which takes as long as so many rows.
@@ -50,9 +52,13 @@ double layer_cost(const Plan& plan, const Stack& stack, int64_t panels, const St
 
 }  // namespace
 
-int thread_count(double flops) {
+int thread_count(const Stack& stack, double flops) {
   if (at::in_parallel_region()) return 1;
-  return static_cast<int>(std::clamp<double>(flops / kFlopsPerThread, 1, at::get_num_threads()));
+  const double most = at::get_num_threads();
+  if (!stack.contended) return static_cast<int>(std::clamp(flops / kFlopsPerThread, 1., most));
+  const double rows = stack.batch * stack.directions;  // all that is divided then
+  const double useful = std::min(flops / kContendedFlopsPerThread, rows);
+  return static_cast<int>(std::clamp(useful, 1., most));
 }
 
 Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels,
@@ -66,7 +72,7 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
     return plan;
   }
   const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
-  if (work.barriers == 0) return rows;
+  if (work.barriers == 0 || (stack.contended && !free_barrier)) return rows;
   if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
   // A thread more saves ever less work, and makes every barrier longer.
   const int64_t useful =
@@ -90,10 +96,12 @@ StepWork backward_work(const Stack& stack) {
 }
 
 int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes) {
-  if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0)) return 0;
+  if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0) || stack.contended) {
+    return 0;
+  }
   const StepWork work = forward_work(stack);
-  const int members = static_cast<int>(
-      std::min<int64_t>(stack.layers, thread_count(work.products * stack.rows * stack.layers)));
+  const int members = static_cast<int>(std::min<int64_t>(
+      stack.layers, thread_count(stack, work.products * stack.rows * stack.layers)));
   if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
   const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
   double block = kBlockCost + kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);

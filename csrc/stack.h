@@ -22,6 +22,7 @@ struct Stack {
   int64_t rows;                               // of all steps together
   std::vector<int64_t> batch_sizes, offsets;  // packed only, (T) each
   double dropout;
+  bool contended;  // threads had better not wait for each other: see contention.h
 
   Schedule schedule() const {
     return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include "barrier.h"
+#include "contention.h"
 
 namespace fastrnn {
 
@@ -17,7 +18,9 @@ void run_team(int threads, const Body& body) {
   }
   Barrier everyone;
   std::atomic<int> seats{0}, members{0};
+  const auto called = ContentionWatch::Clock::now();
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    const ContentionWatch watch(called);
     const int index = members.fetch_add(1);
     seats.fetch_add(static_cast<int>(end - begin));
     wait_until([&] { return seats.load() >= threads; });

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -37,6 +37,34 @@ def every_core_busy() -> Iterator[None]:
 @pytest.mark.usefixtures("every_core_busy")
 def test_threads_on_a_busy_machine() -> None:
     run_tests("test_threads.py", "-k", "f32 and not matches_torch")
+
+
+def share_of_others(run: Callable[[], object]) -> float:
+    """Of the processor's time of 20 runs, what threads beside the calling one took."""
+    process, own = time.process_time(), time.thread_time()
+    for _ in range(20):
+        run()
+    process, own = time.process_time() - process, time.thread_time() - own
+    return 1 - own / process
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_thread_waits_for_busy_cores(training: bool, request: pytest.FixtureRequest) -> None:
+    """Two threads divide the hidden units, but not once others want the cores."""
+    torch.set_num_threads(2)
+    module = fastrnn.LSTM(256, 256)
+    x = torch.randn(100, 1, 256)
+
+    def step() -> None:
+        with torch.inference_mode(not training):
+            y, _ = module(x)
+        if training:
+            torch.autograd.grad(y.sum(), list(module.parameters()))
+
+    if not any(share_of_others(step) > 0.3 for _ in range(100)):
+        pytest.skip("the cores are busy already")
+    request.getfixturevalue("every_core_busy")
+    assert any(share_of_others(step) < 0.05 for _ in range(100))
 
 
 SERVERS = 16
