@@ -10,6 +10,8 @@ namespace {
 
 // Work for which another thread pays: about 10 us of it, against a few to wake the thread.
 constexpr double kFlopsPerThread = 1e6;
+// A weight is first read or packed, from L3 or memory: that takes as long as so many operations.
+constexpr double kFlopsOfReading = 12;
 // Where cores are contended: about what a core does in its turn.
 constexpr double kContendedFlopsPerThread = 15e7;
 
@@ -52,9 +54,10 @@ double layer_cost(const Plan& plan, const Stack& stack, int64_t panels, const St
 
 }  // namespace
 
-int thread_count(const Stack& stack, double flops) {
+int thread_count(const Stack& stack, double weights, double flops_each) {
   if (at::in_parallel_region()) return 1;
   const double most = at::get_num_threads();
+  const double flops = weights * (flops_each + kFlopsOfReading);
   if (!stack.contended) return static_cast<int>(std::clamp(flops / kFlopsPerThread, 1., most));
   const double rows = stack.batch * stack.directions;  // all that is divided then
   const double useful = std::min(flops / kContendedFlopsPerThread, rows);
@@ -101,7 +104,7 @@ int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t pa
   }
   const StepWork work = forward_work(stack);
   const int members = static_cast<int>(std::min<int64_t>(
-      stack.layers, thread_count(stack, work.products * stack.rows * stack.layers)));
+      stack.layers, thread_count(stack, work.products / 2 * stack.layers, 2. * stack.rows)));
   if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
   const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
   double block = kBlockCost + kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);

@@ -10,8 +10,9 @@
 
 namespace fastrnn {
 
-// Threads worth using for so many floating-point operations, at most torch's.
-int thread_count(const Stack& stack, double flops);
+// Threads worth using for so many weights, each in so many floating-point operations; at most
+// torch's.
+int thread_count(const Stack& stack, double weights, double flops_each);
 
 // A layer is divided by direction, by batch rows, or by hidden units, which alone needs a barrier
 // at each step. Threads past the product have nothing to do.

@@ -63,8 +63,7 @@ class BackwardRun {
         shares_dw_hh_(sums_dw_hh && chunk_steps_ == stack.steps &&
                       packed_size(stack.gates(), stack.width, w_hh_rows()) <=
                           stack.gates() * stack.width),
-        threads_(
-            thread_count(stack, 4. * stack.rows * stack.gates() * (stack.input + stack.width))),
+        threads_(thread_count(stack, stack.gates() * (stack.input + stack.width), 4. * stack.rows)),
         scratch_size_(Arena<C>::padded(measure_scratch())),
         arena_(measure(), options) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);

@@ -235,8 +235,8 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
   const bool packs_hh = packs_weights<E>(stack, kernels.tile_rows);
-  const double cell_flops = 2. * stack.rows * stack.gates() * (stack.layer_input(0) + stack.width);
-  int threads = thread_count(stack, cell_flops * stack.directions);
+  const int64_t weights_of_layer = stack.directions * stack.gates() * (stack.input + stack.width);
+  int threads = thread_count(stack, weights_of_layer, 2. * stack.rows);
   const int at_once = find_diagonal(stack, kernels, threads);
   const bool diagonal = at_once > 0;
   if (diagonal) threads = at_once;
