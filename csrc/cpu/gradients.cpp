@@ -13,8 +13,9 @@ constexpr int64_t kBlockRows = 256;
 // cache.
 constexpr int64_t kBlockColumns = 192;
 
-// With so few bytes of the right operand it stays in L1, and out is best written row after row.
-constexpr int64_t kSmallBytes = 16 * 1024;
+// Elements of the right operand that stay in L2: out is written along its rows for so many.
+template <typename C>
+constexpr int64_t kCachedElements = 512 * 1024 / sizeof(C);
 
 // With so few rows in all a tile would be stored as soon as it is begun: out is then written row by
 // row, one stream of stores and not one for each row of a tile.
@@ -231,15 +232,14 @@ struct OuterProducts {
         }
       }
     };
-    if (product.columns * k_count * static_cast<int64_t>(sizeof(C)) <= kSmallBytes) {
+    const int64_t cached = kCachedElements<C> / k_count / kPanelColumns<C> * kPanelColumns<C>;
+    for (int64_t begin = 0; begin < product.columns; begin += cached) {
+      const int64_t left = product.columns - begin;
       for (int64_t j = j_begin; j < j_end; j += R) {
-        for_column_panels<C>(product.columns,
-                             [&](int64_t column, int vectors) { run_tile(j, column, vectors); });
+        for_column_panels<C>(left < cached ? left : cached, [&](int64_t column, int vectors) {
+          run_tile(j, begin + column, vectors);
+        });
       }
-    } else {
-      for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
-        for (int64_t j = j_begin; j < j_end; j += R) run_tile(j, column, vectors);
-      });
     }
   }
 
