@@ -21,6 +21,7 @@ int64_t chunk_rows(const Stack& stack) {
 
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kRowsInPlace = 2;
+constexpr int64_t kWideBytes = 512 << 10;
 
 // Rows of a weight's gradient are divided among threads in multiples of this, so that tiles are
 // full.
@@ -128,8 +129,9 @@ class BackwardRun {
     const int64_t rows = std::min(stack_.rows, chunk_steps_ * stack_.batch);
     int64_t most = 0;
     for (const int64_t input : {stack_.input, input_}) {
-      most = std::max({most, kernels_.outer_product_scratch(gates, input, width, rows),
-                       kernels_.row_product_scratch(gates, input, reads_in_place(stack_.rows))});
+      most = std::max(
+          {most, kernels_.outer_product_scratch(gates, input, width, rows),
+           kernels_.row_product_scratch(gates, input, reads_w_ih_in_place() ? stack_.rows : 0)});
     }
     if (!stack_.projected) return most;
     return std::max(most, kernels_.outer_product_scratch(width, hidden, 0, rows));
@@ -137,6 +139,14 @@ class BackwardRun {
   // Whether weights that serve so many rows are better read where they lie.
   bool reads_in_place(int64_t rows) const {
     return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;
+  }
+  // For dx all rows are multiplied at once. Reading wide weights in order is then worth more than
+  // a copy, as long as the sums, all in use at the same time, are no more than a packed panel.
+  bool reads_w_ih_in_place() const {
+    const int64_t gates = stack_.gates(), panel_columns = kPanelVectors * kernels_.lanes;
+    const bool wide = gates * input_ * int64_t{sizeof(E)} >= kWideBytes;
+    return reads_in_place(stack_.rows) ||
+           (kernels_.reads_in_place && wide && stack_.rows * input_ <= gates * panel_columns);
   }
   // Rows that w_hh serves.
   int64_t w_hh_rows() const { return stack_.rows - (wants_dh0_ ? 0 : stack_.batch); }
@@ -298,7 +308,7 @@ void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
     const auto [begin, end] = member.part(rows);
     kernels_.row_product(
         {dgate_rows_.data(), dx_rows_.data(), stack_.gates(), direction.input,
-         direction.weights.w_ih, reads_in_place(stack_.rows), direction.accumulate_dx, scratch},
+         direction.weights.w_ih, reads_w_ih_in_place(), direction.accumulate_dx, scratch},
         begin, end);
   }
   C* const bias_sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;

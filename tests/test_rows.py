@@ -38,7 +38,8 @@ BATCHES = [
     # Together, x is multiplied ahead for 128 rows at a time, for the sake of so many weights.
     *cases(["LSTM"], T=[23], N=[9, 31], I=[70], H=[300], hx=[True], dtype=FUSED_DTYPES),
     *cases(["RNN_TANH"], T=[23], N=[9, 31], I=[200], H=[500], hx=[True], dtype=FUSED_DTYPES),
-    # x of all steps is multiplied ahead at once, w_ih packed as it is used; of 550 rows it is not.
+    # x of all steps is multiplied ahead at once, w_ih packed as it is used, and read in place for
+    # dx; of 550 rows it is not.
     *cases(T=[5], N=[9, 110], I=[280], H=[130], hx=[True], dtype=FUSED_DTYPES),
     # Alone, a row's steps are one chunk of the backward pass; together they are two.
     *cases(T=[40], N=[29], I=[3], H=[17], hx=[True], dtype=FUSED_DTYPES),

@@ -25,7 +25,7 @@ namespace fastrnn {
   template <typename E>                                                              \
   void row_product(const RowProductArgs<E>&, int64_t, int64_t);                      \
   template <typename E>                                                              \
-  int64_t row_product_scratch(int64_t, int64_t, bool);                               \
+  int64_t row_product_scratch(int64_t, int64_t, int64_t);                            \
   template <typename E>                                                              \
   void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                  \
   template <typename E>                                                              \

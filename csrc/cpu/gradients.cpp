@@ -261,6 +261,30 @@ struct OuterProducts {
   }
 };
 
+// Operands of K that a few rows are multiplied with before the next: rows of w as a whole, that
+// far, stay in L2, and memory is read in the order in which it lies.
+constexpr int64_t kChunk = 2 * kSumBlock;
+
+// The full panels of a product, read where they lie.
+template <typename E>
+void multiply_rows_in_place(const RowProductArgs<E>& args, int64_t full, int64_t row_begin,
+                            int64_t row_end, Tile<Compute<E>>* tiles) {
+  using C = Compute<E>;
+  for (int64_t k = 0; k < args.k; k += kChunk) {
+    const int64_t count = args.k - k < kChunk ? args.k - k : kChunk;
+    Tile<C>* tile = tiles;
+    for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
+      const C* const w = reinterpret_cast<const C*>(args.w) + k * args.columns + column;
+      for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
+        const C* a[kTileRows];
+        for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
+        multiply_tile<Multiplier<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
+                                     kPanelVectors, tile++->at);
+      });
+    }
+  }
+}
+
 }  // namespace
 
 template <typename E>
@@ -268,34 +292,49 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
   using C = Compute<E>;
   if (row_begin >= row_end) return;
   const TileUnit unit;
-  const int64_t k = operands<E>(args.k);
-  for_column_panels<C>(args.columns, [&](int64_t column, int vectors) {
-    ColumnWeights<C> w{args.columns, args.scratch - column * k, kPanelColumns<C>,
-                       k * kPanelColumns<C>, args.scratch};
-    if (kIsComputed<E> && args.in_place && column + kPanelColumns<C> <= args.columns) {
-      w.full = reinterpret_cast<const C*>(args.w);
-      w.k_stride = args.columns;
-      w.panel_stride = kPanelColumns<C>;
-    } else {
-      const int64_t panel = column / kPanelColumns<C>;
-      pack_columns(args.w, args.k, args.columns, args.scratch - column * k, panel, panel + 1);
+  const auto store_tile = [&](int64_t row, int rows, int64_t column, int vectors, Vec<C>* sums) {
+    for (int r = 0; r < rows; ++r, sums += vectors) {
+      if (args.accumulate) add_row(args.out[row + r], column, args.columns, vectors, sums);
+      store_row(args.out[row + r], column, args.columns, vectors, sums);
     }
+  };
+  int64_t full = 0;
+  if constexpr (kIsComputed<E> && !kHasMatrixUnit) {
+    if (args.in_place) {
+      full = args.columns / kPanelColumns<C> * kPanelColumns<C>;
+      auto* const tiles = reinterpret_cast<Tile<C>*>(args.scratch);
+      multiply_rows_in_place(args, full, row_begin, row_end, tiles);
+      Tile<C>* tile = tiles;
+      for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
+        for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
+          store_tile(row, rows, column, kPanelVectors, tile++->at);
+        });
+      }
+    }
+  }
+  const int64_t k = operands<E>(args.k);
+  for_column_panels<C>(args.columns - full, [&](int64_t first, int vectors) {
+    const int64_t column = full + first, panel = column / kPanelColumns<C>;
+    C* const packed = args.scratch - column * k;  // pack_columns adds column * k
+    pack_columns(args.w, args.k, args.columns, packed, panel, panel + 1);
+    const ColumnWeights<C> w{args.columns, packed, kPanelColumns<C>, k * kPanelColumns<C>,
+                             args.scratch};
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
       Tile<C> sums;
       multiply_columns<E>(args.a + row, k, w, column, rows, vectors, sums.at);
-      for (int r = 0; r < rows; ++r) {
-        Vec<C>* out = sums.at + r * vectors;
-        if (args.accumulate) add_row(args.out[row + r], column, args.columns, vectors, out);
-        store_row(args.out[row + r], column, args.columns, vectors, out);
-      }
+      store_tile(row, rows, column, vectors, sums.at);
     });
   });
 }
 
 template <typename E>
-int64_t row_product_scratch(int64_t k, int64_t columns, bool in_place) {
+int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place) {
   constexpr int64_t panel = kPanelColumns<Compute<E>>;
-  return in_place && columns % panel == 0 ? 0 : operands<E>(k) * panel;
+  const int64_t packed = operands<E>(k) * panel;
+  if (rows_in_place == 0) return packed;
+  const int64_t tiles = columns / panel * ((rows_in_place + kTileRows - 1) / kTileRows);
+  const int64_t sums = tiles * kTileRows * panel;
+  return columns % panel == 0 || sums > packed ? sums : packed;
 }
 
 template <typename E>
@@ -315,7 +354,7 @@ int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t colum
 
 #define INSTANTIATE(E)                                                       \
   template void row_product(const RowProductArgs<E>&, int64_t, int64_t);     \
-  template int64_t row_product_scratch<E>(int64_t, int64_t, bool);           \
+  template int64_t row_product_scratch<E>(int64_t, int64_t, int64_t);        \
   template void outer_product(const OuterProductArgs<E>&, int64_t, int64_t); \
   template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t, int64_t);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)

@@ -188,7 +188,7 @@ struct Kernels {
   // Steps [s_begin, s_end) of the loop; the last call, with s_end = T, also leaves dh0 in dh.
   void (*backward)(const BackwardArgs<E>&, const Share<C>&, int64_t s_begin, int64_t s_end);
   void (*row_product)(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);
-  int64_t (*row_product_scratch)(int64_t k, int64_t columns, bool in_place);
+  int64_t (*row_product_scratch)(int64_t k, int64_t columns, int64_t rows_in_place);  // 0: packed
   // Rows [j_begin, j_end) of out.
   void (*outer_product)(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
   int64_t (*outer_product_scratch)(int64_t a_columns, int64_t columns0, int64_t columns1,

@@ -168,7 +168,7 @@ struct BackwardRun {
     const int64_t rows = dgate_rows.size();
     const auto [row_begin, row_end] = member.part(rows);
     const Array<C> panel("row_scratch",
-                         kernels.row_product_scratch(shape.gates(), shape.I, in_place));
+                         kernels.row_product_scratch(shape.gates(), shape.I, in_place ? rows : 0));
     kernels.row_product({dgate_rows.data(), dx_rows.data(), shape.gates(), shape.I,
                          forward.w_ih.data(), in_place, adds_to_dx, panel.data()},
                         row_begin, row_end);
