@@ -21,7 +21,6 @@ int64_t chunk_rows(const Stack& stack) {
 
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kRowsInPlace = 2;
-constexpr int64_t kWideBytes = 512 << 10;
 
 // Rows of a weight's gradient are divided among threads in multiples of this, so that tiles are
 // full.
@@ -140,13 +139,14 @@ class BackwardRun {
   bool reads_in_place(int64_t rows) const {
     return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;
   }
-  // For dx all rows are multiplied at once. Reading wide weights in order is then worth more than
-  // a copy, as long as the sums, all in use at the same time, are no more than a packed panel.
+  // For dx all rows are multiplied at once. That is faster where the weights lie if they stay in
+  // L2, and also if the sums, which are then all in use at the same time, are no more than a packed
+  // panel.
   bool reads_w_ih_in_place() const {
-    const int64_t gates = stack_.gates(), panel_columns = kPanelVectors * kernels_.lanes;
-    const bool wide = gates * input_ * int64_t{sizeof(E)} >= kWideBytes;
-    return reads_in_place(stack_.rows) ||
-           (kernels_.reads_in_place && wide && stack_.rows * input_ <= gates * panel_columns);
+    if (!kernels_.reads_in_place) return false;
+    const int64_t gates = stack_.gates();
+    return reads_in_place(stack_.rows) || gates * input_ * int64_t{sizeof(E)} <= kSmallWeights ||
+           stack_.rows * input_ <= gates * kPanelVectors * kernels_.lanes;
   }
   // Rows that w_hh serves.
   int64_t w_hh_rows() const { return stack_.rows - (wants_dh0_ ? 0 : stack_.batch); }

@@ -261,26 +261,48 @@ struct OuterProducts {
   }
 };
 
-// Operands of K that a few rows are multiplied with before the next: rows of w as a whole, that
-// far, stay in L2, and memory is read in the order in which it lies.
-constexpr int64_t kChunk = 2 * kSumBlock;
+// How a product reads its weights where they lie. With small ones so many tiles are finished before
+// the next. Of others so many rows stay in L2: all tiles are multiplied with those before the next,
+// so that memory is read in the order in which it lies.
+constexpr int64_t kTilesAtOnce = 4;
+constexpr int64_t kWideRows = 2 * kSumBlock;
 
-// The full panels of a product, read where they lie.
-template <typename E>
-void multiply_rows_in_place(const RowProductArgs<E>& args, int64_t full, int64_t row_begin,
-                            int64_t row_end, Tile<Compute<E>>* tiles) {
+template <typename C>
+bool is_small(int64_t k, int64_t columns) {
+  return k * columns * int64_t{sizeof(C)} <= kSmallWeights;
+}
+
+// The tiles of sums that this takes.
+template <typename C>
+int64_t tiles_in_place(int64_t k, int64_t columns, int64_t rows) {
+  if (is_small<C>(k, columns)) return 1;
+  return columns / kPanelColumns<C> * ((rows + kTileRows - 1) / kTileRows);
+}
+
+// The full panels of a product. finish(row, rows, column, sums) is called for each tile.
+template <typename E, typename F>
+FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int64_t full,
+                                             int64_t row_begin, int64_t row_end, F&& finish) {
   using C = Compute<E>;
-  for (int64_t k = 0; k < args.k; k += kChunk) {
-    const int64_t count = args.k - k < kChunk ? args.k - k : kChunk;
-    Tile<C>* tile = tiles;
-    for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
-      const C* const w = reinterpret_cast<const C*>(args.w) + k * args.columns + column;
-      for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
-        const C* a[kTileRows];
-        for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
-        multiply_tile<Multiplier<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
-                                     kPanelVectors, tile++->at);
-      });
+  const bool small = is_small<C>(args.k, args.columns);
+  const int64_t group = small ? kTilesAtOnce * kTileRows : row_end - row_begin;
+  const int64_t chunk = small ? args.k : kWideRows;
+  for (int64_t begin = row_begin; begin < row_end; begin += group) {
+    const int64_t end = begin + group < row_end ? begin + group : row_end;
+    for (int64_t k = 0; k < args.k; k += chunk) {
+      const int64_t count = args.k - k < chunk ? args.k - k : chunk;
+      auto* tile = reinterpret_cast<Tile<C>*>(args.scratch);
+      for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
+        const C* const w = reinterpret_cast<const C*>(args.w) + k * args.columns + column;
+        for_row_blocks(begin, end, [&](int64_t row, int rows) {
+          const C* a[kTileRows];
+          for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
+          multiply_tile<Multiplier<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
+                                       kPanelVectors, tile->at);
+          if (k + count == args.k) finish(row, rows, column, tile->at);
+          if (!small) ++tile;
+        });
+      }
     }
   }
 }
@@ -302,14 +324,10 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
   if constexpr (kIsComputed<E> && !kHasMatrixUnit) {
     if (args.in_place) {
       full = args.columns / kPanelColumns<C> * kPanelColumns<C>;
-      auto* const tiles = reinterpret_cast<Tile<C>*>(args.scratch);
-      multiply_rows_in_place(args, full, row_begin, row_end, tiles);
-      Tile<C>* tile = tiles;
-      for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
-        for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
-          store_tile(row, rows, column, kPanelVectors, tile++->at);
-        });
-      }
+      multiply_panels_in_place(args, full, row_begin, row_end,
+                               [&](int64_t row, int rows, int64_t column, Vec<C>* sums) {
+                                 store_tile(row, rows, column, kPanelVectors, sums);
+                               });
     }
   }
   const int64_t k = operands<E>(args.k);
@@ -329,12 +347,12 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
 
 template <typename E>
 int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place) {
-  constexpr int64_t panel = kPanelColumns<Compute<E>>;
-  const int64_t packed = operands<E>(k) * panel;
+  using C = Compute<E>;
+  const int64_t packed = operands<E>(k) * kPanelColumns<C>;
   if (rows_in_place == 0) return packed;
-  const int64_t tiles = columns / panel * ((rows_in_place + kTileRows - 1) / kTileRows);
-  const int64_t sums = tiles * kTileRows * panel;
-  return columns % panel == 0 || sums > packed ? sums : packed;
+  const int64_t tile = kTileRows * kPanelColumns<C>;
+  const int64_t sums = tiles_in_place<C>(k, columns, rows_in_place) * tile;
+  return columns % kPanelColumns<C> == 0 || sums > packed ? sums : packed;
 }
 
 template <typename E>

@@ -56,6 +56,9 @@ constexpr int64_t kHoistRows = 48;
 // No more rows than this are ever multiplied ahead together.
 constexpr int64_t kMostHoisted = 512;
 
+// Bytes of weights that stay in L2 beside the rows that they multiply.
+constexpr int64_t kSmallWeights = 256 << 10;
+
 // Columns of weights that are read in place without being transposed: whole spans of so many.
 constexpr int64_t kSpan = 256;
 

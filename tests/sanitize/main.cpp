@@ -26,6 +26,10 @@ Shape random_shape(Draw& draw) {
   shape.H = draw.choice(kWidths);
   if (draw.one_in(4)) {  // several panels
     (draw.one_in(3) ? shape.I : shape.H) = draw.choice(kWide);
+    if (draw.one_in(2)) {  // and more than kSmallWeights
+      shape.cell = Cell::lstm;
+      shape.I = shape.H = draw.choice(kWide);
+    }
     shape.T = draw.integer(1, 3);
   } else if (draw.one_in(4)) {  // more rows than are hoisted, or than a block of a sum has
     shape.T = draw.integer(30, 70);
