@@ -22,10 +22,6 @@ int64_t chunk_rows(const Stack& stack) {
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kRowsInPlace = 2;
 
-// Rows of a weight's gradient are divided among threads in multiples of this, so that tiles are
-// full.
-constexpr int64_t kRowUnit = 48;
-
 // Where the gradients of one direction's weights are summed; null: not wanted.
 template <typename C>
 struct WeightGradients {
@@ -313,7 +309,7 @@ void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
   }
   C* const bias_sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;
   if (gradients.w_ih || gradients.w_hh || bias_sums) {
-    const auto [begin, end] = member.part(stack_.gates(), kRowUnit);
+    const auto [begin, end] = member.part(stack_.gates(), kernels_.tile_rows);
     kernels_.outer_product(
         {dgate_rows_.data(),
          rows,
@@ -325,7 +321,7 @@ void BackwardRun<E>::finish_chunk(const Direction<E>& direction,
         begin, end);
   }
   if (gradients.w_hr) {
-    const auto [begin, end] = member.part(stack_.width, kRowUnit);
+    const auto [begin, end] = member.part(stack_.width, kernels_.tile_rows);
     kernels_.outer_product({dprojected_rows_.data(),
                             rows,
                             {{m_rows_.data(), stack_.hidden, gradients.w_hr,
