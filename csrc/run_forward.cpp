@@ -127,7 +127,7 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   const int64_t input = stack.layer_input(0);
   const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
   if (!wide) return stack.steps > 2;
-  return stack.steps > 6 && stack.rows > (stack.batch == 1 ? 20 : 12);
+  return stack.steps > 6 && stack.rows > (stack.batch <= 3 ? 21 : 12);
 }
 
 // Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough
