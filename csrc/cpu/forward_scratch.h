@@ -14,6 +14,10 @@ constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
 constexpr int64_t kWideHoist = 128;
 constexpr int64_t kCachedBytes = 1 << 20;
 
+// Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if it
+// is in whole spans: else its last columns would be transposed for each block.
+constexpr int64_t kInputInPlace = 2 * kTileRows;
+
 // Where the parts of a share's scratch begin.
 template <typename E>
 struct ForwardScratch {
@@ -22,10 +26,10 @@ struct ForwardScratch {
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
   // elements are operands; else each panel is packed before it is used, at every step.
   const bool packs_panels;
-  // Whether x of all steps is multiplied ahead at once: a panel of w_ih is packed before that.
-  const bool packs_input;
   const int64_t hoist_rows;  // at most, of all steps together
   const bool hoist;
+  // Whether a panel of w_ih is packed before hoisted x is multiplied with it.
+  const bool packs_input;
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
   const bool reorders;         // whether h is copied into the order of summation
   const bool fetches;          // whether the next panel is fetched into L2 while one is multiplied
@@ -36,9 +40,10 @@ struct ForwardScratch {
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
       : packs_panels(!sizes.packed_hh &&
                      (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
-        packs_input(sizes.packed_hh && !sizes.packed_ih),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
+        packs_input(!sizes.packed_ih &&
+                    (sizes.packed_hh || (hoist_rows > kInputInPlace && sizes.input % kSpan))),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
