@@ -21,8 +21,8 @@ constexpr int64_t kCachedElements = 512 * 1024 / sizeof(C);
 // row, one stream of stores and not one for each row of a tile.
 constexpr int64_t kFewRows = 4;
 
-// Up to so many columns of right operands are packed together and share the packed left one: with
-// more, that is hardly faster, and takes twice the memory.
+// Up to so many columns of right operands are packed together and share the packed left one, if
+// that is no narrower: with more, that is hardly faster, and takes twice the memory.
 constexpr int64_t kColumnsTogether = 384;
 
 template <typename C>
@@ -30,15 +30,16 @@ int64_t padded_columns(int64_t columns) {
   return (columns + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
 }
 
-// How many of two products are packed together, and the columns that this takes.
+// Whether the two are packed together, and the columns that they, or the wider one, then take.
 template <typename C>
-int packed_together(int64_t columns0, int64_t columns1) {
-  return padded_columns<C>(columns0) + padded_columns<C>(columns1) <= kColumnsTogether ? 2 : 1;
+bool packs_together(int64_t a_columns, int64_t columns0, int64_t columns1) {
+  const int64_t both = padded_columns<C>(columns0) + padded_columns<C>(columns1);
+  return both <= kColumnsTogether && both <= padded_columns<C>(a_columns);
 }
 template <typename C>
-int64_t packed_columns_b(int64_t columns0, int64_t columns1) {
+int64_t packed_columns_b(int64_t a_columns, int64_t columns0, int64_t columns1) {
   const int64_t padded0 = padded_columns<C>(columns0), padded1 = padded_columns<C>(columns1);
-  if (packed_together<C>(columns0, columns1) == 2) return padded0 + padded1;
+  if (packs_together<C>(a_columns, columns0, columns1)) return padded0 + padded1;
   return padded0 > padded1 ? padded0 : padded1;
 }
 
@@ -60,12 +61,12 @@ struct OuterProducts {
 
   const OuterProductArgs<E>& args;
   const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
-  const int together = packed_together<C>(args.products[0].columns, args.products[1].columns);
+  const int64_t columns0 = args.products[0].columns, columns1 = args.products[1].columns;
+  const int together = packs_together<C>(args.a_columns, columns0, columns1) ? 2 : 1;
   C* const packed_b[2] = {args.scratch,
                           args.scratch + (together == 2 ? block_operands * padded(0) : 0)};
   C* const packed_a =  // (blocks of R, operands, R)
-      args.scratch +
-      block_operands * packed_columns_b<C>(args.products[0].columns, args.products[1].columns);
+      args.scratch + block_operands * packed_columns_b<C>(args.a_columns, columns0, columns1);
 
   // Columns of packed_b.
   int64_t padded(int i) const { return padded_columns<C>(args.products[i].columns); }
@@ -272,13 +273,6 @@ bool is_small(int64_t k, int64_t columns) {
   return k * columns * int64_t{sizeof(C)} <= kSmallWeights;
 }
 
-// The tiles of sums that this takes.
-template <typename C>
-int64_t tiles_in_place(int64_t k, int64_t columns, int64_t rows) {
-  if (is_small<C>(k, columns)) return 1;
-  return columns / kPanelColumns<C> * ((rows + kTileRows - 1) / kTileRows);
-}
-
 // The full panels of a product. finish(row, rows, column, sums) is called for each tile.
 template <typename E, typename F>
 FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int64_t full,
@@ -291,16 +285,17 @@ FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int6
     const int64_t end = begin + group < row_end ? begin + group : row_end;
     for (int64_t k = 0; k < args.k; k += chunk) {
       const int64_t count = args.k - k < chunk ? args.k - k : chunk;
-      auto* tile = reinterpret_cast<Tile<C>*>(args.scratch);
+      Tile<C> tile;
+      Vec<C>* sums = small ? tile.at : reinterpret_cast<Vec<C>*>(args.scratch);
       for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
         const C* const w = reinterpret_cast<const C*>(args.w) + k * args.columns + column;
         for_row_blocks(begin, end, [&](int64_t row, int rows) {
           const C* a[kTileRows];
           for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
           multiply_tile<Multiplier<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
-                                       kPanelVectors, tile->at);
-          if (k + count == args.k) finish(row, rows, column, tile->at);
-          if (!small) ++tile;
+                                       kPanelVectors, sums);
+          if (k + count == args.k) finish(row, rows, column, sums);
+          if (!small) sums += rows * kPanelVectors;
         });
       }
     }
@@ -350,9 +345,9 @@ int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place) {
   using C = Compute<E>;
   const int64_t packed = operands<E>(k) * kPanelColumns<C>;
   if (rows_in_place == 0) return packed;
-  const int64_t tile = kTileRows * kPanelColumns<C>;
-  const int64_t sums = tiles_in_place<C>(k, columns, rows_in_place) * tile;
-  return columns % kPanelColumns<C> == 0 || sums > packed ? sums : packed;
+  const int64_t rest = columns % kPanelColumns<C>;
+  const int64_t sums = is_small<C>(k, columns) ? 0 : rows_in_place * (columns - rest);
+  return rest == 0 || sums > packed ? sums : packed;
 }
 
 template <typename E>
@@ -364,9 +359,10 @@ void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_e
 template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
   using C = Compute<E>;
+  if (kIsComputed<E> && rows <= kFewRows) return 0;
   const int64_t k_count = operands<E>(rows < kBlockRows ? rows : kBlockRows);
   const int64_t columns = a_columns < kBlockColumns ? a_columns : kBlockColumns;
-  return k_count * packed_columns_b<C>(columns0, columns1) +
+  return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
          (columns + kTileRows - 1) / kTileRows * block_stride<C>(k_count);
 }
 

@@ -165,7 +165,7 @@ struct OuterProduct {
 template <typename E>
 struct OuterProductArgs {
   const Compute<E>* const* a;  // rows of operands
-  int64_t rows;
+  int64_t rows, a_columns;
   OuterProduct<E> products[2];
   Compute<E>* column_sums;  // null: not wanted
   bool accumulate;

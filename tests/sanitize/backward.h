@@ -178,6 +178,7 @@ struct BackwardRun {
     kernels.outer_product(
         {dgate_rows.data(),
          rows,
+         shape.gates(),
          {{x_rows.data(), shape.I, wants_dw_ih ? dw_ih.data() : nullptr, result(dw_ih_result)},
           {h_rows.data(), shape.P, wants_dw_hh ? dw_hh.data() : nullptr, result(dw_hh_result)}},
          wants_db ? db.data() : nullptr,
@@ -189,6 +190,7 @@ struct BackwardRun {
     const auto [first_row, last_row] = member.part(shape.P);
     kernels.outer_product({dprojected_rows.data(),
                            rows,
+                           shape.P,
                            {{m_rows.data(), shape.H, dw_hr.data(), result(dw_hr_result)}, {}},
                            nullptr,
                            !first,
