@@ -75,8 +75,9 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
     return plan;
   }
   const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
-  if (work.barriers == 0 || (stack.contended && !free_barrier)) return rows;
+  if (work.barriers == 0) return rows;
   if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
+  if (stack.contended) return rows;
   // A thread more saves ever less work, and makes every barrier longer.
   const int64_t useful =
       std::max(1., std::sqrt(step_cost({1, 1, 1}, stack, panels, work) / kBarrierCost));

@@ -316,7 +316,7 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
     }
   };
   int64_t full = 0;
-  if constexpr (kIsComputed<E> && !kHasMatrixUnit) {
+  if constexpr (kIsComputed<E>) {
     if (args.in_place) {
       full = args.columns / kPanelColumns<C> * kPanelColumns<C>;
       multiply_panels_in_place(args, full, row_begin, row_end,
@@ -330,11 +330,11 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
     const int64_t column = full + first, panel = column / kPanelColumns<C>;
     C* const packed = args.scratch - column * k;  // pack_columns adds column * k
     pack_columns(args.w, args.k, args.columns, packed, panel, panel + 1);
-    const ColumnWeights<C> w{args.columns, packed, kPanelColumns<C>, k * kPanelColumns<C>,
-                             args.scratch};
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
       Tile<C> sums;
-      multiply_columns<E>(args.a + row, k, w, column, rows, vectors, sums.at);
+      multiply_tile<Multiplier<E>>(
+          {args.a + row, 1, args.scratch, vectors * kLanes<C>, 0, k, false, false}, rows, vectors,
+          sums.at);
       store_tile(row, rows, column, vectors, sums.at);
     });
   });
