@@ -58,6 +58,8 @@ struct OuterProducts {
   static constexpr int L = kLanes<C>;
   static constexpr int R = kTileRows;
   static constexpr int kDeep = kDepth<E>;  // rows in an operand
+  static constexpr int64_t kRun = 16;      // rows summed before they are added to the block's sum
+  static constexpr int64_t kTogether = kHasMatrixUnit ? L * kDeep : kRun;  // rows read together
 
   const OuterProductArgs<E>& args;
   const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
@@ -88,31 +90,46 @@ struct OuterProducts {
     for (int64_t row = 0; row < args.rows; row += kBlockRows) {
       const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
       const bool accumulate = args.accumulate || row > 0, last = row + count == args.rows;
-      if (args.column_sums) sum_columns(row, count, j_begin, j_end, accumulate);
+      bool sums = args.column_sums;
       for (int first = 0; first < 2; first += together) {
-        run_products(first, row, count, j_begin, j_end, accumulate, last);
+        if (!pack_together(first, row, count)) continue;
+        for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) {
+          read_a(row, count, j, end, true, sums, accumulate);
+          for (int i = first; i < first + together; ++i) {
+            if (!args.products[i].out) continue;
+            run_block(args.products[i], packed_b[i], count, j, end, accumulate, last);
+          }
+        });
+        sums = false;
       }
+      if (sums) sum_columns(row, count, j_begin, j_end, accumulate);
     }
   }
 
-  // Those that are packed together, from the first on.
-  void run_products(int first, int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
-                    bool accumulate, bool last) const {
-    bool wanted = false;
+  // Packs the right operands that are packed together, from the first on. False if there is none.
+  bool pack_together(int first, int64_t row, int64_t count) const {
+    bool any = false;
     for (int i = first; i < first + together; ++i) {
       if (!args.products[i].out) continue;
       pack_b(args.products[i], row, count, packed_b[i]);
-      wanted = true;
+      any = true;
     }
-    for (int64_t j = j_begin; wanted && j < j_end; j += kBlockColumns) {
-      const int64_t end = j + kBlockColumns < j_end ? j + kBlockColumns : j_end;
-      pack_a(row, count, j, end);
-      for (int i = first; i < first + together; ++i) {
-        if (args.products[i].out) {
-          run_block(args.products[i], packed_b[i], count, j, end, accumulate, last);
-        }
-      }
+    return any;
+  }
+
+  // Calls f(first column, end) for each block of a's columns.
+  template <typename F>
+  static void for_column_blocks(int64_t j_begin, int64_t j_end, F&& f) {
+    for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
+      f(j, j + kBlockColumns < j_end ? j + kBlockColumns : j_end);
     }
+  }
+
+  void sum_columns(int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
+                   bool accumulate) const {
+    for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) {
+      read_a(row, count, j, end, false, true, accumulate);
+    });
   }
 
   template <int N>
@@ -134,78 +151,108 @@ struct OuterProducts {
     }
   }
 
-  // (panels, operands of rows, vectors, lanes)
+  // (panels, operands of rows, vectors, lanes); kTogether rows after the other, so that each is
+  // read along.
   static void pack_b(const OuterProduct<E>& product, int64_t row, int64_t count, C* packed) {
-    for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
-      C* out = packed + column * operands<E>(count);
-      for (int64_t i = row; i < row + count; i += kDeep) {
-        const bool has_next = i + 1 < row + count;
-        for (int v = 0; v < vectors; ++v, out += L) {
-          const int64_t at = column + v * L;
-          store(out, column_operands(product.b[i] + at, has_next ? product.b[i + 1] + at : nullptr,
-                                     product.columns - at));
-        }
-      }
-      const C* const end = packed + (column + vectors * L) * operands<E>(count);
-      for (; out < end; out += L) store(out, Vec<C>{});
-    });
-  }
-
-  // a's columns [j_begin, j_end) in blocks of R, (operands of rows, R) each or, for a matrix unit,
-  // (R, operands of rows); columns past the end are dropped when the tile is stored.
-  void pack_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
-    if constexpr (kHasMatrixUnit) {
-      pack_a_transposed(row, count, j_begin, j_end);
-    } else {
-      pack_a_in_order(row, count, j_begin, j_end);
-    }
-  }
-
-  void pack_a_transposed(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
     const int64_t k_count = operands<E>(count);
-    const int64_t end = row + count;
-    for (int64_t k = 0; k < k_count; k += L) {
-      for (int64_t j = j_begin; j < j_end; j += L) {
-        C copy[L * L];
-        for (int64_t i = 0; i < L; ++i) {
-          const int64_t at = row + (k + i) * kDeep;
-          store(copy + i * L,
-                at < end ? column_operands(a_row(at) + j,
-                                           at + 1 < end ? a_row(at + 1) + j : nullptr, j_end - j)
-                         : Vec<C>{});
+    for (int64_t i = 0; i < k_count * kDeep; i += kTogether) {
+      const int64_t i_end = i + kTogether < k_count * kDeep ? i + kTogether : k_count * kDeep;
+      for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
+        C* out = packed + column * k_count + i / kDeep * vectors * L;
+        for (int64_t k = i; k < i_end; k += kDeep) {
+          const E* const first = k < count ? product.b[row + k] + column : nullptr;
+          const E* const next = k + 1 < count ? product.b[row + k + 1] + column : nullptr;
+          for (int v = 0; v < vectors; ++v, out += L) {
+            store(out, first ? column_operands(first + v * L, next ? next + v * L : nullptr,
+                                               product.columns - column - v * L)
+                             : Vec<C>{});
+          }
         }
-        Vec<C> square[L];
-        load_transposed<C>(square, copy, L);
-        C* const out = packed_a + (j - j_begin) * k_count + k;
-        for (int64_t i = 0; i < L; ++i) store(out + i * k_count, square[i]);
-      }
+      });
     }
   }
 
-  void pack_a_in_order(int64_t row, int64_t count, int64_t j_begin, int64_t j_end) const {
-    const int64_t stride = block_stride<C>(operands<E>(count));
-    C* out = packed_a;
-    for (int64_t i = row; i < row + count; i += kDeep, out += R) {
-      if constexpr (kDeep == 1) {
-        C* target = out;
-        int64_t j = j_begin;
-        for (; j + R <= j_end; j += R, target += stride) {
-          __builtin_memcpy(target, args.a[i] + j, R * sizeof(C));
-        }
-        for (int r = 0; j < j_end && r < R; ++r) {
-          target[r] = args.a[i][j + r < j_end ? j + r : j_end - 1];
-        }
+  // Packs a's columns [j_begin, j_end) and adds them up, kTogether rows after the other, as `packs`
+  // and `sums` say. Packed they are in blocks of R, (operands of rows, R) each or, for a matrix
+  // unit, (R, operands of rows); columns past the end are dropped when the tile is stored.
+  void read_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end, bool packs, bool sums,
+              bool accumulate) const {
+    C block_sums[kBlockColumns] = {};
+    for (int64_t i = 0; i < count; i += kTogether) {
+      const int64_t rows = count - i < kTogether ? count - i : kTogether;
+      if (sums) add_columns(row + i, rows, j_begin, j_end, block_sums);
+      if (!packs) continue;
+      if constexpr (kHasMatrixUnit) {
+        pack_a_transposed(row, count, i, j_begin, j_end);
       } else {
-        const bool has_next = i + 1 < row + count;
-        auto* target = reinterpret_cast<Gradient<E>*>(out);
-        for (int64_t j = j_begin; j < j_end; j += R, target += stride * kDeep) {
+        pack_a_in_order(row, count, i, rows, j_begin, j_end);
+      }
+    }
+    for (int64_t j = j_begin; sums && j < j_end; j += L) {
+      Vec<C> sum = load(block_sums + j - j_begin);
+      if (accumulate) sum += load(args.column_sums + j, j_end - j);
+      store(args.column_sums + j, sum, j_end - j);
+    }
+  }
+
+  void add_columns(int64_t row, int64_t rows, int64_t j_begin, int64_t j_end, C* sums) const {
+    for (int64_t j = j_begin; j < j_end; j += L, sums += L) {
+      Vec<C> sum = load(sums);
+      for (int64_t i = 0; i < rows; i += kRun) {
+        Vec<C> run{};
+        for (int64_t k = i; k < rows && k < i + kRun; ++k) {
+          run += load_as(a_row(row + k) + j, j_end - j);
+        }
+        sum += run;
+      }
+      store(sums, sum);
+    }
+  }
+
+  // Of rows i to i + rows - 1 of `count`.
+  void pack_a_in_order(int64_t row, int64_t count, int64_t i, int64_t rows, int64_t j_begin,
+                       int64_t j_end) const {
+    const int64_t stride = block_stride<C>(operands<E>(count));
+    C* out = packed_a + i / kDeep * R;
+    for (int64_t j = j_begin; j < j_end; j += R, out += stride) {
+      C* target = out;
+      for (int64_t k = row + i; k < row + i + rows; k += kDeep, target += R) {
+        if constexpr (kDeep == 1) {
+          if (j + R <= j_end) {
+            __builtin_memcpy(target, args.a[k] + j, R * sizeof(C));
+          } else {
+            for (int r = 0; r < R; ++r) target[r] = args.a[k][j + r < j_end ? j + r : j_end - 1];
+          }
+        } else {
+          const bool has_next = k + 1 < row + count;
+          auto* pairs = reinterpret_cast<Gradient<E>*>(target);
           for (int r = 0; r < R; ++r) {
             const int64_t at = j + r < j_end ? j + r : j_end - 1;
-            target[r * kDeep] = a_row(i)[at];
-            target[r * kDeep + 1] = has_next ? a_row(i + 1)[at] : Gradient<E>{};
+            pairs[r * kDeep] = a_row(k)[at];
+            pairs[r * kDeep + 1] = has_next ? a_row(k + 1)[at] : Gradient<E>{};
           }
         }
       }
+    }
+  }
+
+  // Of the kTogether rows from i on.
+  void pack_a_transposed(int64_t row, int64_t count, int64_t i, int64_t j_begin,
+                         int64_t j_end) const {
+    const int64_t k_count = operands<E>(count), end = row + count;
+    for (int64_t j = j_begin; j < j_end; j += L) {
+      C copy[L * L];
+      for (int64_t k = 0; k < L; ++k) {
+        const int64_t at = row + i + k * kDeep;
+        store(copy + k * L,
+              at < end ? column_operands(a_row(at) + j, at + 1 < end ? a_row(at + 1) + j : nullptr,
+                                         j_end - j)
+                       : Vec<C>{});
+      }
+      Vec<C> square[L];
+      load_transposed<C>(square, copy, L);
+      C* const out = packed_a + (j - j_begin) * k_count + i / kDeep;
+      for (int64_t k = 0; k < L; ++k) store(out + k * k_count, square[k]);
     }
   }
 
@@ -218,6 +265,12 @@ struct OuterProducts {
       const C* a = packed_a + (j - j_begin) / R * block_stride<C>(k_count);
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
+      // The lines of `out` come while the tile is multiplied.
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) {
+          __builtin_prefetch(product.out + (j + r) * product.columns + column + v * L, 0, 2);
+        }
+      }
       Tile<C> sums;
       multiply_tile<Multiplier<E>>(
           {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false, false}, rows, vectors,
@@ -241,23 +294,6 @@ struct OuterProducts {
           run_tile(j, begin + column, vectors);
         });
       }
-    }
-  }
-
-  void sum_columns(int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
-                   bool accumulate) const {
-    constexpr int64_t kRun = 16;  // rows summed before they are added to the block's sum
-    for (int64_t j = j_begin; j < j_end; j += L) {
-      Vec<C> sum{};
-      for (int64_t i = 0; i < count; i += kRun) {
-        Vec<C> run{};
-        for (int64_t k = i; k < count && k < i + kRun; ++k) {
-          run += load_as(a_row(row + k) + j, j_end - j);
-        }
-        sum += run;
-      }
-      if (accumulate) sum += load(args.column_sums + j, j_end - j);
-      store(args.column_sums + j, sum, j_end - j);
     }
   }
 };
