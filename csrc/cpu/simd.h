@@ -118,6 +118,26 @@ FASTRNN_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
+// The smaller of both, x where that is NaN.
+template <typename T>
+FASTRNN_INLINE Vec<T> min(Vec<T> limit, Vec<T> x) {
+#if FASTRNN_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_min_ps((__m512)limit, (__m512)x);
+  } else {
+    return (Vec<T>)_mm512_min_pd((__m512d)limit, (__m512d)x);
+  }
+#elif FASTRNN_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_min_ps((__m256)limit, (__m256)x);
+  } else {
+    return (Vec<T>)_mm256_min_pd((__m256d)limit, (__m256d)x);
+  }
+#else
+  return limit < x ? limit : x;
+#endif
+}
+
 // The first `count` lanes of p (0 <= count <= kLanes); the others are zero and are not read.
 template <typename T>
 FASTRNN_INLINE Vec<T> load(const T* p, int64_t count) {
