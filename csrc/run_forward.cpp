@@ -249,6 +249,9 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   E* const final_h = mutable_elements<E>(h_n);
   E* const final_c = stack.cell == Cell::lstm ? mutable_elements<E>(c_n) : nullptr;
 
+  // Of this thread, whose last call may well have read the same weights.
+  static thread_local int64_t steps_before = 0;
+
   // Outputs of layers, where no reserve keeps them. On the diagonal layers two apart run at once.
   c10::SmallVector<at::Tensor, 2> between(diagonal ? stack.layers : 2);
   c10::SmallVector<ForwardArgs<E>, 2> args(stack.cells());
@@ -274,6 +277,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       ForwardArgs<E>& a = args[cell];
       a.cell = stack.cell;
       a.reverse = d == 1;
+      a.steps_before = steps_before;
       a.schedule = stack.schedule();
       a.input = stack.layer_input(layer);
       a.hidden = stack.hidden;
@@ -328,6 +332,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (diagonal) {
     run_diagonally(stack, args.data(), cell_weights.data(), workspace, threads);
   }
+  steps_before += stack.steps;
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ struct Forward {
     step.packed_hh = args.packed_hh;
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
-    step.backwards = s % 2;
+    step.backwards = (args.steps_before + s) % 2;
     if (args.packed_w_hr) {
       step.unprojected = args.unprojected + (args.gates ? step.rows_before * hidden : 0);
     }

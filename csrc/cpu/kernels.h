@@ -69,6 +69,7 @@ struct ForwardArgs {
 
   Cell cell;
   bool reverse;
+  int64_t steps_before;  // of earlier calls: of them all every other runs through panels backwards
   Schedule schedule;
   int64_t input, hidden, width;  // I, H, P
   Sequence<const E> x;           // (T, N, I)

@@ -58,6 +58,7 @@ struct ForwardRun {
     ForwardArgs<E> a{};
     a.cell = shape.cell;
     a.reverse = shape.reverse;
+    a.steps_before = in_place;
     a.schedule = shape.schedule();
     a.input = shape.I;
     a.hidden = shape.H;
