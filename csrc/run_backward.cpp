@@ -22,7 +22,7 @@ int64_t chunk_rows(const Stack& stack) {
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kRowsInPlace = 2;
 
-// Where the gradients of one direction's weights are summed; null: not wanted.
+// Where the gradients of one direction's weights are summed, if in memory; null: not wanted.
 template <typename C>
 struct WeightGradients {
   C *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
@@ -56,9 +56,10 @@ class BackwardRun {
         chunk_steps_(
             std::min(stack.steps, std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch))),
         slots_(chunk_steps_ < stack.steps ? chunk_steps_ + 1 : chunk_steps_),
-        shares_dw_hh_(sums_dw_hh && chunk_steps_ == stack.steps &&
-                      packed_size(stack.gates(), stack.width, w_hh_rows()) <=
-                          stack.gates() * stack.width),
+        in_one_block_(chunk_steps_ == stack.steps && stack.rows <= kGradientRows),
+        shares_dw_hh_(
+            sums_dw_hh && chunk_steps_ == stack.steps && (kIsComputed<E> || !in_one_block_) &&
+            packed_size(stack.gates(), stack.width, w_hh_rows()) <= stack.gates() * stack.width),
         threads_(thread_count(stack, stack.gates() * (stack.input + stack.width), 4. * stack.rows)),
         scratch_size_(Arena<C>::padded(measure_scratch())),
         arena_(measure(), options) {
@@ -100,10 +101,11 @@ class BackwardRun {
       parts.push_back({&dprojected_, slot_rows * kernels_.operands(width)});
     }
     if (!kIsComputed<E>) {
-      parts.push_back({&sums_.w_ih, gates * input_});
-      parts.push_back({&sums_.w_hh, gates * width});
+      const auto sums = [&](int64_t elements) { return in_one_block_ ? 0 : elements; };
+      parts.push_back({&sums_.w_ih, sums(gates * input_)});
+      parts.push_back({&sums_.w_hh, sums(gates * width)});
       parts.push_back({&sums_.b_ih, gates});
-      if (stack_.projected) parts.push_back({&sums_.w_hr, width * hidden});
+      if (stack_.projected) parts.push_back({&sums_.w_hr, sums(width * hidden)});
     }
     return parts;
   }
@@ -167,6 +169,9 @@ class BackwardRun {
   const int64_t input_;        // the widest layer's
   const int64_t chunk_steps_;  // of the time loop
   const int64_t slots_;        // steps whose gate gradients are kept: a chunk's and the one before
+  // Sums of another type than the weights' are then stored as gradients, and not in memory of their
+  // own.
+  const bool in_one_block_;
   // A single chunk is done with the packed w_hh before the gradient of w_hh is written: they share
   // memory if the one fits in the other.
   const bool shares_dw_hh_;

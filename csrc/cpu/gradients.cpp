@@ -5,10 +5,6 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// Rows summed in one accumulator before the sum is added to the total: bounds the rounding error of
-// a gradient over many steps, and is fixed, so that the result does not depend on the thread count.
-constexpr int64_t kBlockRows = 256;
-
 // Columns of the left operand packed together: with float, 192 x 256 values are 192 KB of the L2
 // cache.
 constexpr int64_t kBlockColumns = 192;
@@ -62,7 +58,7 @@ struct OuterProducts {
   static constexpr int64_t kTogether = kHasMatrixUnit ? L * kDeep : kRun;  // rows read together
 
   const OuterProductArgs<E>& args;
-  const int64_t block_operands = operands<E>(args.rows < kBlockRows ? args.rows : kBlockRows);
+  const int64_t block_operands = operands<E>(args.rows < kGradientRows ? args.rows : kGradientRows);
   const int64_t columns0 = args.products[0].columns, columns1 = args.products[1].columns;
   const int together = packs_together<C>(args.a_columns, columns0, columns1) ? 2 : 1;
   C* const packed_b[2] = {args.scratch,
@@ -87,8 +83,8 @@ struct OuterProducts {
         return;
       }
     }
-    for (int64_t row = 0; row < args.rows; row += kBlockRows) {
-      const int64_t count = args.rows - row < kBlockRows ? args.rows - row : kBlockRows;
+    for (int64_t row = 0; row < args.rows; row += kGradientRows) {
+      const int64_t count = args.rows - row < kGradientRows ? args.rows - row : kGradientRows;
       const bool accumulate = args.accumulate || row > 0, last = row + count == args.rows;
       bool sums = args.column_sums;
       for (int first = 0; first < 2; first += together) {
@@ -266,7 +262,8 @@ struct OuterProducts {
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
       // The lines of `out` come while the tile is multiplied.
-      for (int r = 0; r < rows; ++r) {
+      const bool touches_out = accumulate || !result;
+      for (int r = 0; touches_out && r < rows; ++r) {
         for (int v = 0; v < vectors; ++v) {
           __builtin_prefetch(product.out + (j + r) * product.columns + column + v * L, 0, 2);
         }
@@ -396,7 +393,7 @@ template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
   using C = Compute<E>;
   if (kIsComputed<E> && rows <= kFewRows) return 0;
-  const int64_t k_count = operands<E>(rows < kBlockRows ? rows : kBlockRows);
+  const int64_t k_count = operands<E>(rows < kGradientRows ? rows : kGradientRows);
   const int64_t columns = a_columns < kBlockColumns ? a_columns : kBlockColumns;
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
          (columns + kTileRows - 1) / kTileRows * block_stride<C>(k_count);

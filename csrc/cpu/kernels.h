@@ -59,6 +59,11 @@ constexpr int64_t kMostHoisted = 512;
 // Bytes of weights that stay in L2 beside the rows that they multiply.
 constexpr int64_t kSmallWeights = 256 << 10;
 
+// Rows of a weight's gradient summed in one accumulator before the sum is added to the total:
+// bounds the rounding error over many steps, and is fixed, so that the result does not depend on
+// the thread count.
+constexpr int64_t kGradientRows = 256;
+
 // Columns of weights that are read in place without being transposed: whole spans of so many.
 constexpr int64_t kSpan = 256;
 
@@ -157,7 +162,7 @@ template <typename E>
 struct OuterProduct {
   const E* const* b;
   int64_t columns;  // of b and of out
-  Compute<E>* out;  // null: not wanted
+  Compute<E>* out;  // null: not wanted; not touched if kGradientRows rows leave all in result
   E* result;        // null, or where the sum goes that is complete with these rows
 };
 
