@@ -13,13 +13,13 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
     load_square<C>(square, w, ldw, rows, v, elements);
   } else {
     constexpr int64_t L = kLanes<C>;
+    const int64_t begin = v * L, last = begin + L - 1, first = rows.row(begin);
+    const bool neighbours = last < rows.columns && rows.row(last) == first + L - 1;
     C copy[L * L];
-    const int64_t count = elements < L * kDepth<E> ? elements : L * kDepth<E>;
     for (int64_t j = 0; j < L; ++j) {
-      store(copy + j * L, Vec<C>{});
-      if (v * L + j < rows.columns) {
-        make_operands(w + rows.row(v * L + j) * ldw, count, copy + j * L);
-      }
+      const int64_t row = neighbours ? first + j : rows.row(begin + j);
+      store(copy + j * L,
+            begin + j < rows.columns ? row_operands(w + row * ldw, elements) : Vec<C>{});
     }
     load_transposed<C>(square, copy, L);
   }

@@ -118,14 +118,14 @@ FASTRNN_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 }
 
-// The smaller of both, x where that is NaN.
+// The smaller of both, x where that is NaN. The intrinsics without a mask make GCC 12 warn.
 template <typename T>
 FASTRNN_INLINE Vec<T> min(Vec<T> limit, Vec<T> x) {
 #if FASTRNN_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) {
-    return (Vec<T>)_mm512_min_ps((__m512)limit, (__m512)x);
+    return (Vec<T>)_mm512_maskz_min_ps(0xffff, (__m512)limit, (__m512)x);
   } else {
-    return (Vec<T>)_mm512_min_pd((__m512d)limit, (__m512d)x);
+    return (Vec<T>)_mm512_maskz_min_pd(0xff, (__m512d)limit, (__m512d)x);
   }
 #elif FASTRNN_VECTOR_BYTES == 32
   if constexpr (sizeof(T) == 4) {
@@ -256,7 +256,11 @@ FASTRNN_INLINE Words load_words(const E* p, int64_t count) {
   if (count >= kLanes<float>) {
     __builtin_memcpy(&words, p, sizeof(words));
   } else {
+#if FASTRNN_MASKS
+    words = (Words)_mm256_maskz_loadu_epi16((__mmask16)((1u << count) - 1), p);
+#else
     for (int64_t lane = 0; lane < count; ++lane) words[lane] = p[lane].bits;
+#endif
   }
   return words;
 }
@@ -279,7 +283,11 @@ FASTRNN_INLINE void store_as(E* p, Vec<Compute<E>> v, int64_t count = kLanes<Com
     if (count >= kLanes<float>) {
       __builtin_memcpy(p, &words, sizeof(words));
     } else {
+#if FASTRNN_MASKS
+      _mm256_mask_storeu_epi16(p, (__mmask16)((1u << count) - 1), (__m256i)words);
+#else
       for (int64_t lane = 0; lane < count; ++lane) p[lane].bits = words[lane];
+#endif
     }
   }
 }

@@ -176,16 +176,34 @@ FASTRNN_INLINE Vec<Compute<E>> column_operands(const E* row, const E* next, int6
   }
 }
 
+// As many operands as a vector has lanes, of a row with `count` elements from `row` on, one at
+// least; zeros after them.
+template <typename E>
+FASTRNN_INLINE Vec<Compute<E>> row_operands(const E* row, int64_t count) {
+  if constexpr (kDepth<E> == 2) {
+    constexpr int64_t lanes = 2 * kLanes<float>;
+    Vec<float> bits{};
+    if (count >= lanes) {
+      __builtin_memcpy(&bits, row, sizeof(bits));
+    } else {
+#if FASTRNN_MASKS
+      bits = (Vec<float>)_mm512_maskz_loadu_epi16((__mmask32)((1u << count) - 1), row);
+#else
+      __builtin_memcpy(&bits, row, count * sizeof(E));
+#endif
+    }
+    return bits;
+  } else {
+    return load_as(row, count);
+  }
+}
+
 // Writes k elements as operands.
 template <typename E>
 FASTRNN_INLINE void make_operands(const E* in, int64_t k, Compute<E>* out) {
-  if constexpr (kDepth<E> == 2) {
-    __builtin_memcpy(out, in, k * sizeof(E));
-    const int64_t padding = operands<E>(k) * kDepth<E> - k;
-    if (padding) __builtin_memset(reinterpret_cast<E*>(out) + k, 0, padding * sizeof(E));
-  } else {
-    constexpr int L = kLanes<Compute<E>>;
-    for (int64_t i = 0; i < k; i += L) store(out + i, load_as(in + i, k - i), k - i);
+  constexpr int64_t L = kLanes<Compute<E>>;
+  for (int64_t i = 0, end = operands<E>(k); i < end; i += L) {
+    store(out + i, row_operands(in + i * kDepth<E>, k - i * kDepth<E>), end - i);
   }
 }
 
