@@ -65,6 +65,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<M>>& product,
       step *= kInterleave;
     }
     Vec<C> block[R][V] = {};
+#pragma GCC unroll 2  // 2 to 10% on Granite Rapids
     for (int64_t k = 0; k < count; ++k) {
       Vec<C> weight[V];
       for (int v = 0; v < V; ++v) {
