@@ -28,13 +28,15 @@ class Workspace {
   C* zeros = nullptr;                     // room for the initial state where none is given
 
   Workspace(const Stack& stack, const Kernels<E>& kernels, bool training, bool packs_ih,
-            bool packs_hh, bool diagonal, int threads, const at::TensorOptions& options)
+            bool packs_hh, bool packs_hr, bool diagonal, int threads,
+            const at::TensorOptions& options)
       : cells(diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
         training_(training),
         packs_ih_(packs_ih),
         packs_hh_(packs_hh),
+        packs_hr_(packs_hr),
         diagonal_(diagonal),
         input_(stack.widest_input()),
         scratch_size_(measure_scratch(threads)),
@@ -66,7 +68,7 @@ class Workspace {
       }
       f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
       if (stack_.projected) {
-        f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+        if (packs_hr_) f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
         f(cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden);
       }
       if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
@@ -109,7 +111,7 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const bool training_, packs_ih_, packs_hh_, diagonal_;
+  const bool training_, packs_ih_, packs_hh_, packs_hr_, diagonal_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
@@ -156,9 +158,9 @@ void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& a
   if (args.packed_hh) {
     kernels.pack_gates(args.cell, args.w_hh, args.width, args.hidden, memory.packed_hh, begin, end);
   }
-  if (stack.projected) {
+  if (args.packed_w_hr) {
     const auto [first, last] = member.part(kernels.panels(args.width));
-    kernels.pack_gates(Cell::rnn_tanh, weights.w_hr, args.hidden, args.width, memory.packed_w_hr,
+    kernels.pack_gates(Cell::rnn_tanh, args.w_hr, args.hidden, args.width, memory.packed_w_hr,
                        first, last);
   }
 }
@@ -242,7 +244,9 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (diagonal) threads = at_once;
   const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
   const bool packs_ih = packs_hh && (diagonal || packs_input<E>(stack, threads, panels));
-  Workspace<E> workspace(stack, kernels, training, packs_ih, packs_hh, diagonal, threads,
+  // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
+  const bool packs_hr = packs_hh || !kIsComputed<E> || stack.batch > kernels.tile_rows;
+  Workspace<E> workspace(stack, kernels, training, packs_ih, packs_hh, packs_hr, diagonal, threads,
                          x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
@@ -289,6 +293,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.c0_stride = initial_c.row_stride;
       a.w_ih = cell_weights[cell].w_ih;
       a.w_hh = cell_weights[cell].w_hh;
+      a.w_hr = cell_weights[cell].w_hr;
       a.packed_ih = memory.packed_ih;
       a.packed_hh = memory.packed_hh;
       a.bias = memory.bias;

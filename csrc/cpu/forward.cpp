@@ -25,7 +25,7 @@ struct Forward {
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
                                    args.packed_ih != nullptr, args.packed_hh != nullptr,
-                                   args.packed_w_hr != nullptr, share_rows, shared_panels}};
+                                   args.w_hr != nullptr, share_rows, shared_panels}};
   const bool hoist = scratch.hoist;
   C* const products = share.scratch;  // (steps, shared_panels, rows of the step, 4, L), if hoist
   C* const staged_x = share.scratch + scratch.staged_x;
@@ -54,7 +54,7 @@ struct Forward {
         Step step = step_at(s);
         step.products = step_products;
         run_step(step);
-        if (args.packed_w_hr) {
+        if (args.w_hr) {
           if (share.sync) share.sync(share.barrier);
           project_output(step);
         }
@@ -90,7 +90,7 @@ struct Forward {
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
     step.backwards = (args.steps_before + s) % 2;
-    if (args.packed_w_hr) {
+    if (args.w_hr) {
       step.unprojected = args.unprojected + (args.gates ? step.rows_before * hidden : 0);
     }
     return step;
@@ -320,8 +320,7 @@ struct Forward {
   }
 
   FASTRNN_INLINE void store_h(const Step& step, int64_t n, int64_t unit, Vec<C> h) const {
-    E* const row =
-        args.packed_w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
+    E* const row = args.w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
     store_as(row + unit, h, hidden - unit);
   }
 
@@ -348,7 +347,6 @@ struct Forward {
         stage(step.unprojected + n * hidden, hidden, staged_m, n - share.row_begin);
       }
     }
-    const int64_t k = operands<E>(hidden);
     const int64_t first_column = column_begin();
     for_column_panels<C>(column_end() - first_column, [&](int64_t from_first, int vectors) {
       const int64_t column = first_column + from_first;
@@ -359,15 +357,30 @@ struct Forward {
           a[r] = staged_row(step.unprojected + (n + r) * hidden, hidden, staged_m,
                             n + r - share.row_begin);
         }
-        multiply_tile<Multiplier<E>>(
-            {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, true, false}, rows, vectors,
-            sums.at);
+        multiply_projection(a, column, rows, vectors, sums.at);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);
         }
       });
     });
+  }
+
+  // Leaves in sums the product of rows a with the columns of w_hr's transpose from `column` on.
+  FASTRNN_INLINE void multiply_projection(const C* const* a, int64_t column, int rows, int vectors,
+                                          Vec<C>* sums) const {
+    if constexpr (kIsComputed<E>) {
+      if (!args.packed_w_hr) {
+        for (int i = 0; i < rows * vectors; ++i) sums[i] = Vec<C>{};
+        const int64_t panel = column / kPanelColumns<C>;
+        multiply_in_place(a, args.w_hr, hidden,
+                          cell_panel_rows<C>(Cell::rnn_tanh, args.width, panel), rows, sums);
+        return;
+      }
+    }
+    const int64_t k = operands<E>(hidden);
+    multiply_tile<Multiplier<E>>(
+        {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, true, false}, rows, vectors, sums);
   }
 
   // The hidden units of this share.
@@ -379,10 +392,10 @@ struct Forward {
 
   // The columns of h that this share computes: of a projection, as large a part as of the units.
   int64_t column_begin() const {
-    return args.packed_w_hr ? first_projected(share.panel_begin) : unit_begin();
+    return args.w_hr ? first_projected(share.panel_begin) : unit_begin();
   }
   int64_t column_end() const {
-    if (!args.packed_w_hr) return unit_begin() + unit_count();
+    if (!args.w_hr) return unit_begin() + unit_count();
     const int64_t end = first_projected(share.panel_end);
     return end < args.width ? end : args.width;
   }

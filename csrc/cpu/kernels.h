@@ -80,16 +80,16 @@ struct ForwardArgs {
   Sequence<const E> x;           // (T, N, I)
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
-  const E *w_ih, *w_hh;          // (G, I), (G, P)
-  // Those as written by pack_gates; null: they are read in place or packed panel by panel. w_ih
-  // alone may be null if there are at most kMostHoisted rows in all.
-  const C *packed_ih, *packed_hh;
-  const C* bias;         // as written by pack_bias
-  const C* packed_w_hr;  // (P, H) as written by pack_gates for an Elman cell; null: no projection
-  Sequence<E> h;         // (T, N, P), out; the next step reads it
-  E* h_n;                // (N, P), out; may be h where T is 1
-  C* c;                  // (N, H) of the last step, kept between calls, LSTM only; may be c_n
-  E* c_n;                // (N, H), out, LSTM only
+  const E *w_ih, *w_hh, *w_hr;   // (G, I), (G, P), (P, H); w_hr null: no projection
+  // Those as written by pack_gates (w_hr as of an Elman cell); null: they are read in place or, but
+  // for w_hr, packed panel by panel. w_ih alone may be null if there are at most kMostHoisted rows
+  // in all; w_hr where elements are operands.
+  const C *packed_ih, *packed_hh, *packed_w_hr;
+  const C* bias;  // as written by pack_bias
+  Sequence<E> h;  // (T, N, P), out; the next step reads it
+  E* h_n;         // (N, P), out; may be h where T is 1
+  C* c;           // (N, H) of the last step, kept between calls, LSTM only; may be c_n
+  E* c_n;         // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
   E* gates;        // (rows, 4, H) activations, LSTM only
   E* cells;        // (rows, H), LSTM only

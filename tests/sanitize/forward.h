@@ -75,7 +75,8 @@ struct ForwardRun {
     a.packed_ih = packs_ih ? packed_ih.data() : nullptr;
     a.packed_hh = in_place ? nullptr : packed_hh.data();
     a.bias = bias.data();
-    a.packed_w_hr = shape.projected ? packed_w_hr.data() : nullptr;
+    a.w_hr = shape.projected ? w_hr.data() : nullptr;
+    a.packed_w_hr = packs_hr() ? packed_w_hr.data() : nullptr;
     a.h = h.sequence();
     a.h_n = h_is_final ? h.array.data() : h_n.data();
     if (lstm) {
@@ -95,6 +96,7 @@ struct ForwardRun {
   }
 
   int64_t panels() const { return kernels.cell_panels(shape.cell, shape.H); }
+  bool packs_hr() const { return shape.projected && !(in_place && kIsComputed<E>); }
 
   // Of a share's own scratch.
   Array<C> scratch_for(const Share<C>& share) const {
@@ -121,7 +123,7 @@ struct ForwardRun {
     if (!in_place) {
       kernels.pack_gates(shape.cell, w_hh.data(), shape.P, shape.H, packed_hh.data(), begin, end);
     }
-    if (!shape.projected) return;
+    if (!packs_hr()) return;
     const auto [first, last] = member.part(kernels.panels(shape.P));
     kernels.pack_gates(Cell::rnn_tanh, w_hr.data(), shape.H, shape.P, packed_w_hr.data(), first,
                        last);
