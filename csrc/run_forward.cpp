@@ -129,6 +129,9 @@ bool packs_weights(const Stack& stack, int tile_rows) {
   const int64_t input = stack.layer_input(0);
   const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
   if (!wide) return stack.steps > 2;
+  // w_hh is read again at each step, w_ih is not.
+  const bool wide_hh = 4 * in_spans(stack.width) >= 3 * stack.width;
+  if (!wide_hh && stack.steps > 12) return true;
   return stack.steps > 6 && stack.rows > (stack.batch <= 3 ? 21 : 12);
 }
 
