@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import fastrnn
-from helpers import FUSED_DTYPES, Case, build, cases, make_inputs, run
+from helpers import FUSED_DTYPES, HALF_DTYPES, Case, build, cases, make_inputs, run
 
 
 def peak_memory(function: Callable[[], object]) -> int:
@@ -109,6 +109,18 @@ BELOW = [
 def test_training_peak_is_below_torch(case: Case) -> None:
     ours, theirs = training_peaks(case)
     assert ours <= theirs
+
+
+@pytest.mark.parametrize(
+    "case",
+    cases(T=[1], N=[1, 7], I=[256], H=[256], dtype=HALF_DTYPES),
+    ids=str,
+)
+def test_half_precision_sums_of_few_rows_take_no_memory(case: Case) -> None:
+    """As floats, the sums of the weights' gradients would take twice as much as these do."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    gradients = sum(w.numel() * w.element_size() for w in module.parameters())
+    assert peak_memory(lambda: run(module, inputs)) < 1.5 * gradients
 
 
 @pytest.mark.parametrize("case", cases(["RNN_TANH"], T=[48], H=[33], dtype=FUSED_DTYPES), ids=str)
