@@ -14,6 +14,11 @@
 namespace fastrnn {
 namespace {
 
+// Which weights are packed as a whole before the first step.
+struct Packs {
+  bool ih, hh, hr;
+};
+
 // Memory that the layers use in turn or, if they run at the same time, each.
 template <typename E>
 class Workspace {
@@ -27,16 +32,13 @@ class Workspace {
   c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
   C* zeros = nullptr;                     // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, bool training, bool packs_ih,
-            bool packs_hh, bool packs_hr, bool diagonal, int threads,
-            const at::TensorOptions& options)
+  Workspace(const Stack& stack, const Kernels<E>& kernels, bool training, Packs packs,
+            bool diagonal, int threads, const at::TensorOptions& options)
       : cells(diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
+        packs_(packs),
         training_(training),
-        packs_ih_(packs_ih),
-        packs_hh_(packs_hh),
-        packs_hr_(packs_hr),
         diagonal_(diagonal),
         input_(stack.widest_input()),
         scratch_size_(measure_scratch(threads)),
@@ -60,15 +62,15 @@ class Workspace {
     for (size_t i = 0; i < cells.size(); ++i) {
       CellMemory& cell = cells[i];
       const int64_t input = diagonal_ ? stack_.layer_input(i) : input_;
-      if (packs_ih_) {
+      if (packs_.ih) {
         f(cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden));
       }
-      if (packs_hh_) {
+      if (packs_.hh) {
         f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
       }
       f(cell.bias, panels() * kPanelVectors * kernels_.lanes);
       if (stack_.projected) {
-        if (packs_hr_) f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+        if (packs_.hr) f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
         f(cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden);
       }
       if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
@@ -102,8 +104,8 @@ class Workspace {
     return most;
   }
   ForwardSizes sizes(int64_t share_rows, int64_t share_panels) const {
-    return {stack_.steps, input_,           stack_.hidden, stack_.width, packs_ih_,
-            packs_hh_,    stack_.projected, share_rows,    share_panels};
+    return {stack_.steps, input_,           stack_.hidden, stack_.width, packs_.ih,
+            packs_.hh,    stack_.projected, share_rows,    share_panels};
   }
   int64_t panels_of(const Plan& plan) const {
     return Kernels<E>::divide_up(panels(), plan.unit_parts);
@@ -111,7 +113,8 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const bool training_, packs_ih_, packs_hh_, packs_hr_, diagonal_;
+  const Packs packs_;
+  const bool training_, diagonal_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
@@ -150,9 +153,8 @@ bool packs_input(const Stack& stack, int threads, int64_t panels) {
 
 // Packs this member's part of one direction's weights.
 template <typename E>
-void pack(const Stack& stack, const Kernels<E>& kernels, const ForwardArgs<E>& args,
-          const CellWeights<E>& weights, const typename Workspace<E>::CellMemory& memory,
-          const Member& member) {
+void pack(const Kernels<E>& kernels, const ForwardArgs<E>& args, const CellWeights<E>& weights,
+          const typename Workspace<E>::CellMemory& memory, const Member& member) {
   const auto [begin, end] = member.part(kernels.cell_panels(args.cell, args.hidden));
   kernels.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
   if (args.packed_ih) {
@@ -182,7 +184,7 @@ void run_layer(const Stack& stack, const ForwardArgs<E>* args, const CellWeights
     const Member packer{member.index % group_size, group_size, nullptr};
     for (int64_t d = 0; d < stack.directions; ++d) {
       if (d % plan.direction_groups != member.index / group_size) continue;
-      pack(stack, kernels, args[d], weights[d], workspace.cells[d], packer);
+      pack(kernels, args[d], weights[d], workspace.cells[d], packer);
     }
     member.wait();
     auto mine = assign<Compute<E>>(plan, stack, member.index, panels, barriers);
@@ -204,7 +206,7 @@ void run_diagonally(const Stack& stack, const ForwardArgs<E>* args, const CellWe
   Diagonal diagonal(stack.layers, Kernels<E>::divide_up(stack.steps, kDiagonalSteps));
   run_team(threads, [&](const Member& member) {
     for (int64_t layer = 0; layer < stack.layers; ++layer) {
-      pack(stack, kernels, args[layer], weights[layer], workspace.cells[layer], member);
+      pack(kernels, args[layer], weights[layer], workspace.cells[layer], member);
     }
     member.wait();
     const Share<Compute<E>> share{0,       stack.batch, 0, panels, workspace.scratch_of(member),
@@ -239,18 +241,18 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   std::optional<Reserve<E>> reserve;
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
-  const bool packs_hh = packs_weights<E>(stack, kernels.tile_rows);
+  Packs packs;
+  packs.hh = packs_weights<E>(stack, kernels.tile_rows);
   const int64_t weights_of_layer = stack.directions * stack.gates() * (stack.input + stack.width);
   int threads = thread_count(stack, weights_of_layer, 2. * stack.rows);
   const int at_once = find_diagonal(stack, kernels, threads);
   const bool diagonal = at_once > 0;
   if (diagonal) threads = at_once;
   const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
-  const bool packs_ih = packs_hh && (diagonal || packs_input<E>(stack, threads, panels));
+  packs.ih = packs.hh && (diagonal || packs_input<E>(stack, threads, panels));
   // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
-  const bool packs_hr = packs_hh || !kIsComputed<E> || stack.batch > kernels.tile_rows;
-  Workspace<E> workspace(stack, kernels, training, packs_ih, packs_hh, packs_hr, diagonal, threads,
-                         x.options());
+  packs.hr = packs.hh || !kIsComputed<E> || stack.batch > kernels.tile_rows;
+  Workspace<E> workspace(stack, kernels, training, packs, diagonal, threads, x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);

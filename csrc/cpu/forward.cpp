@@ -141,8 +141,8 @@ struct Forward {
               : args.packed_ih;
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_weights(rows + first, packed_ih, args.w_ih, args.input, panel, block, vectors,
-                         sums, false, next_quarter(args.packed_ih, x_stride, panel + 1, first));
+        multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums, false,
+                         next_quarter(args.packed_ih, x_stride, panel + 1, first));
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -229,14 +229,15 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, step.packed_ih, args.w_ih, args.input, panel, rows, vectors, sums, false,
+      multiply_weights(a, input_weights(step.packed_ih), panel, rows, vectors, sums, false,
                        next_quarter(args.packed_ih, x_stride, next_panel, i));
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
                               : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    multiply_weights(a, step.packed_hh, args.w_hh, args.width, panel, rows, vectors, sums, true,
+    const Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
+    multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
                      next_quarter(args.packed_hh, h_stride, next_panel, i), scratch.reorders);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
@@ -256,22 +257,34 @@ struct Forward {
     return packed + next_panel * stride + quarter * (stride / kPanelVectors);
   }
 
+  // Weights as pack_gates takes them: those of a cell of so many hidden units, (G, k).
+  struct Weights {
+    Cell cell;
+    const C* packed;  // or null: read in place
+    const E* w;
+    int64_t k, hidden;
+  };
+  Weights input_weights(const C* packed) const {
+    return {args.cell, packed, args.w_ih, args.input, hidden};
+  }
+
   // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed.
-  FASTRNN_INLINE void multiply_weights(const C* const* a, const C* packed, const E* w, int64_t k,
-                                       int64_t panel, int rows, int vectors, Tile<C>& sums,
-                                       bool accumulate, const C* next, bool ordered = false) const {
+  FASTRNN_INLINE void multiply_weights(const C* const* a, const Weights& weights, int64_t panel,
+                                       int rows, int vectors, Tile<C>& sums, bool accumulate,
+                                       const C* next, bool ordered = false) const {
     if constexpr (kIsComputed<E>) {
-      if (!packed) {
+      if (!weights.packed) {
         for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
-        multiply_in_place(a, w, k, cell_panel_rows<C>(args.cell, hidden, panel), rows, sums.at);
+        multiply_in_place(a, weights.w, weights.k,
+                          cell_panel_rows<C>(weights.cell, weights.hidden, panel), rows, sums.at);
         return;
       }
     }
-    const int64_t k_count = operands<E>(k), stride = k_count * kPanelColumns<C>;
+    const int64_t k_count = operands<E>(weights.k), stride = k_count * kPanelColumns<C>;
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
-    multiply_tile<Multiplier<E>>(
-        {a, 1, packed + panel * stride, w_stride, stride, k_count, !ordered, accumulate, next},
-        rows, vectors, sums.at);
+    multiply_tile<Multiplier<E>>({a, 1, weights.packed + panel * stride, w_stride, stride, k_count,
+                                  !ordered, accumulate, next},
+                                 rows, vectors, sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -357,30 +370,14 @@ struct Forward {
           a[r] = staged_row(step.unprojected + (n + r) * hidden, hidden, staged_m,
                             n + r - share.row_begin);
         }
-        multiply_projection(a, column, rows, vectors, sums.at);
+        const Weights w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
+        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums, false, nullptr);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);
         }
       });
     });
-  }
-
-  // Leaves in sums the product of rows a with the columns of w_hr's transpose from `column` on.
-  FASTRNN_INLINE void multiply_projection(const C* const* a, int64_t column, int rows, int vectors,
-                                          Vec<C>* sums) const {
-    if constexpr (kIsComputed<E>) {
-      if (!args.packed_w_hr) {
-        for (int i = 0; i < rows * vectors; ++i) sums[i] = Vec<C>{};
-        const int64_t panel = column / kPanelColumns<C>;
-        multiply_in_place(a, args.w_hr, hidden,
-                          cell_panel_rows<C>(Cell::rnn_tanh, args.width, panel), rows, sums);
-        return;
-      }
-    }
-    const int64_t k = operands<E>(hidden);
-    multiply_tile<Multiplier<E>>(
-        {a, 1, args.packed_w_hr + column * k, vectors * L, 0, k, true, false}, rows, vectors, sums);
   }
 
   // The hidden units of this share.
