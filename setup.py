@@ -37,6 +37,7 @@ if X86:
     ]
     ISA_FLAGS["avx512_bf16"] = [*ISA_FLAGS["avx512"], "-mavx512bf16"]
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+    ISA_FLAGS["amx_fp16"] = [*ISA_FLAGS["amx"], "-DFASTRNN_AMX_FP16"]  # GCC 12 knows no -mamx-fp16
 KERNELS = [
     f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
 ]

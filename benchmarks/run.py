@@ -45,6 +45,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser)
     add = parser.add_argument
     add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
+    precisions = ("highest", "high", "medium")
+    add("--precision", choices=precisions, default="highest", help="of float32 matrix products")
     add("--base", metavar="REV", help="compare with fastrnn at this commit instead of torch.nn")
     add("--list", action="store_true", help="print the ids and stop")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
@@ -54,6 +56,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.base and arguments.peers:
         parser.error("--base compares fastrnn with itself, --peers with others: one at a time")
+    if arguments.base and arguments.precision != "highest":
+        parser.error("--base compares at the highest precision")
     if arguments.threads is None:
         arguments.threads = [1] if os.cpu_count() == 1 else [1, 2]
     if arguments.seconds_per_cell is None:
@@ -142,13 +146,20 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
     if arguments.base:
         return compare_with_base(cells, arguments, command)
-    about: dict[str, Any] = {"machine": machine(), "build_info": fastrnn.build_info()}
+    torch.set_float32_matmul_precision(arguments.precision)
+    about: dict[str, Any] = {
+        "machine": machine(),
+        "build_info": fastrnn.build_info(),
+        "precision": arguments.precision,
+    }
     if arguments.peers:
         about["peers"] = add_peers()
     # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     peak = find_peak(arguments.peak_gflops)
     title = f"{about['machine']['processor']}, torch {torch.__version__}"
+    if arguments.precision != "highest":
+        title += f", float32 products in {arguments.precision} precision"
     print(f"{title}\nFMA peak of a core: f32 {peak.f32:.0f}, f64 {peak.f64:.0f} ({peak.source})")
 
     records = measure_all(cells, arguments, peak)

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "isa.h"
 #include "stack.h"
 
 namespace fastrnn {
@@ -38,11 +39,17 @@ E* mutable_elements(const at::Tensor& tensor) {
   return static_cast<E*>(tensor.mutable_data_ptr());
 }
 
-// Calls f(E{}) for the type of a tensor's elements.
+// Calls f(E{}) for the type of a tensor's elements, as the kernels are to take them.
 template <typename F>
 auto with_element(at::ScalarType type, F&& f) {
   switch (type) {
-    case at::kFloat: return f(float{});
+    case at::kFloat:
+      switch (float32_products()) {
+        case Float32Products::float32: return f(float{});
+        case Float32Products::two_bfloat16: return f(HighFloat{});
+        case Float32Products::one_bfloat16: return f(MediumFloat{});
+      }
+      [[fallthrough]];
     case at::kDouble: return f(double{});
     case at::kHalf: return f(Half{});
     case at::kBFloat16: return f(BFloat16{});

@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <ATen/Context.h>
 #include <ATen/Version.h>
 
 namespace fastrnn {
@@ -19,6 +20,29 @@ Isa active_isa() {
 
 }  // namespace
 
+Float32Products float32_products() {
+  const at::Context& context = at::globalContext();
+  const auto setting = [&](at::Float32Op op) {
+    return context.float32Precision(at::Float32Backend::MKLDNN, op);
+  };
+  at::Float32Precision precision = setting(at::Float32Op::RNN);
+  if (precision == at::Float32Precision::NONE) precision = setting(at::Float32Op::MATMUL);
+  if (precision == at::Float32Precision::BF16 && find_kernels<MediumFloat>(active_isa())) {
+    return Float32Products::one_bfloat16;
+  }
+  if (precision == at::Float32Precision::TF32 && find_kernels<HighFloat>(active_isa())) {
+    return Float32Products::two_bfloat16;
+  }
+  return Float32Products::float32;
+}
+
+std::vector<std::string> matmul_precisions() {
+  std::vector<std::string> names;
+  if (find_kernels<HighFloat>(active_isa())) names.emplace_back("high");
+  if (find_kernels<MediumFloat>(active_isa())) names.emplace_back("medium");
+  return names;
+}
+
 std::string cpu_capability() {
   switch (active_isa()) {
     case Isa::baseline: return "DEFAULT";
@@ -29,7 +53,6 @@ std::string cpu_capability() {
 
 std::vector<std::string> amx_dtypes() {
   if (active_isa() < Isa::amx) return {};
-  if (active_isa() == Isa::amx) return {"bfloat16"};
   return {"bfloat16", "float16"};
 }
 
@@ -41,5 +64,7 @@ template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 template const Kernels<Half>& kernels<Half>();
 template const Kernels<BFloat16>& kernels<BFloat16>();
+template const Kernels<HighFloat>& kernels<HighFloat>();
+template const Kernels<MediumFloat>& kernels<MediumFloat>();
 
 }  // namespace fastrnn

@@ -13,6 +13,15 @@ namespace fastrnn {
 template <typename E>
 const Kernels<E>& kernels();
 
+// What products of float32 are computed from. The setting is torch's, read at each call: mkldnn's
+// for RNNs if there is one, else that for matrix products, which set_float32_matmul_precision sets
+// too. It counts where this processor has kernels that are faster for it.
+enum class Float32Products { float32, two_bfloat16, one_bfloat16 };
+Float32Products float32_products();
+
+// The names that torch.set_float32_matmul_precision has for those, where they count.
+std::vector<std::string> matmul_precisions();
+
 // AVX512, AVX2 or DEFAULT, as ATEN_CPU_CAPABILITY names them.
 std::string cpu_capability();
 

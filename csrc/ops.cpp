@@ -42,6 +42,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("keep(Tensor y) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);
+  m.def("matmul_precisions() -> str[]", matmul_precisions);
 }
 
 namespace {

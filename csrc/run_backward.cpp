@@ -117,7 +117,7 @@ class BackwardRun {
 
   // What follows a row's last element in its operands is read, and never written.
   void clear_padding(C* rows, int64_t width) const {
-    if (width == kernels_.operands(width) * kernels_.depth) return;
+    if (!kernels_.pads(width)) return;
     std::fill_n(rows, slots_ * stack_.batch * kernels_.operands(width), C(0));
   }
   // Of the products over a chunk's rows, one after the other.
@@ -195,13 +195,11 @@ ColumnWeights<Compute<E>> BackwardRun<E>::pack_columns(const E* w, int64_t k, in
   const int64_t panel_columns = kPanelVectors * kernels_.lanes;
   const int64_t full = columns / panel_columns, panels = kernels_.panels(columns);
   const int64_t panel_stride = kernels_.operands(k) * panel_columns;
-  if constexpr (kIsComputed<E>) {
-    if (in_place) {
-      // pack_columns writes panel p at p * panel_stride of its output.
-      C* const partial = packed - full * panel_stride;
-      if (member.index == 0) kernels_.pack_columns(w, k, columns, partial, full, panels);
-      return {columns, w, columns, panel_columns, packed};
-    }
+  if (in_place) {
+    // pack_columns writes panel p at p * panel_stride of its output.
+    C* const partial = packed - full * panel_stride;
+    if (member.index == 0) kernels_.pack_columns(w, k, columns, partial, full, panels);
+    return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed};
   }
   const auto [begin, end] = member.part(panels);
   kernels_.pack_columns(w, k, columns, packed, begin, end);
@@ -261,7 +259,7 @@ WeightGradients<Compute<E>> BackwardRun<E>::gradients_of(const Direction<E>& dir
   const auto sums = [&](int64_t i, C* own) -> C* {
     const at::Tensor& gradient = direction.dweights[i];
     if (!gradient.defined()) return nullptr;
-    if constexpr (kIsComputed<E>) return mutable_elements<E>(gradient);
+    if constexpr (kIsComputed<E>) return mutable_elements<C>(gradient);
     return own;
   };
   WeightGradients<C> gradients{};

@@ -125,9 +125,10 @@ class Workspace {
 // step costs less for few steps of one block of rows, the more of them are in spans; so does
 // packing a panel before it is used, for one step.
 template <typename E>
-bool packs_weights(const Stack& stack, int tile_rows) {
+bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   if (stack.steps == 1) return false;
-  if (!kIsComputed<E> || stack.batch >= kHoistBelow || stack.batch > tile_rows) return true;
+  if (!kernels.reads_in_place) return true;
+  if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
   const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
   const int64_t input = stack.layer_input(0);
   const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
@@ -242,7 +243,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (training) reserve.emplace(stack, mutable_elements<E>(reserve_tensor));
 
   Packs packs;
-  packs.hh = packs_weights<E>(stack, kernels.tile_rows);
+  packs.hh = packs_weights(stack, kernels);
   const int64_t weights_of_layer = stack.directions * stack.gates() * (stack.input + stack.width);
   int threads = thread_count(stack, weights_of_layer, 2. * stack.rows);
   const int at_once = find_diagonal(stack, kernels, threads);
@@ -251,7 +252,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
   packs.ih = packs.hh && (diagonal || packs_input<E>(stack, threads, panels));
   // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
-  packs.hr = packs.hh || !kIsComputed<E> || stack.batch > kernels.tile_rows;
+  packs.hr = packs.hh || !kernels.reads_in_place || stack.batch > kernels.tile_rows;
   Workspace<E> workspace(stack, kernels, training, packs, diagonal, threads, x.options());
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
@@ -308,7 +309,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
       a.h_n = final_h + cell * stack.batch * stack.width;
       if (final_c) a.c_n = final_c + cell * stack.batch * stack.hidden;
       if constexpr (kIsComputed<E>) {
-        a.c = a.c_n;
+        a.c = reinterpret_cast<Compute<E>*>(a.c_n);
       } else {
         a.c = memory.c;
       }

@@ -26,7 +26,9 @@ def build_info() -> dict[str, Any]:
         version: of fastrnn; torch: the release built against; cuda: the CUDA release built against,
         or None; compiler; cpu_capability: the instruction set in use, AVX512, AVX2 or DEFAULT, as
         the environment variable ATEN_CPU_CAPABILITY names them; amx: names of the dtypes whose
-        products run in the processor's matrix unit, none if FASTRNN_AMX was 0 when they first ran.
+        products run in the processor's matrix unit, none if FASTRNN_AMX was 0 when they first ran;
+        matmul_precisions: the settings of torch.set_float32_matmul_precision that make float32
+        faster here, "high" and "medium" or fewer; the others leave it as it is.
     """
     return {
         "version": __version__,
@@ -35,4 +37,5 @@ def build_info() -> dict[str, Any]:
         "compiler": _build_info.compiler,
         "cpu_capability": torch.ops.fastrnn.cpu_capability(),
         "amx": tuple(torch.ops.fastrnn.amx_dtypes()),
+        "matmul_precisions": tuple(torch.ops.fastrnn.matmul_precisions()),
     }

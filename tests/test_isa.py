@@ -78,7 +78,7 @@ def test_matrix_unit_can_be_left_out() -> None:
     code = "import fastrnn; print(fastrnn.build_info()['amx'])"
     assert run_python("-c", code, FASTRNN_AMX="0").stdout.strip() == "()"
     assert run_python("-c", code).stdout.strip() == str(fastrnn.build_info()["amx"])
-    assert set(fastrnn.build_info()["amx"]) <= {"bfloat16", "float16"}
+    assert fastrnn.build_info()["amx"] in ((), ("bfloat16", "float16"))
 
 
 def test_default_is_the_best_level() -> None:

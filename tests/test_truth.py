@@ -77,6 +77,13 @@ def check(ours: nn.RNNBase, theirs: nn.RNNBase, inputs: Inputs, case: Case) -> N
         assert_error_is_small(name, *errors, exact, torch.finfo(case.dtype).eps)
 
 
+def same_units_are_off(modules: list[nn.RNNBase], inputs: Inputs, case: Case) -> bool:
+    """Returns whether the modules' outputs are 0 where those in float64 are."""
+    exact_inputs = Inputs(*(v.double() if isinstance(v, Tensor) else v for v in inputs))
+    truth = call(to_double(modules[-1], case), exact_inputs)["y"]
+    return all(torch.equal(call(module, inputs)["y"] == 0, truth == 0) for module in modules)
+
+
 @pytest.mark.parametrize("case", [*CASES, *LONG], ids=str)
 def test_float32(case: Case) -> None:
     check(build(fastrnn, case), build(nn, case), make_inputs(case), case)
@@ -86,8 +93,15 @@ def test_float32(case: Case) -> None:
     "case", [replace(case, dtype=dtype) for dtype in HALF_DTYPES for case in CASES], ids=str
 )
 def test_half_precision(case: Case) -> None:
-    ours, inputs = build(fastrnn, case), make_inputs(case)
-    check(ours, build(nn, case), inputs, case)
+    ours, theirs = build(fastrnn, case), build(nn, case)
+    inputs = make_inputs(case)
+    if case.kind == "RNN_RELU":
+        # A relu whose input is within rounding of 0 has a gradient or none, as it happens. Few of
+        # these are a large error: inputs with none. Of many, both libraries have as many.
+        draws = (make_inputs(case, seed) for seed in range(1, 20))
+        clear = (some for some in draws if same_units_are_off([ours, theirs], some, case))
+        inputs = next(clear, inputs)
+    check(ours, theirs, inputs, case)
     assert takes_fused_path(lambda: call(ours, inputs))
 
 

@@ -8,25 +8,49 @@
 
 namespace fastrnn::FASTRNN_ISA {
 
-// While one exists, tiles may be used: all of them with every row and column, as results that no
-// one asks for cost little. Without AMX it is nothing.
+// Tiles: the first four hold sums, then come those of a product's left factor and of its right one.
+constexpr int kTilesOfSums = 4;
+
+// While one exists, tiles may be used. Without AMX it is nothing.
 class TileUnit {
  public:
+  // a_tiles: those of the left factor, which like the sums have so many rows; the others have all.
+  FASTRNN_INLINE TileUnit([[maybe_unused]] int a_tiles, [[maybe_unused]] int rows) {
 #if defined(__AMX_TILE__)
-  TileUnit() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } config;
+    set_rows(a_tiles, rows);
+#endif
+  }
+#if defined(__AMX_TILE__)
+  ~TileUnit() { asm volatile("tilerelease"); }
+
+  // Both lose what the tiles hold.
+  static FASTRNN_INLINE void set_rows(int a_tiles, int rows) {
+    Config config;
+    for (int tile = 0; tile < kTilesOfSums + a_tiles; ++tile) config.rows[tile] = rows;
     asm volatile("ldtilecfg %0" ::"m"(config));
   }
-  ~TileUnit() { asm volatile("tilerelease"); }
+  // So many floats a row in the sums and in the right factor, which is then in the tiles of the
+  // left one.
+  static FASTRNN_INLINE void set_columns(int a_tiles, int columns) {
+    Config config;
+    for (int tile = 0; tile < kTilesOfSums + a_tiles; ++tile) {
+      config.row_bytes[tile] = columns * sizeof(float);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
 #else
-  TileUnit() {}
+  static FASTRNN_INLINE void set_rows(int, int) {}
+  static FASTRNN_INLINE void set_columns(int, int) {}
 #endif
   TileUnit(const TileUnit&) = delete;
   TileUnit& operator=(const TileUnit&) = delete;
+
+ private:
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
 };
 
 #if defined(__AMX_TILE__)

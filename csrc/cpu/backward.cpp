@@ -16,6 +16,7 @@ struct Backward {
   const int64_t hidden = args.hidden;
   const int64_t gates = operands<E>(hidden * gate_count(args.cell));  // of a row of dgates
   const int64_t width = operands<E>(args.width);                      // of a row of dprojected
+  const int unit_rows = unit_rows_for(share.row_end - share.row_begin);
 
   // Where a tile's rows come from and go to.
   struct Step {
@@ -119,7 +120,7 @@ struct Backward {
     if (step.dgates_next) {
       const C* a[kTileRows];
       for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gates;
-      multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at);
+      multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at, unit_rows);
     } else {
       for (int r = 0; r < rows; ++r) {
         const C* row = args.dh + (n + r) * args.width;
@@ -143,8 +144,11 @@ struct Backward {
     }
     if (args.projected) {
       for (int r = 0; r < rows; ++r) {
-        Gradient<E>* out = reinterpret_cast<Gradient<E>*>(step.dprojected + (n + r) * width);
-        store_row(out, column, args.width, vectors, dh.at + r * vectors);
+        C* const out = step.dprojected + (n + r) * width;
+        for (int v = 0; v < vectors; ++v) {
+          const int64_t at = column + v * L;
+          store_operands<E>(out, width / kParts<E>, at, dh.at[r * vectors + v], args.width - at);
+        }
       }
     } else {
       run_pointwise(step, n, rows, column, vectors, dh.at);
@@ -157,7 +161,7 @@ struct Backward {
     Tile<C> dh;
     const C* a[kTileRows];
     for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * width;
-    multiply_columns<E>(a, width, args.w_hr, unit, rows, vectors, dh.at);
+    multiply_columns<E>(a, width, args.w_hr, unit, rows, vectors, dh.at, unit_rows);
     run_pointwise(step, n, rows, unit, vectors, dh.at);
   }
 
@@ -176,21 +180,22 @@ struct Backward {
                                            int64_t first_unit, int vectors,
                                            const Vec<C>* dh) const {
     for (const int64_t row_end = n + rows; n < row_end; ++n) {
-      Gradient<E>* dgates = reinterpret_cast<Gradient<E>*>(step.dgates + n * gates);
+      C* const dgates = step.dgates + n * gates;
       for (int v = 0; v < vectors; ++v, ++dh) {
         const int64_t unit = first_unit + v * L, valid = hidden - unit;
         if constexpr (cell == Cell::lstm) {
           pointwise_lstm(step, n, unit, valid, *dh, dgates);
         } else {
           const Vec<C> h = load_as(args.h.row(args.schedule, step.t, n) + unit, valid);
-          store_as(dgates + unit, rnn_pointwise_backward<Math<E>, cell>(h, *dh), valid);
+          store_operands<E>(dgates, gates / kParts<E>, unit,
+                            rnn_pointwise_backward<Math<E>, cell>(h, *dh), valid);
         }
       }
     }
   }
 
   FASTRNN_INLINE void pointwise_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
-                                     Vec<C> dh, Gradient<E>* dgates) const {
+                                     Vec<C> dh, C* dgates) const {
     const int64_t row = args.schedule.offset(step.t) + n;
     const E* c_prev = n < step.forward_previous_rows
                           ? args.cells + (args.schedule.offset(step.forward_previous) + n) * hidden
@@ -204,7 +209,9 @@ struct Backward {
     lstm_pointwise_backward<Math<E>>(gate, load_as(args.cells + row * hidden + unit, valid),
                                      load_as(c_prev + unit, valid), dh, dc);
     store(running_dc, dc, valid);
-    for (int g = 0; g < kGates; ++g) store_as(dgates + g * hidden + unit, gate[g], valid);
+    for (int g = 0; g < kGates; ++g) {
+      store_operands<E>(dgates, gates / kParts<E>, g * hidden + unit, gate[g], valid);
+    }
   }
 };
 
@@ -213,8 +220,9 @@ struct Backward {
 template <typename E>
 void backward(const BackwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
               int64_t s_end) {
-  const TileUnit unit;
-  Backward<E>{args, share}.run(s_begin, s_end);
+  const Backward<E> pass{args, share};
+  const TileUnit unit(kParts<E>, pass.unit_rows);
+  pass.run(s_begin, s_end);
 }
 
 #define INSTANTIATE(E) \

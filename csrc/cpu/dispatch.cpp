@@ -36,12 +36,13 @@ namespace fastrnn {
   void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);  \
   template <typename E>                                                              \
   void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);      \
-  template <typename E, int depth>                                                   \
+  template <typename E, int depth, int parts = 1>                                    \
   constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                        \
                                   ROWS,                                              \
                                   depth,                                             \
+                                  parts,                                             \
                                   UNIT,                                              \
-                                  kIsComputed<E>,                                    \
+                                  kIsComputed<E> && depth == 1,                      \
                                   forward<E>,                                        \
                                   forward_scratch<E>,                                \
                                   backward<E>,                                       \
@@ -60,6 +61,7 @@ FASTRNN_KERNEL_TABLE(avx2, 32, 3, 1)
 FASTRNN_KERNEL_TABLE(avx512, 64, 6, 1)
 FASTRNN_KERNEL_TABLE(avx512_bf16, 64, 6, 1)
 FASTRNN_KERNEL_TABLE(amx, 64, 16, 16)
+FASTRNN_KERNEL_TABLE(amx_fp16, 64, 16, 16)
 #endif
 
 template <typename E>
@@ -74,14 +76,32 @@ const Kernels<E>* find_kernels(Isa isa) {
       if constexpr (std::is_same_v<E, BFloat16>) return &avx512_bf16::kernels<E, 2>;
       return &avx512::kernels<E, 1>;
     case Isa::amx:
-      if constexpr (std::is_same_v<E, BFloat16>) return &amx::kernels<E, 2>;
-      return &avx512::kernels<E, 1>;
+      if constexpr (std::is_same_v<E, Half>) return &amx::kernels<E, 2, 2>;
+      [[fallthrough]];
     case Isa::amx_fp16:
-      if constexpr (!kIsComputed<E>) return &amx::kernels<E, 2>;
+      if constexpr (std::is_same_v<E, BFloat16>) return &amx::kernels<E, 2>;
+      if constexpr (std::is_same_v<E, Half>) return &amx_fp16::kernels<E, 2>;
       return &avx512::kernels<E, 1>;
 #endif
     default: return nullptr;
   }
+}
+
+template <>
+const Kernels<HighFloat>* find_kernels(Isa isa) {
+#ifdef FASTRNN_X86
+  if (isa >= Isa::amx) return &amx::kernels<HighFloat, 2, 2>;
+#endif
+  return nullptr;
+}
+
+template <>
+const Kernels<MediumFloat>* find_kernels(Isa isa) {
+#ifdef FASTRNN_X86
+  if (isa >= Isa::amx) return &amx::kernels<MediumFloat, 2>;
+  if (isa == Isa::avx512_bf16) return &avx512_bf16::kernels<MediumFloat, 2>;
+#endif
+  return nullptr;
 }
 
 template const Kernels<float>* find_kernels<float>(Isa);

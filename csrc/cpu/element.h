@@ -12,6 +12,15 @@ struct BFloat16 {  // the upper half of a binary32
   uint16_t bits;
 };
 
+// A float32 whose products are computed from less, as torch's matmul precisions "high" and "medium"
+// allow: from the sum of two BFloat16, or from one.
+struct HighFloat {
+  float value;
+};
+struct MediumFloat {
+  float value;
+};
+
 template <typename E>
 struct ComputeOf {
   using type = E;
@@ -22,6 +31,14 @@ struct ComputeOf<Half> {
 };
 template <>
 struct ComputeOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<HighFloat> {
+  using type = float;
+};
+template <>
+struct ComputeOf<MediumFloat> {
   using type = float;
 };
 

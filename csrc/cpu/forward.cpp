@@ -19,6 +19,7 @@ struct Forward {
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
   const int64_t x_operands = operands<E>(args.input);
   const int64_t h_operands = operands<E>(args.width);
+  const int step_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
   // Of the packed weights:
   const int64_t x_stride = x_operands * kPanelColumns<C>, h_stride = h_operands * kPanelColumns<C>;
 
@@ -103,12 +104,12 @@ struct Forward {
 
   // The row as operands: where it lies, or converted into slot i of `staged`.
   static const C* stage(const E* row, int64_t k, C* staged, int64_t i) {
-    if constexpr (!kIsComputed<E>) make_operands(row, k, staged + i * operands<E>(k));
+    if constexpr (!kIsOperand<E>) make_operands(row, k, staged + i * operands<E>(k));
     return staged_row(row, k, staged, i);
   }
 
   static const C* staged_row(const E* row, int64_t k, const C* staged, int64_t i) {
-    if constexpr (kIsComputed<E>) {
+    if constexpr (kIsOperand<E>) {
       return row;
     } else {
       return staged + i * operands<E>(k);
@@ -134,6 +135,8 @@ struct Forward {
       }
       if (step_rows > 0) step_products += step_rows * shared_panels * kPanelColumns<C>;
     }
+    const int unit_rows = unit_rows_for(count);
+    if (unit_rows != step_rows) TileUnit::set_rows(kParts<E>, unit_rows);
     for_panels(count, false, [&](int64_t panel, int vectors) {
       const C* const packed_ih =
           scratch.packs_input
@@ -142,7 +145,7 @@ struct Forward {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
         multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums, false,
-                         next_quarter(args.packed_ih, x_stride, panel + 1, first));
+                         next_quarter(args.packed_ih, x_stride, panel + 1, first), unit_rows);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -153,11 +156,20 @@ struct Forward {
         }
       });
     });
+    if (unit_rows != step_rows) TileUnit::set_rows(kParts<E>, step_rows);
     return s;
   }
 
   void run_step(const Step& step) const {
-    if constexpr (!kIsComputed<E>) {
+    if (scratch.left_weights) {
+      TileUnit::set_columns(kParts<E>, step_rows);
+      for (int64_t n = share.row_begin; n < step.row_end; ++n) {
+        const int64_t i = n - share.row_begin;
+        make_operand_column(args.x.row(args.schedule, step.t, n), args.input, staged_x, i,
+                            share_rows);
+        make_operand_column(previous_h(step, n), args.width, staged_h, i, share_rows);
+      }
+    } else if constexpr (!kIsOperand<E>) {
       for (int64_t n = share.row_begin; n < step.row_end; ++n) {
         const int64_t i = n - share.row_begin;
         if (!hoist) stage(args.x.row(args.schedule, step.t, n), args.input, staged_x, i);
@@ -179,6 +191,7 @@ struct Forward {
       for_row_blocks(share.row_begin, step.row_end,
                      [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
     });
+    if (scratch.left_weights) TileUnit::set_rows(kParts<E>, step_rows);
   }
 
   // Packs a panel of w, or two, to `out`. Returns where panel 0 would then begin.
@@ -230,7 +243,7 @@ struct Forward {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
       multiply_weights(a, input_weights(step.packed_ih), panel, rows, vectors, sums, false,
-                       next_quarter(args.packed_ih, x_stride, next_panel, i));
+                       next_quarter(args.packed_ih, x_stride, next_panel, i), step_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
@@ -238,7 +251,8 @@ struct Forward {
     }
     const Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
     multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
-                     next_quarter(args.packed_hh, h_stride, next_panel, i), scratch.reorders);
+                     next_quarter(args.packed_hh, h_stride, next_panel, i), step_rows,
+                     scratch.reorders);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
       case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
@@ -268,23 +282,28 @@ struct Forward {
     return {args.cell, packed, args.w_ih, args.input, hidden};
   }
 
-  // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed.
+  // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed. If
+  // scratch.left_weights, a has the columns at its first row.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const Weights& weights, int64_t panel,
                                        int rows, int vectors, Tile<C>& sums, bool accumulate,
-                                       const C* next, bool ordered = false) const {
-    if constexpr (kIsComputed<E>) {
+                                       const C* next, int unit_rows, bool ordered = false) const {
+    if constexpr (kIsOperand<E> || kHasMatrixUnit) {
       if (!weights.packed) {
-        for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
-        multiply_in_place(a, weights.w, weights.k,
-                          cell_panel_rows<C>(weights.cell, weights.hidden, panel), rows, sums.at);
+        const PanelRows panel_rows = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
+        if constexpr (kHasMatrixUnit) {
+          multiply_left_weights(a[0], weights.w, weights.k, panel_rows, rows, accumulate, sums.at);
+        } else {
+          for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
+          multiply_in_place(a, weights.w, weights.k, panel_rows, rows, sums.at);
+        }
         return;
       }
     }
     const int64_t k_count = operands<E>(weights.k), stride = k_count * kPanelColumns<C>;
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
-    multiply_tile<Multiplier<E>>({a, 1, weights.packed + panel * stride, w_stride, stride, k_count,
-                                  !ordered, accumulate, next},
-                                 rows, vectors, sums.at);
+    multiply_tile<Part<E>, kParts<E>>({a, 1, weights.packed + panel * stride, w_stride, stride,
+                                       k_count, !ordered, accumulate, next, unit_rows},
+                                      rows, vectors, sums.at);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -355,7 +374,7 @@ struct Forward {
 
   // h = w_hr . (o * tanh(c)), for the rows and columns of the share.
   void project_output(const Step& step) const {
-    if constexpr (!kIsComputed<E>) {
+    if constexpr (!kIsOperand<E>) {
       for (int64_t n = share.row_begin; n < step.row_end; ++n) {
         stage(step.unprojected + n * hidden, hidden, staged_m, n - share.row_begin);
       }
@@ -371,7 +390,8 @@ struct Forward {
                             n + r - share.row_begin);
         }
         const Weights w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
-        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums, false, nullptr);
+        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums, false, nullptr,
+                         step_rows);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);
@@ -438,8 +458,9 @@ struct Forward {
 template <typename E>
 void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
              int64_t s_end) {
-  const TileUnit unit;
-  Forward<E>{args, share}.run(s_begin, s_end);
+  const Forward<E> pass{args, share};
+  const TileUnit unit(kParts<E>, pass.step_rows);
+  pass.run(s_begin, s_end);
 }
 
 template <typename E>

@@ -24,7 +24,9 @@ struct ForwardScratch {
   using C = Compute<E>;
 
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
-  // elements are operands; else each panel is packed before it is used, at every step.
+  // elements are operands, and at a single step in a matrix unit, whose left factor they are; else
+  // each panel is packed before it is used, at every step.
+  const bool left_weights;
   const bool packs_panels;
   const int64_t hoist_rows;  // at most, of all steps together
   const bool hoist;
@@ -38,8 +40,10 @@ struct ForwardScratch {
   const int64_t packed_x, staged_x, staged_h, staged_m, end;
 
   FASTRNN_INLINE explicit ForwardScratch(const ForwardSizes& sizes)
-      : packs_panels(!sizes.packed_hh &&
-                     (!kIsComputed<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+      : left_weights(kHasMatrixUnit && !sizes.packed_hh && sizes.steps == 1 &&
+                     sizes.share_rows <= kTileRows),
+        packs_panels(!sizes.packed_hh && !left_weights &&
+                     (!kIsOperand<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
         packs_input(!sizes.packed_ih &&
@@ -47,7 +51,7 @@ struct ForwardScratch {
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
-        reorders(kIsComputed<E> && sizes.packed_hh && hoist && sizes.share_rows < kHoistShare &&
+        reorders(kIsOperand<E> && sizes.packed_hh && hoist && sizes.share_rows < kHoistShare &&
                  sizes.width >= kSpan),
         fetches(2 * weight_bytes(sizes) > kCachedBytes),
         packed_x(packs_panels ? panels_ahead * panel_size(sizes)
@@ -75,7 +79,7 @@ struct ForwardScratch {
   }
   // Where elements are not operands, rows are converted before they are read by every tile.
   static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
-    return kIsComputed<E> ? 0 : rows * operands<E>(k);
+    return kIsOperand<E> ? 0 : rows * operands<E>(k);
   }
   static FASTRNN_INLINE int64_t weight_bytes(const ForwardSizes& sizes) {
     return panel_size(sizes) * sizes.share_panels * int64_t{sizeof(C)};

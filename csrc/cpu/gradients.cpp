@@ -69,19 +69,17 @@ struct OuterProducts {
   // Columns of packed_b.
   int64_t padded(int i) const { return padded_columns<C>(args.products[i].columns); }
 
-  const Gradient<E>* a_row(int64_t row) const {
-    return reinterpret_cast<const Gradient<E>*>(args.a[row]);
+  const Part<E>* a_row(int64_t row, int part = 0) const {
+    return reinterpret_cast<const Part<E>*>(args.a[row] + part * part_operands<E>(args.a_columns));
   }
 
   void run(int64_t j_begin, int64_t j_end) const {
-    if constexpr (kIsComputed<E>) {
-      if (args.rows <= kFewRows) {
-        if (args.column_sums) sum_columns(0, args.rows, j_begin, j_end, args.accumulate);
-        for (const OuterProduct<E>& product : args.products) {
-          if (product.out) run_few_rows<kFewRows>(product, j_begin, j_end);
-        }
-        return;
+    if (args.rows <= kFewRows) {
+      if (args.column_sums) sum_columns(0, args.rows, j_begin, j_end, args.accumulate);
+      for (const OuterProduct<E>& product : args.products) {
+        if (product.out) run_few_rows<kFewRows>(product, j_begin, j_end);
       }
+      return;
     }
     for (int64_t row = 0; row < args.rows; row += kGradientRows) {
       const int64_t count = args.rows - row < kGradientRows ? args.rows - row : kGradientRows;
@@ -133,35 +131,55 @@ struct OuterProducts {
     if constexpr (N > 1) {
       if (args.rows < N) return run_few_rows<N - 1>(product, j_begin, j_end);
     }
-    for (int64_t j = j_begin; j < j_end; ++j) {
-      C* const out = product.out + j * product.columns;
-      for (int64_t column = 0; column < product.columns; column += L) {
-        const int64_t count = product.columns - column;
-        Vec<C> sum{};
-        for (int i = 0; i < N; ++i) {
-          sum = fma<C>(broadcast(args.a[i][j]), load(product.b[i] + column, count), sum);
+    for (int64_t first = j_begin; first < j_end; first += L) {
+      C a[N][L];
+      for (int i = 0; i < N; ++i) store(a[i], load_a(i, first, j_end - first));
+      for (int64_t j = first; j < j_end && j < first + L; ++j) {
+        C* const out = product.out + j * product.columns;
+        E* const result = product.result ? product.result + j * product.columns : nullptr;
+        for (int64_t column = 0; column < product.columns; column += L) {
+          const int64_t count = product.columns - column;
+          Vec<C> sum{};
+          for (int i = 0; i < N; ++i) {
+            sum = fma<C>(broadcast(a[i][j - first]), load_as(product.b[i] + column, count), sum);
+          }
+          if (args.accumulate) sum = load(out + column, count) + sum;
+          if (result) {
+            store_as(result + column, sum, count);
+          } else {
+            store(out + column, sum, count);
+          }
         }
-        if (args.accumulate) sum = load(out + column, count) + sum;
-        store(out + column, sum, count);
       }
     }
+  }
+
+  // Columns j and on of a row of a, the sums of their parts.
+  Vec<C> load_a(int64_t row, int64_t j, int64_t count) const {
+    Vec<C> sum = load_as(a_row(row) + j, count);
+    for (int part = 1; part < kParts<E>; ++part) sum += load_as(a_row(row, part) + j, count);
+    return sum;
   }
 
   // (panels, operands of rows, vectors, lanes); kTogether rows after the other, so that each is
   // read along.
   static void pack_b(const OuterProduct<E>& product, int64_t row, int64_t count, C* packed) {
-    const int64_t k_count = operands<E>(count);
-    for (int64_t i = 0; i < k_count * kDeep; i += kTogether) {
-      const int64_t i_end = i + kTogether < k_count * kDeep ? i + kTogether : k_count * kDeep;
+    const int64_t size = part_operands<E>(count);
+    for (int64_t i = 0; i < size * kDeep; i += kTogether) {
+      const int64_t i_end = i + kTogether < size * kDeep ? i + kTogether : size * kDeep;
       for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
-        C* out = packed + column * k_count + i / kDeep * vectors * L;
+        C* out = packed + column * operands<E>(count) + i / kDeep * vectors * L;
         for (int64_t k = i; k < i_end; k += kDeep) {
           const E* const first = k < count ? product.b[row + k] + column : nullptr;
           const E* const next = k + 1 < count ? product.b[row + k + 1] + column : nullptr;
           for (int v = 0; v < vectors; ++v, out += L) {
-            store(out, first ? column_operands(first + v * L, next ? next + v * L : nullptr,
-                                               product.columns - column - v * L)
-                             : Vec<C>{});
+            for_parts<E>([&](auto part) {
+              constexpr int p = decltype(part)::value;
+              store(out + p * size * vectors * L,
+                    first ? column_operands<E, p>(first + v * L, next ? next + v * L : nullptr,
+                                                  product.columns - column - v * L)
+                          : Vec<C>{});
+            });
           }
         }
       });
@@ -197,7 +215,7 @@ struct OuterProducts {
       for (int64_t i = 0; i < rows; i += kRun) {
         Vec<C> run{};
         for (int64_t k = i; k < rows && k < i + kRun; ++k) {
-          run += load_as(a_row(row + k) + j, j_end - j);
+          run += load_a(row + k, j, j_end - j);
         }
         sum += run;
       }
@@ -221,11 +239,11 @@ struct OuterProducts {
           }
         } else {
           const bool has_next = k + 1 < row + count;
-          auto* pairs = reinterpret_cast<Gradient<E>*>(target);
+          auto* pairs = reinterpret_cast<Part<E>*>(target);
           for (int r = 0; r < R; ++r) {
             const int64_t at = j + r < j_end ? j + r : j_end - 1;
             pairs[r * kDeep] = a_row(k)[at];
-            pairs[r * kDeep + 1] = has_next ? a_row(k + 1)[at] : Gradient<E>{};
+            pairs[r * kDeep + 1] = has_next ? a_row(k + 1)[at] : Part<E>{};
           }
         }
       }
@@ -237,18 +255,20 @@ struct OuterProducts {
                          int64_t j_end) const {
     const int64_t k_count = operands<E>(count), end = row + count;
     for (int64_t j = j_begin; j < j_end; j += L) {
-      C copy[L * L];
-      for (int64_t k = 0; k < L; ++k) {
-        const int64_t at = row + i + k * kDeep;
-        store(copy + k * L,
-              at < end ? column_operands(a_row(at) + j, at + 1 < end ? a_row(at + 1) + j : nullptr,
-                                         j_end - j)
-                       : Vec<C>{});
+      for (int part = 0; part < kParts<E>; ++part) {
+        C copy[L * L];
+        for (int64_t k = 0; k < L; ++k) {
+          const int64_t at = row + i + k * kDeep;
+          const Part<E>* const next = at + 1 < end ? a_row(at + 1, part) + j : nullptr;
+          store(copy + k * L,
+                at < end ? column_operands(a_row(at, part) + j, next, j_end - j) : Vec<C>{});
+        }
+        Vec<C> square[L];
+        load_transposed<C>(square, copy, L);
+        C* const out =
+            packed_a + (j - j_begin) * k_count + part * part_operands<E>(count) + i / kDeep;
+        for (int64_t k = 0; k < L; ++k) store(out + k * k_count, square[k]);
       }
-      Vec<C> square[L];
-      load_transposed<C>(square, copy, L);
-      C* const out = packed_a + (j - j_begin) * k_count + i / kDeep;
-      for (int64_t k = 0; k < L; ++k) store(out + k * k_count, square[k]);
     }
   }
 
@@ -269,7 +289,7 @@ struct OuterProducts {
         }
       }
       Tile<C> sums;
-      multiply_tile<Multiplier<E>>(
+      multiply_tile<Part<E>, kParts<E>>(
           {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false, false}, rows, vectors,
           sums.at);
       C* out = product.out + j * product.columns;
@@ -325,8 +345,8 @@ FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int6
         for_row_blocks(begin, end, [&](int64_t row, int rows) {
           const C* a[kTileRows];
           for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
-          multiply_tile<Multiplier<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
-                                       kPanelVectors, sums);
+          multiply_tile<Part<E>, kParts<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
+                                            kPanelVectors, sums);
           if (k + count == args.k) finish(row, rows, column, sums);
           if (!small) sums += rows * kPanelVectors;
         });
@@ -341,7 +361,7 @@ template <typename E>
 void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_end) {
   using C = Compute<E>;
   if (row_begin >= row_end) return;
-  const TileUnit unit;
+  const TileUnit unit(kParts<E>, kTileRows);
   const auto store_tile = [&](int64_t row, int rows, int64_t column, int vectors, Vec<C>* sums) {
     for (int r = 0; r < rows; ++r, sums += vectors) {
       if (args.accumulate) add_row(args.out[row + r], column, args.columns, vectors, sums);
@@ -349,7 +369,7 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
     }
   };
   int64_t full = 0;
-  if constexpr (kIsComputed<E>) {
+  if constexpr (kIsOperand<E>) {
     if (args.in_place) {
       full = args.columns / kPanelColumns<C> * kPanelColumns<C>;
       multiply_panels_in_place(args, full, row_begin, row_end,
@@ -365,7 +385,7 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
     pack_columns(args.w, args.k, args.columns, packed, panel, panel + 1);
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
       Tile<C> sums;
-      multiply_tile<Multiplier<E>>(
+      multiply_tile<Part<E>, kParts<E>>(
           {args.a + row, 1, args.scratch, vectors * kLanes<C>, 0, k, false, false}, rows, vectors,
           sums.at);
       store_tile(row, rows, column, vectors, sums.at);
@@ -385,14 +405,14 @@ int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place) {
 
 template <typename E>
 void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_end) {
-  const TileUnit unit;
+  const TileUnit unit(kParts<E>, kTileRows);
   OuterProducts<E>{args}.run(j_begin, j_end);
 }
 
 template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
   using C = Compute<E>;
-  if (kIsComputed<E> && rows <= kFewRows) return 0;
+  if (rows <= kFewRows) return 0;
   const int64_t k_count = operands<E>(rows < kGradientRows ? rows : kGradientRows);
   const int64_t columns = a_columns < kBlockColumns ? a_columns : kBlockColumns;
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +

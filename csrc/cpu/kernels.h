@@ -2,12 +2,12 @@
 //
 // Dimensions: T time, N batch, I input, H hidden, P width of h (the projection, else H), G gate
 // rows (4H for LSTM, H for Elman). Strides count elements; the last dimension of every array is
-// contiguous. In every template below E is the type of the arrays' elements (float, double, Half or
-// BFloat16), and C = Compute<E> that of sums, of c and of working memory.
+// contiguous. In every template below E is the type of the arrays' elements (of element.h), and C =
+// Compute<E> that of sums, of c and of working memory.
 //
-// "Operands" are what products read: an element as C; or, in the kernels for avx512_bf16, two
-// BFloat16 in the room of a C, the second of a last odd one zero. K elements are operands(K) of
-// them.
+// "Operands" are what products read: an element as C; or two 16-bit numbers in the room of a C, the
+// second of a last odd one zero; where an element is the sum of two of those, the first of all
+// elements and then the second. K elements are operands(K) of them.
 #pragma once
 
 #include <cstdint>
@@ -185,8 +185,9 @@ struct Kernels {
 
   int lanes;            // C's in a vector
   int tile_rows;        // batch rows computed together
-  int depth;            // elements in an operand
-  int operand_unit;     // of which rows of operands are a multiple long
+  int depth;            // numbers in an operand
+  int parts;            // numbers of which an element is the sum
+  int operand_unit;     // of which the operands of a part are a multiple
   bool reads_in_place;  // whether weights can be read where they lie
 
   // Steps [s_begin, s_end) of the loop, each once and in order. The first call starts from the
@@ -215,7 +216,11 @@ struct Kernels {
     return divide_up(hidden, cell == Cell::lstm ? lanes : kPanelVectors * lanes);
   }
   int64_t panels(int64_t columns) const { return divide_up(columns, kPanelVectors * lanes); }
-  int64_t operands(int64_t k) const { return divide_up(k, depth * operand_unit) * operand_unit; }
+  int64_t operands(int64_t k) const {
+    return divide_up(k, depth * operand_unit) * operand_unit * parts;
+  }
+  // Whether rows of operands end with zeros after k elements.
+  bool pads(int64_t k) const { return operands(k) * depth != k * parts; }
   // Elements C of a packed matrix of k rows that gives the cell's gates, or any other columns.
   int64_t packed_gates(Cell cell, int64_t k, int64_t hidden) const {
     return operands(k) * divide_up(hidden, lanes) * lanes * gate_count(cell);
@@ -227,10 +232,11 @@ struct Kernels {
   static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
-// amx: with a matrix unit for bfloat16; amx_fp16: for float16 too.
+// amx: with a matrix unit for bfloat16, of which two make a float16; amx_fp16: for float16 too.
 enum class Isa { baseline, avx2, avx512, avx512_bf16, amx, amx_fp16 };
 
-// The kernels of one set, or null where this build has none for it.
+// The kernels of one set, or null where there are none: in this build, or of HighFloat and
+// MediumFloat where float32 itself is no slower.
 template <typename E>
 const Kernels<E>* find_kernels(Isa isa);
 

@@ -47,6 +47,11 @@ struct ExpConstants<float> : FormatConstants<float> {
 };
 
 template <>
+struct ExpConstants<HighFloat> : ExpConstants<float> {};
+template <>
+struct ExpConstants<MediumFloat> : ExpConstants<float> {};
+
+template <>
 struct ExpConstants<double> : FormatConstants<double> {
   static constexpr double q[] = {0x1p-1,  // 1.7e-19
                                  0x1.5555555555557p-3,

@@ -4,12 +4,12 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// As load_square, for elements that are converted to operands first.
-template <typename E>
+// As load_square, for a part of elements that are converted to operands first.
+template <typename E, int part>
 FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* w,
                                   int64_t ldw, const PanelRows& rows, int v, int64_t elements) {
   using C = Compute<E>;
-  if constexpr (kIsComputed<E>) {
+  if constexpr (kIsOperand<E>) {
     load_square<C>(square, w, ldw, rows, v, elements);
   } else {
     constexpr int64_t L = kLanes<C>;
@@ -19,40 +19,43 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
     for (int64_t j = 0; j < L; ++j) {
       const int64_t row = neighbours ? first + j : rows.row(begin + j);
       store(copy + j * L,
-            begin + j < rows.columns ? row_operands(w + row * ldw, elements) : Vec<C>{});
+            begin + j < rows.columns ? row_operands<E, part>(w + row * ldw, elements) : Vec<C>{});
     }
     load_transposed<C>(square, copy, L);
   }
 }
 
-// Writes the panel's rows of w, (rows, k) elements, to out as (operands, vector, lane), operands in
-// the order of summation.
+// Writes the panel's rows of w, (rows, k) elements, to out as (parts, operands, vector, lane),
+// operands in the order of summation.
 template <typename E>
 __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const PanelRows& rows,
                                           Compute<E>* out) {
   using C = Compute<E>;
   constexpr int L = kLanes<C>;
   const int64_t out_step = int64_t{rows.vectors} * L;
-  const int64_t operand_count = operands<E>(k_count);
+  const int64_t operand_count = part_operands<E>(k_count);
   const int64_t spans_end = kInterleaves ? operand_count / kSpan * kSpan : 0;
   for (int v = 0; v < rows.vectors; ++v) {
     for (int64_t k = 0; k < operand_count; k += L) {
-      Vec<C> square[L];
-      const int64_t element = k * kDepth<E>;
-      load_operands<E>(square, w + element, k_count, rows, v, k_count - element);
-      C* target = out + v * L;
-      if (k < spans_end) {
-        const int64_t block_step = kSumBlock * out_step;
-        target += (k / kSpan * kSpan + k % kSpan / kInterleave) * out_step;
-        target += k % kInterleave * block_step;  // where a vector holds fewer
-        for (int j = 0; j < L; ++j) {
-          store(target + j % kInterleave * block_step + j / kInterleave * out_step, square[j]);
+      for_parts<E>([&](auto part) {
+        constexpr int p = decltype(part)::value;
+        Vec<C> square[L];
+        const int64_t element = k * kDepth<E>;
+        load_operands<E, p>(square, w + element, k_count, rows, v, k_count - element);
+        C* target = out + p * operand_count * out_step + v * L;
+        if (k < spans_end) {
+          const int64_t block_step = kSumBlock * out_step;
+          target += (k / kSpan * kSpan + k % kSpan / kInterleave) * out_step;
+          target += k % kInterleave * block_step;  // where a vector holds fewer
+          for (int j = 0; j < L; ++j) {
+            store(target + j % kInterleave * block_step + j / kInterleave * out_step, square[j]);
+          }
+        } else {
+          target += k * out_step;
+          const int64_t columns = operand_count - k < L ? operand_count - k : L;
+          for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
         }
-      } else {
-        target += k * out_step;
-        const int64_t columns = operand_count - k < L ? operand_count - k : L;
-        for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
-      }
+      });
     }
   }
 }
@@ -102,15 +105,22 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
     const int64_t first = panel * kPanelColumns<C>;
     const int vectors = cell_panel_rows<C>(Cell::rnn_tanh, columns, panel).vectors;
     C* target = out + first * operands<E>(k);
+    const int64_t part_size = part_operands<E>(k) * vectors * L;
+    const C* const end = target + part_size;
     for (int64_t row = 0; row < k; row += kDepth<E>) {
       for (int v = 0; v < vectors; ++v, target += L) {
         const int64_t column = first + v * L;
-        const E* in = w + row * columns + column;
-        store(target, column_operands(in, row + 1 < k ? in + columns : nullptr, columns - column));
+        const E* const in = w + row * columns + column;
+        const E* const next = row + 1 < k ? in + columns : nullptr;
+        for_parts<E>([&](auto part) {
+          constexpr int p = decltype(part)::value;
+          store(target + p * part_size, column_operands<E, p>(in, next, columns - column));
+        });
       }
     }
-    const C* const end = out + first * operands<E>(k) + operands<E>(k) * vectors * L;
-    for (; target < end; target += L) store(target, Vec<C>{});
+    for (; target < end; target += L) {
+      for (int p = 0; p < kParts<E>; ++p) store(target + p * part_size, Vec<C>{});
+    }
   }
 }
 

@@ -84,4 +84,13 @@ template <typename C>
 void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
                        int rows, Vec<C>* sums);
 
+#if defined(__AMX_BF16__)
+// As packing followed by multiply_tile, to the bit, without packing: the panel's rows of w, (rows,
+// k), are the left factor of the matrix unit, set up for `rows` columns, and a (operands, rows) the
+// right one. At most kTileRows rows.
+template <typename E>
+void multiply_left_weights(const float* a, const E* w, int64_t k_count, const PanelRows& panel,
+                           int rows, bool accumulate, Vec<float>* sums);
+#endif
+
 }  // namespace fastrnn::FASTRNN_ISA

@@ -9,7 +9,11 @@
 #include "../cell_math.h"
 #include "element.h"
 
-#if defined(__AMX_BF16__)
+#if defined(FASTRNN_AMX_FP16)
+#include <immintrin.h>
+#define FASTRNN_ISA amx_fp16
+#define FASTRNN_VECTOR_BYTES 64
+#elif defined(__AMX_BF16__)
 #include <immintrin.h>
 #define FASTRNN_ISA amx
 #define FASTRNN_VECTOR_BYTES 64
@@ -31,10 +35,12 @@
 #endif
 
 // The types of elements that this instruction set has kernels for.
-#if defined(__AMX_BF16__)
-#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16) F(Half)
+#if defined(FASTRNN_AMX_FP16)
+#define FASTRNN_FOR_ELEMENTS(F) F(Half)
+#elif defined(__AMX_BF16__)
+#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16) F(Half) F(HighFloat) F(MediumFloat)
 #elif defined(__AVX512BF16__)
-#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16)
+#define FASTRNN_FOR_ELEMENTS(F) F(BFloat16) F(MediumFloat)
 #else
 #define FASTRNN_FOR_ELEMENTS(F) F(float) F(double) F(Half) F(BFloat16)
 #endif
@@ -265,10 +271,24 @@ FASTRNN_INLINE Words load_words(const E* p, int64_t count) {
   return words;
 }
 
+// Writes the first `count` lanes.
+template <typename E>
+FASTRNN_INLINE void store_words(E* p, Words words, int64_t count) {
+  if (count >= kLanes<float>) {
+    __builtin_memcpy(p, &words, sizeof(words));
+  } else {
+#if FASTRNN_MASKS
+    _mm256_mask_storeu_epi16(p, (__mmask16)((1u << count) - 1), (__m256i)words);
+#else
+    for (int64_t lane = 0; lane < count; ++lane) p[lane].bits = words[lane];
+#endif
+  }
+}
+
 template <typename E>
 FASTRNN_INLINE Vec<Compute<E>> load_as(const E* p, int64_t count = kLanes<Compute<E>>) {
   if constexpr (kIsComputed<E>) {
-    return load(p, count);
+    return load(reinterpret_cast<const Compute<E>*>(p), count);
   } else {
     return widen(load_words(p, count), (E*)nullptr);
   }
@@ -277,18 +297,9 @@ FASTRNN_INLINE Vec<Compute<E>> load_as(const E* p, int64_t count = kLanes<Comput
 template <typename E>
 FASTRNN_INLINE void store_as(E* p, Vec<Compute<E>> v, int64_t count = kLanes<Compute<E>>) {
   if constexpr (kIsComputed<E>) {
-    store(p, v, count);
+    store(reinterpret_cast<Compute<E>*>(p), v, count);
   } else {
-    const Words words = narrow(v, (E*)nullptr);
-    if (count >= kLanes<float>) {
-      __builtin_memcpy(p, &words, sizeof(words));
-    } else {
-#if FASTRNN_MASKS
-      _mm256_mask_storeu_epi16(p, (__mmask16)((1u << count) - 1), (__m256i)words);
-#else
-      for (int64_t lane = 0; lane < count; ++lane) p[lane].bits = words[lane];
-#endif
-    }
+    store_words(p, narrow(v, (E*)nullptr), count);
   }
 }
 

@@ -24,43 +24,67 @@ constexpr int kTwoPanelRows = kHasMatrixUnit ? 0 : FASTRNN_VECTOR_BYTES == 64 ? 
 template <typename C>
 constexpr int kPanelColumns = kPanelVectors * kLanes<C>;
 
-// An operand is what a lane multiplies at once: one element, computed in C; or two 16-bit elements,
-// side by side in the bits of a float, where an instruction takes them.
+// What products read of an element of type E: `parts` numbers of type Part, of which it is the sum.
 template <typename E>
-constexpr int kDepth = 1;
+struct ProductOf {
+  using Part = Compute<E>;
+  static constexpr int parts = 1;
+};
 #if defined(__AVX512BF16__)
 template <>
-constexpr int kDepth<BFloat16> = 2;
-#endif
-#if defined(__AMX_BF16__)
+struct ProductOf<BFloat16> {
+  using Part = BFloat16;
+  static constexpr int parts = 1;
+};
 template <>
-constexpr int kDepth<Half> = 2;
+struct ProductOf<MediumFloat> : ProductOf<BFloat16> {};
 #endif
+#if defined(FASTRNN_AMX_FP16)
+template <>
+struct ProductOf<Half> {
+  using Part = Half;
+  static constexpr int parts = 1;
+};
+#elif defined(__AMX_BF16__)
+template <>
+struct ProductOf<HighFloat> {
+  using Part = BFloat16;
+  static constexpr int parts = 2;
+};
+template <>
+struct ProductOf<Half> : ProductOf<HighFloat> {};  // exactly: 11 bits are no more than twice 8
+#endif
+
+template <typename E>
+using Part = typename ProductOf<E>::Part;
+template <typename E>
+constexpr int kParts = ProductOf<E>::parts;
+
+// An operand is what a lane multiplies at once: one number, or two of 16 bits side by side in the
+// bits of a float, where an instruction takes them.
+template <typename E>
+constexpr int kDepth = sizeof(Compute<E>) / sizeof(Part<E>);
+
+// Whether elements are operands as they lie; or the numbers of which an operand holds two.
+template <typename E>
+constexpr bool kIsOperand = kIsComputed<E> && kDepth<E> == 1;
+template <typename E>
+constexpr bool kIsHalfOperand = !kIsComputed<E> && kDepth<E> == 2 && kParts<E> == 1;
 
 // Rows of operands are a multiple of this long, zeros at the end.
 constexpr int64_t kOperandUnit = kHasMatrixUnit ? 16 : 1;
 
-// The type that names the product of elements of type E: Half and float share one.
-template <typename E, int depth = kDepth<E>>
-struct MultiplierOf {
-  using type = Compute<E>;
-};
+// Operands that hold one part of k elements; a last half-filled one ends with a zero.
 template <typename E>
-struct MultiplierOf<E, 2> {
-  using type = E;
-};
-template <typename E>
-using Multiplier = typename MultiplierOf<E>::type;
-
-// What gradients of pre-activations are stored in: as operands.
-template <typename E>
-using Gradient = Multiplier<E>;
-
-// Operands that hold k elements; a last half-filled one ends with a zero.
-template <typename E>
-FASTRNN_INLINE int64_t operands(int64_t k) {
+FASTRNN_INLINE int64_t part_operands(int64_t k) {
   constexpr int64_t unit = kDepth<E> * kOperandUnit;
   return (k + unit - 1) / unit * kOperandUnit;
+}
+
+// Those of all parts: a row has the first part of all its elements, then the second.
+template <typename E>
+FASTRNN_INLINE int64_t operands(int64_t k) {
+  return part_operands<E>(k) * kParts<E>;
 }
 
 // Products are summed in blocks of at most this many operands: one accumulator an output element
@@ -97,10 +121,21 @@ struct TileProduct {
   // k_count cache lines from here on are fetched into L2 meanwhile, by a full panel and more than
   // kTwoPanelRows rows; not by a matrix unit.
   const C* next = nullptr;
+  int unit_rows = kTileRows;  // that a matrix unit is set up for, no fewer than there are
 };
-template <typename M>
-void multiply_tile(const TileProduct<Compute<M>>& product, int rows, int vectors,
-                   Vec<Compute<M>>* sums);
+
+// The rows for which a share of so many sets it up: fewer are multiplied faster, and loaded without
+// a copy.
+FASTRNN_INLINE int unit_rows_for(int64_t share_rows) {
+  if (share_rows < 1) return 1;
+  return share_rows < kTileRows ? static_cast<int>(share_rows) : kTileRows;
+}
+//
+// With two parts, of the four products of a's with w's that of the second ones, 2^-16 of the first
+// ones', is left out.
+template <typename Part, int parts>
+void multiply_tile(const TileProduct<Compute<Part>>& product, int rows, int vectors,
+                   Vec<Compute<Part>>* sums);
 
 // Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size (full
 // ones, where any other takes as long), and calls f(first row, rows).
@@ -129,15 +164,16 @@ FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
 template <typename E>
 FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count,
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
-                                     int vectors, Vec<Compute<E>>* sums) {
+                                     int vectors, Vec<Compute<E>>* sums, int unit_rows) {
   using C = Compute<E>;
   TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false, false};
+  product.unit_rows = unit_rows;
   if (column + kPanelColumns<C> <= w.columns) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
     product.panel_stride = w.panel_stride;
   }
-  multiply_tile<Multiplier<E>>(product, rows, vectors, sums);
+  multiply_tile<Part<E>, kParts<E>>(product, rows, vectors, sums);
 }
 
 // Adds to sums the vectors of a row, `columns` wide, from `column` on.
@@ -162,28 +198,71 @@ FASTRNN_INLINE void store_row(E* row, int64_t column, int64_t columns, int vecto
   }
 }
 
-// The operands that `count` columns of a row make; where an operand is two elements, with those of
-// the row after it, zeros if that is null.
-template <typename E>
+#if defined(__AVX512BF16__)
+
+// The 16-bit numbers of the lower half of v, each before its like of the upper half.
+template <int... J>
+FASTRNN_INLINE Vec<float> in_pairs(Vec<float> v, std::integer_sequence<int, J...>) {
+  using Numbers = Vec<uint16_t>;
+  const Numbers numbers = (Numbers)v;
+  return (Vec<float>)__builtin_shufflevector(numbers, numbers, (J / 2 + J % 2 * 16)...);
+}
+
+// Part `part` of the numbers x, which BFloat16 holds but for a last rounding.
+template <typename E, int part>
+FASTRNN_INLINE Vec<float> part_of(Vec<float> x) {
+  if constexpr (kParts<E> == 1) return x;
+  // Rounded towards zero: both parts then have x's sign, and an infinite factor one with both.
+  const Vec<float> upper = (Vec<float>)((Bits<float>)x & ~0xffff);
+  if constexpr (part == 0) return upper;
+  // The rest, which is 0 where x is infinite; and so little of x that its last bit is the same: so
+  // that the part is not zero, which infinity times would be NaN, unless x is.
+  const __mmask16 has_rest = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0xffff));
+  const __m512 rest = _mm512_maskz_sub_ps(has_rest, (__m512)x, (__m512)upper);
+  return fma<float>(x, broadcast(0x1p-30f), (Vec<float>)rest);
+}
+
+// Part `part` of the lanes of a and then of b, as BFloat16.
+template <typename E, int part>
+FASTRNN_INLINE Vec<float> narrow_part(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_cvtne2ps_pbh((__m512)part_of<E, part>(b), (__m512)part_of<E, part>(a));
+}
+template <typename E, int part>
+FASTRNN_INLINE Words narrow_part(Vec<float> x) {
+  return (Words)_mm512_cvtneps_pbh((__m512)part_of<E, part>(x));
+}
+
+#endif
+
+// The operands that a part of `count` columns of a row makes; where an operand is two numbers, with
+// those of the row after it, zeros if that is null.
+template <typename E, int part = 0>
 FASTRNN_INLINE Vec<Compute<E>> column_operands(const E* row, const E* next, int64_t count) {
-  if constexpr (kDepth<E> == 2) {
+  if constexpr (kDepth<E> == 1) {
+    return load_as(row, count);
+  } else if constexpr (kIsHalfOperand<E>) {
     const auto bits = [&](const E* p) {
       return __builtin_convertvector(load_words(p, count), Vec<uint32_t>);
     };
     return (Vec<float>)(bits(row) | (next ? bits(next) << 16 : Vec<uint32_t>{}));
   } else {
-    return load_as(row, count);
+#if defined(__AVX512BF16__)
+    const Vec<float> pair =
+        narrow_part<E, part>(load_as(row, count), next ? load_as(next, count) : Vec<float>{});
+    return in_pairs(pair, std::make_integer_sequence<int, 2 * kLanes<float>>{});
+#endif
   }
 }
 
-// As many operands as a vector has lanes, of a row with `count` elements from `row` on, one at
-// least; zeros after them.
-template <typename E>
+// A part of as many operands as a vector has lanes, of a row with `count` elements from `row` on,
+// one at least; zeros after them.
+template <typename E, int part = 0>
 FASTRNN_INLINE Vec<Compute<E>> row_operands(const E* row, int64_t count) {
-  if constexpr (kDepth<E> == 2) {
-    constexpr int64_t lanes = 2 * kLanes<float>;
+  if constexpr (kDepth<E> == 1) {
+    return load_as(row, count);
+  } else if constexpr (kIsHalfOperand<E>) {
     Vec<float> bits{};
-    if (count >= lanes) {
+    if (count >= 2 * kLanes<float>) {
       __builtin_memcpy(&bits, row, sizeof(bits));
     } else {
 #if FASTRNN_MASKS
@@ -194,17 +273,75 @@ FASTRNN_INLINE Vec<Compute<E>> row_operands(const E* row, int64_t count) {
     }
     return bits;
   } else {
-    return load_as(row, count);
+#if defined(__AVX512BF16__)
+    constexpr int64_t L = kLanes<float>;
+    return narrow_part<E, part>(load_as(row, count),
+                                count > L ? load_as(row + L, count - L) : Vec<float>{});
+#endif
   }
+}
+
+// Calls f(Constant<part>) for each part.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+template <typename E, typename F>
+FASTRNN_INLINE void for_parts(F&& f) {
+  f(Constant<0>{});
+  if constexpr (kParts<E> == 2) f(Constant<1>{});
 }
 
 // Writes k elements as operands.
 template <typename E>
 FASTRNN_INLINE void make_operands(const E* in, int64_t k, Compute<E>* out) {
   constexpr int64_t L = kLanes<Compute<E>>;
-  for (int64_t i = 0, end = operands<E>(k); i < end; i += L) {
-    store(out + i, row_operands(in + i * kDepth<E>, k - i * kDepth<E>), end - i);
+  const int64_t size = part_operands<E>(k);
+  for (int64_t i = 0; i < size; i += L) {
+    const int64_t element = i * kDepth<E>;
+    for_parts<E>([&](auto part) {
+      constexpr int p = decltype(part)::value;
+      store(out + p * size + i, row_operands<E, p>(in + element, k - element), size - i);
+    });
   }
+}
+
+// Writes k elements as column n of operands (operands, columns).
+template <typename E>
+FASTRNN_INLINE void make_operand_column(const E* in, int64_t k, Compute<E>* out, int64_t n,
+                                        int64_t columns) {
+  using C = Compute<E>;
+  if (columns == 1) return make_operands(in, k, out);
+  constexpr int64_t L = kLanes<C>;
+  const int64_t size = part_operands<E>(k);
+  for (int64_t i = 0; i < size; i += L) {
+    const int64_t element = i * kDepth<E>;
+    for_parts<E>([&](auto part) {
+      constexpr int p = decltype(part)::value;
+      C lanes[L];
+      store(lanes, row_operands<E, p>(in + element, k - element));
+      C* const target = out + (p * size + i) * columns + n;
+      for (int64_t j = 0; j < L && i + j < size; ++j) target[j * columns] = lanes[j];
+    });
+  }
+}
+
+// Writes the first `count` of v as elements `at` and on of a row of operands that has `size` a
+// part.
+template <typename E>
+FASTRNN_INLINE void store_operands(Compute<E>* row, int64_t size, int64_t at, Vec<Compute<E>> v,
+                                   int64_t count) {
+  for_parts<E>([&](auto part) {
+    constexpr int p = decltype(part)::value;
+    Part<E>* const out = reinterpret_cast<Part<E>*>(row + p * size) + at;
+    if constexpr (kDepth<E> == 1 || kIsHalfOperand<E>) {
+      store_as(out, v, count);
+    } else {
+#if defined(__AVX512BF16__)
+      store_words(out, narrow_part<E, p>(v), count);
+#endif
+    }
+  });
 }
 
 }  // namespace fastrnn::FASTRNN_ISA

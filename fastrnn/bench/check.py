@@ -18,10 +18,20 @@ TOLERANCE: dict[torch.dtype, float] = {
 }
 
 
+# Of float32, whose products may have the bits of two bfloat16, or of one.
+TOLERANCE_BY_PRECISION: dict[str, float] = {
+    "highest": TOLERANCE[torch.float32],
+    "high": 2e-3,
+    "medium": TOLERANCE[torch.bfloat16],
+}
+
+
 def tolerance(reference: Tensor) -> float:
     """Largest difference allowed from a tensor."""
     if reference.is_cuda and reference.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
         return TOLERANCE[torch.float16]  # TF32 keeps as many bits in its products
+    if reference.dtype == torch.float32:
+        return TOLERANCE_BY_PRECISION[torch.get_float32_matmul_precision()]
     return TOLERANCE[reference.dtype]
 
 

@@ -104,6 +104,14 @@ struct Format<float> {
   static constexpr double epsilon = 0x1p-23;
 };
 template <>
+struct Format<HighFloat> {
+  static constexpr double epsilon = 0x1p-13;  // of a product, which may be larger than the sum
+};
+template <>
+struct Format<MediumFloat> {
+  static constexpr double epsilon = 0x1p-6;
+};
+template <>
 struct Format<double> {
   static constexpr double epsilon = 0x1p-52;
 };
@@ -120,6 +128,8 @@ struct Format<BFloat16> {
 
 inline double to_double(float x) { return x; }
 inline double to_double(double x) { return x; }
+inline double to_double(HighFloat x) { return x.value; }
+inline double to_double(MediumFloat x) { return x.value; }
 template <typename E>
 double to_double(E x) {
   const int fraction = Format<E>::fraction;
@@ -134,7 +144,7 @@ double to_double(E x) {
 template <typename E>
 E from_double(double x) {
   if constexpr (kIsComputed<E>) {
-    return static_cast<E>(x);
+    return E{static_cast<Compute<E>>(x)};
   } else {
     const int fraction = Format<E>::fraction;
     const int exponent = std::max(x == 0 ? -1000 : std::ilogb(x), Format<E>::lowest);

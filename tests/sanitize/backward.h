@@ -64,7 +64,7 @@ struct BackwardRun {
     return Array<C>(name, kernels.packed_columns(k, columns - first), draw.one_in(3));
   }
   void clear_padding(const Array<C>& rows, int64_t width) {
-    if (width == kernels.operands(width) * kernels.depth) return;
+    if (!kernels.pads(width)) return;
     std::fill_n(rows.data(), rows.usable(), C(0));
   }
 
@@ -95,14 +95,12 @@ struct BackwardRun {
     const int64_t panel = kPanelVectors * kernels.lanes;
     const int64_t full = columns / panel, panels = kernels.panels(columns);
     const int64_t stride = kernels.operands(k) * panel;
-    if constexpr (kIsComputed<E>) {
-      if (in_place) {
-        // Counted from the first panel, as pack_columns counts.
-        C* const first = reinterpret_cast<C*>(reinterpret_cast<uintptr_t>(packed.data()) -
-                                              full * stride * sizeof(C));
-        if (member.index == 0) kernels.pack_columns(w.data(), k, columns, first, full, panels);
-        return {columns, w.data(), columns, panel, packed.data()};
-      }
+    if (in_place) {
+      // Counted from the first panel, as pack_columns counts.
+      C* const first = reinterpret_cast<C*>(reinterpret_cast<uintptr_t>(packed.data()) -
+                                            full * stride * sizeof(C));
+      if (member.index == 0) kernels.pack_columns(w.data(), k, columns, first, full, panels);
+      return {columns, reinterpret_cast<const C*>(w.data()), columns, panel, packed.data()};
     }
     const auto [begin, end] = member.part(panels);
     kernels.pack_columns(w.data(), k, columns, packed.data(), begin, end);
@@ -218,7 +216,7 @@ struct BackwardRun {
   }
 
   void check(double tolerance) {
-    if (kernels.depth == 2) {
+    if (kernels.depth == 2 && kernels.parts == 1) {
       run_naive_backward<E>(shape, naive);
     } else {
       run_naive_backward<C>(shape, naive);

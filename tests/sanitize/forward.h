@@ -82,7 +82,7 @@ struct ForwardRun {
     if (lstm) {
       a.c_n = c_n.data();
       if constexpr (kIsComputed<E>) {
-        a.c = a.c_n;
+        a.c = reinterpret_cast<C*>(a.c_n);
       } else {
         a.c = c.data();
       }
@@ -96,7 +96,7 @@ struct ForwardRun {
   }
 
   int64_t panels() const { return kernels.cell_panels(shape.cell, shape.H); }
-  bool packs_hr() const { return shape.projected && !(in_place && kIsComputed<E>); }
+  bool packs_hr() const { return shape.projected && !(in_place && kernels.reads_in_place); }
 
   // Of a share's own scratch.
   Array<C> scratch_for(const Share<C>& share) const {

@@ -55,9 +55,9 @@ void run_case(const Kernels<E>& kernels, uint64_t seed) {
   const Shape shape = random_shape(draw);
   const int threads = draw.one_in(3) ? 1 : static_cast<int>(draw.integer(2, 3));
   const bool trains = draw.one_in(2);
-  // Of the largest result: some 100 roundings in sums; or, where h is rounded to 16 bits at each
-  // step, a few of those.
-  const double tolerance = (kIsComputed<E> ? 400 : 4) * Format<E>::epsilon;
+  // Of the largest result: some 100 roundings in sums; or, where h or the factors of products are
+  // rounded to fewer bits at each step, a few of those.
+  const double tolerance = (Format<E>::epsilon < 1e-6 ? 400 : 4) * Format<E>::epsilon;
   ForwardRun<E> forward(kernels, shape, draw, trains);
   forward.run(threads);
   if (checks_results()) forward.check(tolerance);
@@ -72,7 +72,7 @@ void run_case(const Kernels<E>& kernels, uint64_t seed) {
   if (checks_results()) backward.check(tolerance);
 }
 
-bool supported(const std::string& isa, const std::string& dtype) {
+bool supported(const std::string& isa) {
   if (isa == "baseline") return true;
 #if defined(FASTRNN_X86)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -85,7 +85,8 @@ bool supported(const std::string& isa, const std::string& dtype) {
   if (!avx512) return false;
   const Isa extension = find_avx512_extension();
   if (isa == "avx512_bf16") return extension >= Isa::avx512_bf16;
-  if (isa == "amx") return extension >= (dtype == "float16" ? Isa::amx_fp16 : Isa::amx);
+  if (isa == "amx") return extension >= Isa::amx;
+  if (isa == "amx_fp16") return extension >= Isa::amx_fp16;
 #endif
   return false;
 }
@@ -94,7 +95,8 @@ Isa parse_isa(const std::string& name) {
   if (name == "avx2") return Isa::avx2;
   if (name == "avx512") return Isa::avx512;
   if (name == "avx512_bf16") return Isa::avx512_bf16;
-  if (name == "amx") return Isa::amx_fp16;
+  if (name == "amx") return Isa::amx;
+  if (name == "amx_fp16") return Isa::amx_fp16;
   return Isa::baseline;
 }
 
@@ -122,11 +124,13 @@ int main_with(int argc, char** argv) {
     if (option == "--count") count = std::stoull(argv[i + 1]);
     if (option == "--plant") planted_fault = argv[i + 1];
   }
-  if (!supported(isa, dtype)) return kUnsupported;
+  if (!supported(isa)) return kUnsupported;
   if (dtype == "float32") return run_cases<float>(isa, first, count);
   if (dtype == "float64") return run_cases<double>(isa, first, count);
   if (dtype == "float16") return run_cases<Half>(isa, first, count);
   if (dtype == "bfloat16") return run_cases<BFloat16>(isa, first, count);
+  if (dtype == "high") return run_cases<HighFloat>(isa, first, count);
+  if (dtype == "medium") return run_cases<MediumFloat>(isa, first, count);
   return 2;
 }
 
