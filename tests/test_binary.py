@@ -73,7 +73,7 @@ def functions_with_vector_code(library: Path) -> dict[str, set[str]]:
 def test_vector_code_lies_in_its_namespace() -> None:
     """An inline function compiled for AVX-512 must never be the copy that everyone runs."""
     found = functions_with_vector_code(OPS)
-    avx512 = "6avx512|11avx512_bf16|3amx"
+    avx512 = "6avx512|11avx512_bf16|3amx|8amx_fp16"
     inside = {"vex": f"4avx2|{avx512}", "evex": avx512}
     for encoding, functions in found.items():
         assert len(functions) > 20  # the scan sees the kernels

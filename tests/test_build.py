@@ -19,7 +19,8 @@ def test_import_from_another_folder(tmp_path: Path) -> None:
 
 def test_build_info() -> None:
     info = fastrnn.build_info()
-    assert set(info) == {"version", "torch", "cuda", "compiler", "cpu_capability", "amx"}
+    names = ("version", "torch", "cuda", "compiler", "cpu_capability", "amx", "matmul_precisions")
+    assert set(info) == set(names)
     assert info["version"] == fastrnn.__version__
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
     assert info["cpu_capability"] == torch.ops.fastrnn.cpu_capability()

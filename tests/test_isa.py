@@ -74,6 +74,13 @@ def test_avx2_and_avx512_give_the_same_bits() -> None:
         assert_equal(avx512[case], expected)
 
 
+def test_lower_precision_without_the_matrix_unit() -> None:
+    """On the bfloat16 dot product, where the processor has one: else all but two tests skip."""
+    if not torch.ops.fastrnn.amx_dtypes():
+        pytest.skip("there is none, and test_precision.py runs anyway")
+    run_tests("test_precision.py", FASTRNN_AMX="0")
+
+
 def test_matrix_unit_can_be_left_out() -> None:
     code = "import fastrnn; print(fastrnn.build_info()['amx'])"
     assert run_python("-c", code, FASTRNN_AMX="0").stdout.strip() == "()"
