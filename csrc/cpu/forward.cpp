@@ -19,7 +19,7 @@ struct Forward {
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
   const int64_t x_operands = operands<E>(args.input);
   const int64_t h_operands = operands<E>(args.width);
-  const int step_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
+  const int unit_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
   // Of the packed weights:
   const int64_t x_stride = x_operands * kPanelColumns<C>, h_stride = h_operands * kPanelColumns<C>;
 
@@ -135,8 +135,8 @@ struct Forward {
       }
       if (step_rows > 0) step_products += step_rows * shared_panels * kPanelColumns<C>;
     }
-    const int unit_rows = unit_rows_for(count);
-    if (unit_rows != step_rows) TileUnit::set_rows(kParts<E>, unit_rows);
+    const int rows_ahead = unit_rows_for(count);
+    if (rows_ahead != unit_rows) TileUnit::set_rows(kParts<E>, rows_ahead);
     for_panels(count, false, [&](int64_t panel, int vectors) {
       const C* const packed_ih =
           scratch.packs_input
@@ -145,7 +145,7 @@ struct Forward {
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
         multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums, false,
-                         next_quarter(args.packed_ih, x_stride, panel + 1, first), unit_rows);
+                         next_quarter(args.packed_ih, x_stride, panel + 1, first), rows_ahead);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -156,13 +156,13 @@ struct Forward {
         }
       });
     });
-    if (unit_rows != step_rows) TileUnit::set_rows(kParts<E>, step_rows);
+    if (rows_ahead != unit_rows) TileUnit::set_rows(kParts<E>, unit_rows);
     return s;
   }
 
   void run_step(const Step& step) const {
     if (scratch.left_weights) {
-      TileUnit::set_columns(kParts<E>, step_rows);
+      TileUnit::set_columns(kParts<E>, unit_rows);
       for (int64_t n = share.row_begin; n < step.row_end; ++n) {
         const int64_t i = n - share.row_begin;
         make_operand_column(args.x.row(args.schedule, step.t, n), args.input, staged_x, i,
@@ -191,7 +191,7 @@ struct Forward {
       for_row_blocks(share.row_begin, step.row_end,
                      [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
     });
-    if (scratch.left_weights) TileUnit::set_rows(kParts<E>, step_rows);
+    if (scratch.left_weights) TileUnit::set_rows(kParts<E>, unit_rows);
   }
 
   // Packs a panel of w, or two, to `out`. Returns where panel 0 would then begin.
@@ -243,7 +243,7 @@ struct Forward {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
       multiply_weights(a, input_weights(step.packed_ih), panel, rows, vectors, sums, false,
-                       next_quarter(args.packed_ih, x_stride, next_panel, i), step_rows);
+                       next_quarter(args.packed_ih, x_stride, next_panel, i), unit_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
@@ -251,7 +251,7 @@ struct Forward {
     }
     const Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
     multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
-                     next_quarter(args.packed_hh, h_stride, next_panel, i), step_rows,
+                     next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
                      scratch.reorders);
     switch (args.cell) {
       case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
@@ -391,7 +391,7 @@ struct Forward {
         }
         const Weights w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
         multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums, false, nullptr,
-                         step_rows);
+                         unit_rows);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);
@@ -459,7 +459,7 @@ template <typename E>
 void forward(const ForwardArgs<E>& args, const Share<Compute<E>>& share, int64_t s_begin,
              int64_t s_end) {
   const Forward<E> pass{args, share};
-  const TileUnit unit(kParts<E>, pass.step_rows);
+  const TileUnit unit(kParts<E>, pass.unit_rows);
   pass.run(s_begin, s_end);
 }
 

@@ -124,18 +124,18 @@ struct TileProduct {
   int unit_rows = kTileRows;  // that a matrix unit is set up for, no fewer than there are
 };
 
-// The rows for which a share of so many sets it up: fewer are multiplied faster, and loaded without
-// a copy.
+// With two parts, of the four products of a's with w's that of the second ones, 2^-16 of the first
+// ones' on average, is left out.
+template <typename Part, int parts>
+void multiply_tile(const TileProduct<Compute<Part>>& product, int rows, int vectors,
+                   Vec<Compute<Part>>* sums);
+
+// The rows that a matrix unit is set up for where a share has so many: fewer than a tile's are
+// multiplied faster, and loaded without a copy.
 FASTRNN_INLINE int unit_rows_for(int64_t share_rows) {
   if (share_rows < 1) return 1;
   return share_rows < kTileRows ? static_cast<int>(share_rows) : kTileRows;
 }
-//
-// With two parts, of the four products of a's with w's that of the second ones, 2^-16 of the first
-// ones', is left out.
-template <typename Part, int parts>
-void multiply_tile(const TileProduct<Compute<Part>>& product, int rows, int vectors,
-                   Vec<Compute<Part>>* sums);
 
 // Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size (full
 // ones, where any other takes as long), and calls f(first row, rows).
