@@ -20,13 +20,9 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
 // The stream that kernels go to. Whoever registers the ops defines it.
 cuda::Stream current_stream();
 
-// How one layer runs: persistent, or step by step.
-struct Path {
-  bool persistent;
-  cuda::PersistentTile tile;
-};
-Path choose_forward_path(const Stack& stack, cuda::Element element);
-Path choose_backward_path(const Stack& stack, cuda::Element element);
+// The teams of a persistent kernel for a layer; none where it runs step by step.
+std::optional<cuda::Teams> choose_forward_teams(const Stack& stack, cuda::Element element);
+std::optional<cuda::Teams> choose_backward_teams(const Stack& stack, cuda::Element element);
 
 // Raises c10::Error unless a launcher succeeded: a failure, and so no "fastrnn: ...", which means
 // arguments that torch.nn may take after all (is_refusal in fastrnn/_fused.py).
@@ -68,7 +64,8 @@ at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence);
 // Writes rows (rows, width) to y or dx.
 void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& sequence);
 
-// The weights of one direction of one layer; undefined where there are none.
+// The weights of one direction of one layer; undefined where there are none. What the kernels read
+// is contiguous.
 struct Weights {
   at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
 

@@ -20,12 +20,12 @@ struct Layer {
   at::Tensor dprojected;         // (D, rows, P), projection only
 };
 
-void run_persistent(const Stack& stack, const Layer& layer, cuda::PersistentTile tile,
+void run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
                     cuda::Stream stream) {
   RECORD_FUNCTION("fastrnn::persistent_backward", c10::ArrayRef<const c10::IValue>());
   const void* w_hh[cuda::kDirections] = {};
   for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
-  check(cuda::launch_persistent_backward(layer.args, tile, w_hh, stream));
+  check(cuda::launch_persistent_backward(layer.args, teams, w_hh, stream));
 }
 
 // The running gradient of h is dh, which a row that has ended, or not begun, keeps.
@@ -109,7 +109,7 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
   const at::TensorOptions given = x.options();
   const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
   const bool lstm = stack.cell == Cell::lstm;
-  const Path path = choose_backward_path(stack, element);
+  const std::optional<cuda::Teams> teams = choose_backward_teams(stack, element);
   const DeviceSchedule schedule(stack, given, stream);
   const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
@@ -154,8 +154,8 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
         args.cells[d] = kept.parts[first_cell + d].cells.const_data_ptr();
       }
     }
-    if (path.persistent) {
-      run_persistent(stack, layer, path.tile, stream);
+    if (teams) {
+      run_persistent(stack, layer, *teams, stream);
     } else {
       run_stepwise(stack, layer, computed, stream);
     }

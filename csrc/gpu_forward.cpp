@@ -6,8 +6,6 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 
-#include <array>
-
 #include "gpu.h"
 
 namespace fastrnn::gpu {
@@ -23,27 +21,14 @@ struct Layer {
   at::Tensor unprojected[cuda::kDirections];
 };
 
-// (D, G) of the compute type.
-at::Tensor sum_biases(const Stack& stack, const std::vector<Weights>& weights,
-                      const at::TensorOptions& options) {
-  const std::array<int64_t, 2> sizes = {stack.directions, stack.gates()};
-  if (!stack.has_biases) return at::zeros(sizes, options);
-  const at::Tensor sums = at::empty(sizes, options);
-  for (int64_t d = 0; d < stack.directions; ++d) {
-    at::Tensor sum = sums[d];
-    sum.copy_(weights[d].b_ih).add_(weights[d].b_hh);
-  }
-  return sums;
-}
-
-void run_persistent(const Stack& stack, const Layer& layer, cuda::PersistentTile tile,
+void run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
                     cuda::Stream stream) {
   RECORD_FUNCTION("fastrnn::persistent_forward", c10::ArrayRef<const c10::IValue>());
   const void* w_hh[cuda::kDirections] = {};
   for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
   const at::Tensor exchange =
       at::empty({2, stack.directions, stack.batch, stack.hidden}, layer.h_n.options());
-  check(cuda::launch_persistent_forward(layer.args, tile, w_hh, layer.h0.const_data_ptr(),
+  check(cuda::launch_persistent_forward(layer.args, teams, w_hh, layer.h0.const_data_ptr(),
                                         exchange.mutable_data_ptr(), stream));
 }
 
@@ -95,7 +80,7 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
   const at::TensorOptions given = x.options();
   const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
   const bool lstm = stack.cell == Cell::lstm, training = reserve.defined();
-  const Path path = choose_forward_path(stack, element);
+  const std::optional<cuda::Teams> teams = choose_forward_teams(stack, element);
   const DeviceSchedule schedule(stack, given, stream);
 
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
@@ -134,7 +119,6 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     for (int64_t d = 0; d < stack.directions; ++d) {
       multiply(projected[d], input, layer.weights[d].w_ih.t());
     }
-    const at::Tensor bias = sum_biases(stack, layer.weights, computed);
 
     cuda::ForwardArgs& args = layer.args;
     args.element = element;
@@ -144,11 +128,14 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     args.rows = stack.rows;
     args.hidden = stack.hidden;
     args.projected = projected.const_data_ptr();
-    args.bias = bias.const_data_ptr();
     if (lstm) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
     args.h_n = layer.h_n.mutable_data_ptr();
     args.h = layer.output.mutable_data_ptr();
     for (int64_t d = 0; d < stack.directions; ++d) {
+      if (stack.has_biases) {
+        args.b_ih[d] = layer.weights[d].b_ih.const_data_ptr();
+        args.b_hh[d] = layer.weights[d].b_hh.const_data_ptr();
+      }
       if (training && lstm) {
         args.gates[d] = kept->parts[first_cell + d].gates.mutable_data_ptr();
         args.cells[d] = kept->parts[first_cell + d].cells.mutable_data_ptr();
@@ -159,8 +146,8 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
         args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
       }
     }
-    if (path.persistent) {
-      run_persistent(stack, layer, path.tile, stream);
+    if (teams) {
+      run_persistent(stack, layer, *teams, stream);
     } else {
       run_stepwise(stack, layer, computed, stream);
     }

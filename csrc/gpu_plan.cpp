@@ -1,12 +1,17 @@
-// Which path a layer takes on a GPU.
+// Whether a layer runs persistently on a GPU, and by which teams of blocks; else step by step.
 //
-// The persistent kernels read their weights once, and pay one barrier of the grid a step; step by
-// step, a library's product reads them at every step, and two launches a step are paid. So the
-// persistent path wins while a step is short, and only where every block of it runs at once.
-// The figures below are published ones of an H100, and decide nothing but the path: see
-// csrc/cuda/README.md, which also says what to measure first on a real one.
+// The persistent kernels read their weights once, and pay a barrier a step; step by step, a
+// library's product reads them at every step, and its launches are paid. So the persistent path
+// wins while a step is short, and only where the weights fit in shared memory and whole teams run
+// at once. The figures below are of an H200 and decide nothing but the path: see
+// csrc/cuda/README.md.
+#include <algorithm>
 #include <cstdlib>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <string_view>
+#include <tuple>
 
 #include "gpu.h"
 
@@ -16,81 +21,85 @@ namespace {
 using cuda::DeviceLimits;
 using cuda::Element;
 using cuda::PersistentTile;
+using cuda::Teams;
 
 constexpr int kLowestCapability = 80;  // LOWEST_CUDA_ARCH of setup.py
-constexpr double kBarrierUs = 1.5, kLaunchUs = 2.5;
-constexpr double kMultiprocessors = 132;
-constexpr double kL2BytesPerUs = 5.5e6;  // to all multiprocessors together
-// What the persistent kernels and a library's product are expected to reach of 67 (float32) and 990
-// (16-bit types) TFLOP/s.
+constexpr double kGridBarrierUs = 1.0, kClusterBarrierUs = 0.3;
+constexpr double kTileUs = 2.0;        // of a tile beside its product: waits for memory and threads
+constexpr double kRoundUs = 0.5;       // of a tile's product over kRoundDepth of K, at least
+constexpr int64_t kRoundDepth = 256;   // a chunk for each warp of a block
+constexpr double kLaunchUs = 7;        // of a kernel, by the host
+constexpr double kL2BytesPerUs = 4e6;  // to all multiprocessors together
+// Floating-point operations a microsecond of all multiprocessors.
 struct Rates {
-  double persistent, gemm;  // floating-point operations a microsecond
+  double persistent, library;
 };
-constexpr Rates kVectorRates = {0.5 * 67e6, 0.6 * 67e6};
-constexpr Rates kTensorRates = {0.2 * 990e6, 0.3 * 990e6};
+constexpr Rates kVectorRates = {37e6, 40e6}, kTensorRates = {66e6, 200e6};
 
 // One pass over a layer, as its paths see it.
 struct Pass {
   int64_t depth;    // K of the recurrent product
   int64_t columns;  // of it, for each hidden unit
-  int64_t (*shared_bytes)(Element, Cell, int64_t hidden, PersistentTile);
-  int (*blocks)(Element, Cell, int64_t hidden, PersistentTile, int*);
+  int (*teams)(Element, Cell, int64_t hidden, PersistentTile, bool clusters, int*);
 };
 
 const Rates& rates(Element element) {
   return element == Element::f32 ? kVectorRates : kTensorRates;
 }
+double bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
 
-int64_t block_count(const Stack& stack, PersistentTile tile) {
-  return stack.directions * ((stack.hidden - 1) / tile.units + 1);
-}
+int64_t divide_up(int64_t a, int64_t b) { return (a - 1) / b + 1; }
 
-// A block reads all rows of the left operand and multiplies whole tiles of them, on its share of
-// one multiprocessor.
-double persistent_step_us(const Stack& stack, Element element, const Pass& pass,
-                          PersistentTile tile, int multiprocessors) {
-  const double element_bytes = element == Element::f32 ? 4 : 2;
-  const auto depth = static_cast<double>(pass.depth);
-  const auto rows = static_cast<double>(((stack.batch - 1) / tile.rows + 1) * tile.rows);
-  const double reads = static_cast<double>(stack.batch) * depth * element_bytes;
-  const double flops = 2 * rows * depth * static_cast<double>(pass.columns * tile.units);
-  const auto sharing = static_cast<double>((block_count(stack, tile) - 1) / multiprocessors + 1);
-  return kBarrierUs +
-         sharing * kMultiprocessors * (reads / kL2BytesPerUs + flops / rates(element).persistent);
+// A block reads and multiplies its tiles one after the other, on its share of a multiprocessor.
+double persistent_step_us(const Stack& stack, Element element, const Pass& pass, const Teams& teams,
+                          int multiprocessors) {
+  const PersistentTile& tile = teams.tile;
+  const int64_t blocks = stack.directions * teams.slices * divide_up(stack.hidden, tile.units);
+  const int64_t tiles = divide_up(divide_up(stack.batch, tile.rows), teams.slices);
+  const double reads = static_cast<double>(blocks * tile.rows * pass.depth) * bytes_of(element);
+  const double waits = static_cast<double>(divide_up(pass.depth, kRoundDepth)) * kRoundUs;
+  const double flops =
+      2.0 * static_cast<double>(tile.rows * pass.depth * pass.columns * tile.units);
+  const auto sharing = static_cast<double>(divide_up(blocks, multiprocessors));
+  const double product = sharing * flops * multiprocessors / rates(element).persistent;
+  return (teams.clusters ? kClusterBarrierUs : kGridBarrierUs) +
+         static_cast<double>(tiles) * (kTileUs + std::max({waits, reads / kL2BytesPerUs, product}));
 }
 
 // A library's product reads the weights from L2 at every step; one of it for each direction, and
 // the launch of the cells.
 double stepwise_step_us(const Stack& stack, Element element, const Pass& pass) {
-  const double element_bytes = element == Element::f32 ? 4 : 2;
   const auto weights =
       static_cast<double>(stack.directions * pass.depth * pass.columns * stack.hidden);
   return static_cast<double>(1 + stack.directions) * kLaunchUs +
-         weights * element_bytes / kL2BytesPerUs +
-         2 * weights * static_cast<double>(stack.batch) / rates(element).gemm;
+         weights * bytes_of(element) / kL2BytesPerUs +
+         2 * weights * static_cast<double>(stack.batch) / rates(element).library;
 }
 
-// Tiles from the one of the fewest hidden units, so of the most blocks, on.
 std::vector<PersistentTile> tiles(const Stack& stack, Element element) {
   if (element != Element::f32) return {{16, 16}};
-  const int rows = stack.batch == 1 ? 1 : stack.batch <= 4 ? 4 : 8;
   const int units = stack.cell == Cell::lstm ? 8 : 16;
-  return {{units, rows}, {2 * units, rows}};
+  if (stack.batch == 1) return {{units, 1}, {2 * units, 1}};
+  return {{units, 4}, {2 * units, 4}, {units, 8}, {2 * units, 8}};
 }
 
-bool fits(const Stack& stack, Element element, const Pass& pass, PersistentTile tile,
-          const DeviceLimits& limits) {
-  if (pass.shared_bytes(element, stack.cell, stack.hidden, tile) > limits.shared_bytes) {
-    return false;
-  }
-  int per_multiprocessor = 0;
-  check(pass.blocks(element, stack.cell, stack.hidden, tile, &per_multiprocessor));
-  return block_count(stack, tile) <=
-         static_cast<int64_t>(per_multiprocessor) * limits.multiprocessors;
+// Teams that the device runs at once. To ask takes microseconds, and the answer stays.
+int count_teams(const Stack& stack, Element element, const Pass& pass, PersistentTile tile,
+                bool clusters, int device) {
+  using Question = std::tuple<int, decltype(pass.teams), Element, Cell, int64_t, int, int, bool>;
+  static std::mutex mutex;
+  static std::map<Question, int> known;
+  const Question question{device,       pass.teams, element,   stack.cell,
+                          stack.hidden, tile.units, tile.rows, clusters};
+  const std::lock_guard lock(mutex);
+  const auto found = known.find(question);
+  if (found != known.end()) return found->second;
+  int teams = 0;
+  check(pass.teams(element, stack.cell, stack.hidden, tile, clusters, &teams));
+  return known[question] = teams;
 }
 
-Path choose_path(const Stack& stack, Element element, const Pass& pass) {
-  const Path stepwise{false, {}};
+std::optional<Teams> choose_teams(const Stack& stack, Element element, const Pass& pass) {
   // FASTRNN_CUDA_PATH: "stepwise", or "persistent" wherever it fits; for measurements and tests.
   const char* const variable = std::getenv("FASTRNN_CUDA_PATH");
   const std::string_view wish = variable ? variable : "";
@@ -98,28 +107,36 @@ Path choose_path(const Stack& stack, Element element, const Pass& pass) {
   check(cuda::query_device(&limits));
   TORCH_CHECK(limits.capability >= kLowestCapability,
               "fastrnn: the CUDA kernels need compute capability 8.0 or later");
-  const bool only_stepwise = element == Element::f64 || stack.projected || !limits.cooperative;
-  if (wish == "stepwise" || only_stepwise) return stepwise;
+  if (wish == "stepwise" || element == Element::f64 || stack.projected) return std::nullopt;
+  std::optional<Teams> best;
+  double best_us = wish == "persistent" ? std::numeric_limits<double>::infinity()
+                                        : stepwise_step_us(stack, element, pass);
   for (const PersistentTile tile : tiles(stack, element)) {
-    const bool faster = persistent_step_us(stack, element, pass, tile, limits.multiprocessors) <
-                        stepwise_step_us(stack, element, pass);
-    if (!faster && wish != "persistent") continue;
-    if (fits(stack, element, pass, tile, limits)) return {true, tile};
+    for (const bool clusters : {true, false}) {
+      // As many slices as there are tiles, or as run at once.
+      const int64_t slices = std::min(
+          count_teams(stack, element, pass, tile, clusters, limits.device) / stack.directions,
+          divide_up(stack.batch, tile.rows));
+      if (slices == 0) continue;
+      const Teams teams{tile, static_cast<int>(slices), clusters};
+      const double us = persistent_step_us(stack, element, pass, teams, limits.multiprocessors);
+      if (us < best_us) {
+        best = teams;
+        best_us = us;
+      }
+    }
   }
-  return stepwise;
+  return best;
 }
 
 }  // namespace
 
-Path choose_forward_path(const Stack& stack, Element element) {
-  return choose_path(
-      stack, element,
-      {stack.hidden, gate_count(stack.cell), cuda::forward_shared_bytes, cuda::forward_blocks});
+std::optional<Teams> choose_forward_teams(const Stack& stack, Element element) {
+  return choose_teams(stack, element, {stack.hidden, gate_count(stack.cell), cuda::forward_teams});
 }
 
-Path choose_backward_path(const Stack& stack, Element element) {
-  return choose_path(stack, element,
-                     {stack.gates(), 1, cuda::backward_shared_bytes, cuda::backward_blocks});
+std::optional<Teams> choose_backward_teams(const Stack& stack, Element element) {
+  return choose_teams(stack, element, {stack.gates(), 1, cuda::backward_teams});
 }
 
 }  // namespace fastrnn::gpu

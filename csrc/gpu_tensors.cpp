@@ -59,8 +59,8 @@ Weights::Weights(const Stack& stack, at::TensorList all, int64_t cell) {
   w_ih = mine[0];
   w_hh = mine[1].contiguous();
   if (stack.has_biases) {
-    b_ih = mine[2];
-    b_hh = mine[3];
+    b_ih = mine[2].contiguous();
+    b_hh = mine[3].contiguous();
   }
   if (stack.projected) w_hr = mine[count - 1];
 }

@@ -128,7 +128,8 @@ def test_matches_torch(case: Case, path: str) -> None:
         actual, expected = ({k: r[k] for k in ("y", "h_n")} for r in (actual, expected))
     assert {n: t.dtype for n, t in actual.items()} == {n: t.dtype for n, t in expected.items()}
     assert_near(actual, expected)
-    truth = run(to_double(theirs, case), on_device(make_inputs(replace(case, dtype=torch.float64))))
+    exact = on_device(make_inputs(replace(case, dtype=torch.float64)))
+    truth = run(to_double(theirs, case).to(DEVICE), exact)
     if case.dtype not in HALF_DTYPES:  # whose inputs are not those of the truth
         assert_near(actual, {name: truth[name] for name in actual}, case.dtype)
 

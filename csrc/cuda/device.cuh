@@ -26,7 +26,7 @@ enum class Mutant : int {
   no_barrier_after_fill,
   no_barrier_before_sum,
   no_barrier_after_tile,
-  no_grid_barrier,
+  no_team_barrier,
   no_warp_barrier_before_product,
   no_warp_barrier_after_product,
   row_past_end,
@@ -141,21 +141,42 @@ int with_cell(Cell cell, F&& f) {
   return cudaErrorInvalidValue;
 }
 
-// Launches kernel(args...); cooperative: all blocks run at once and may meet at a grid barrier.
-template <typename... Params, typename... Args>
-int launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared_bytes, bool cooperative,
-           Stream stream, const Args&... args) {
+// Which blocks of a launch run at once and may meet at a barrier: those along x, or all.
+enum class Together { none, along_x, all };
+
+// How a kernel is launched, or what is asked about such a launch.
+struct Launch {
   cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cooperative ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, Params(args)...);
+
+  Launch(dim3 grid, int threads, int64_t shared_bytes, Together together, Stream stream) {
+    if (together == Together::along_x) {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {grid.x, 1, 1};
+    } else {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = together == Together::none ? 0 : 1;
+  }
+  Launch(const Launch&) = delete;
+};
+
+// Launches kernel(args...).
+template <typename... Params, typename... Args>
+int launch(void (*kernel)(Params...), const Launch& how, const Args&... args) {
+  return cudaLaunchKernelEx(&how.config, kernel, Params(args)...);
+}
+
+// The same for blocks that run on their own, without shared memory.
+template <typename... Params, typename... Args>
+int launch(void (*kernel)(Params...), dim3 grid, int threads, Stream stream, const Args&... args) {
+  return launch(kernel, Launch(grid, threads, 0, Together::none, stream), args...);
 }
 
 }  // namespace fastrnn::cuda

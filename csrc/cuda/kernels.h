@@ -32,9 +32,10 @@ struct ForwardArgs {
   Schedule schedule;  // sizes and offsets in device memory
   int64_t rows;       // of all steps together
   int64_t hidden;
-  const void* projected;  // (D, rows, G) of C: w_ih . x
-  const void* bias;       // (D, G) of C: b_ih + b_hh
-  void* c;                // (D, N, H) of C, in: c0; out: c_n; LSTM only
+  const void* projected;          // (D, rows, G) of C: w_ih . x
+  const void* b_ih[kDirections];  // (G) of E, or null: no biases
+  const void* b_hh[kDirections];
+  void* c;  // (D, N, H) of C, in: c0; out: c_n; LSTM only
   // Unused when projected:
   void* h_n;  // (D, N, H) of E, out; step-wise it is also the running h, in: h0
   void* h;    // (rows, D * H) of E, out
@@ -70,18 +71,26 @@ int launch_pointwise_forward(const ForwardArgs& args, const void* recurrent, int
                              Stream stream);
 int launch_pointwise_backward(const BackwardArgs& args, int64_t step, Stream stream);
 
-// The whole sequence in one cooperative launch (float32, float16, bfloat16; no projection).
+// The whole sequence in one launch (float32, float16, bfloat16; no projection).
 //
 // A block owns `units` hidden units of one direction, keeps their weights in shared memory and
-// computes tiles of `rows` batch rows.
+// computes tiles of `rows` batch rows. A team is as many blocks as own all units; tiles are dealt
+// in turn to `slices` teams of each direction. After a step the blocks of a team meet: as a
+// cluster, or at the barrier of the grid, where all blocks have to run at once.
 struct PersistentTile {
   int units, rows;
 };
+struct Teams {
+  PersistentTile tile;
+  int slices;
+  bool clusters;
+};
 // The device as the choice of a path sees it.
 struct DeviceLimits {
+  int device;
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
-  bool cooperative;
+  bool cooperative, clusters;
   int capability;  // 80 for 8.0
 };
 int query_device(DeviceLimits* limits);
@@ -89,15 +98,17 @@ int query_device(DeviceLimits* limits);
 // Shared memory of one block.
 int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile);
 int64_t backward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile);
-// Blocks of a tile that one multiprocessor holds at once.
-int forward_blocks(Element element, Cell cell, int64_t hidden, PersistentTile tile, int* blocks);
-int backward_blocks(Element element, Cell cell, int64_t hidden, PersistentTile tile, int* blocks);
+// Teams that the device runs at once: 0 where their blocks do not fit, or cannot be a cluster.
+int forward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
+                  int* teams);
+int backward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
+                   int* teams);
 
 // w_hh: (G, H) of E, by direction; h0: (D, N, H) of E; exchange: (2, D, N, H) of E, scratch.
-int launch_persistent_forward(const ForwardArgs& args, PersistentTile tile,
+int launch_persistent_forward(const ForwardArgs& args, const Teams& teams,
                               const void* const w_hh[kDirections], const void* h0, void* exchange,
                               Stream stream);
-int launch_persistent_backward(const BackwardArgs& args, PersistentTile tile,
+int launch_persistent_backward(const BackwardArgs& args, const Teams& teams,
                                const void* const w_hh[kDirections], Stream stream);
 
 // Writes sizes and offsets (T each, device memory) from sizes in host memory. They travel as kernel

@@ -1,11 +1,9 @@
-// The backward pass of a whole layer in one cooperative launch. A block owns some hidden units of
-// one direction and keeps their columns of w_hh in shared memory; the gradients of a step's
-// pre-activations are written to global memory, where the weights' gradients need them anyway, and
-// read there by the step before, after one barrier of the grid.
-#include <cooperative_groups.h>
-
+// The backward pass of a whole layer in one launch. A block owns some hidden units of one direction
+// and keeps their columns of w_hh in shared memory; the gradients of a step's pre-activations are
+// written to global memory, where the weights' gradients need them anyway, and read there by the
+// step before, after one barrier.
 #include "cells.cuh"
-#include "product.cuh"
+#include "team.cuh"
 
 namespace fastrnn::cuda {
 namespace {
@@ -13,10 +11,11 @@ namespace {
 struct PersistentBackwardArgs {
   BackwardArgs base;
   const void* w_hh[kDirections];
+  bool clusters;
 };
 
 template <typename E, Cell cell, int kUnits, int R>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, Product<E, kUnits, R>::kBlocks)
     persistent_backward_kernel(PersistentBackwardArgs args) {
   using C = Compute<E>;
   using Product = cuda::Product<E, kUnits, R>;
@@ -44,28 +43,30 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int64_t rows = walk.rows(s), running = walk.rows(s - 1);
     const E* const before = running > 0 ? dgates + walk.first_row(s - 1) * gates : nullptr;
     const int64_t end = rows < running ? running : rows;
-    for (int64_t first = 0; first < end; first += R) {
+    for (int64_t first = first_tile<R>(); first < end; first += gridDim.z * R) {
       const int64_t n = first + r;
+      const bool mine =
+          r < R && j < hidden + is(Mutant::unit_past_end) && n < end + is(Mutant::row_past_end);
+      const BackwardElement<E, cell> element{base, walk, d, n, j};
+      typename BackwardElement<E, cell>::Operands operands;
+      if (mine && n < rows) element.load(s, operands);  // on their way while the product runs
       if (first < running) {
         product.multiply([&](int i) -> const E* {
           return first + i < running ? before + (first + i) * gates : nullptr;
         });
       }
       if (!is(Mutant::no_barrier_before_sum)) __syncthreads();
-      if (r < R && j < hidden + is(Mutant::unit_past_end) && n < end + is(Mutant::row_past_end)) {
-        const BackwardElement<E, cell> element{base, walk, d, n, j};
+      if (mine) {
         const C dh = n < running ? product.sum(r, unit) : element.dh();
         if (n < rows) {
-          element.update(s, dh);
+          element.update(s, dh, operands);
         } else {
           element.dh() = dh;
         }
       }
       if (!is(Mutant::no_barrier_after_tile)) __syncthreads();
     }
-    if (!is(Mutant::no_grid_barrier) && s < base.schedule.steps) {
-      cooperative_groups::this_grid().sync();
-    }
+    if (!is(Mutant::no_team_barrier) && s < base.schedule.steps) meet(args.clusters);
   }
 }
 
@@ -81,21 +82,22 @@ int64_t backward_shared_bytes(Element element, Cell cell, int64_t hidden, Persis
   return bytes;
 }
 
-int backward_blocks(Element element, Cell cell, int64_t hidden, PersistentTile tile, int* blocks) {
+int backward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
+                   int* teams) {
   const int64_t bytes = backward_shared_bytes(element, cell, hidden, tile);
   return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
-    return count_blocks(persistent_backward_kernel<decltype(e), c.value, t.units, t.rows>, bytes,
-                        blocks);
+    return count_teams(persistent_backward_kernel<decltype(e), c.value, t.units, t.rows>,
+                       divide_up(hidden, t.units), bytes, clusters, teams);
   });
 }
 
-int launch_persistent_backward(const BackwardArgs& args, PersistentTile tile,
+int launch_persistent_backward(const BackwardArgs& args, const Teams& teams,
                                const void* const w_hh[kDirections], Stream stream) {
-  const PersistentBackwardArgs all{args, {w_hh[0], w_hh[1]}};
-  const int64_t bytes = backward_shared_bytes(args.element, args.cell, args.hidden, tile);
-  return with_tile(args.element, args.cell, tile, [&](auto e, auto c, auto t) {
+  const PersistentBackwardArgs all{args, {w_hh[0], w_hh[1]}, teams.clusters};
+  const int64_t bytes = backward_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
+  return with_tile(args.element, args.cell, teams.tile, [&](auto e, auto c, auto t) {
     return launch_persistent(persistent_backward_kernel<decltype(e), c.value, t.units, t.rows>,
-                             args.hidden, args.directions, t.units, bytes, stream, all);
+                             args.hidden, args.directions, teams, bytes, stream, all);
   });
 }
 

@@ -1,10 +1,8 @@
-// The forward pass of a whole layer in one cooperative launch. A block owns some hidden units of
-// one direction and keeps all gates' rows of w_hh for them in shared memory; h goes from step to
-// step through global memory, with one barrier of the grid a step.
-#include <cooperative_groups.h>
-
+// The forward pass of a whole layer in one launch. A block owns some hidden units of one direction
+// and keeps all gates' rows of w_hh for them in shared memory; h goes from step to step through
+// global memory, with one barrier a step.
 #include "cells.cuh"
-#include "product.cuh"
+#include "team.cuh"
 
 namespace fastrnn::cuda {
 namespace {
@@ -14,10 +12,11 @@ struct PersistentForwardArgs {
   const void* w_hh[kDirections];
   const void* h0;
   void* exchange;
+  bool clusters;
 };
 
 template <typename E, Cell cell, int kUnits, int R>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, Product<E, gate_count(cell) * kUnits, R>::kBlocks)
     persistent_forward_kernel(PersistentForwardArgs args) {
   using C = Compute<E>;
   constexpr int kGateCount = gate_count(cell);
@@ -48,13 +47,13 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int64_t s = 0; s < base.schedule.steps; ++s) {
     const int64_t rows = walk.rows(s), running = walk.rows(s - 1), lasting = walk.rows(s + 1);
     const E* const h_before = exchange(s + 1);
-    for (int64_t first = 0; first < rows; first += R) {
+    for (int64_t first = first_tile<R>(); first < rows; first += gridDim.z * R) {
       const int64_t n = first + r;
       const bool mine =
           r < R && n < rows + is(Mutant::row_past_end) && j < hidden + is(Mutant::unit_past_end);
       const ForwardElement<E, cell> element{base, d, n, j, walk.first_row(s) + n};
-      C pre[kGateCount];
-      if (mine) element.load_input(pre);  // on its way while the product runs
+      typename ForwardElement<E, cell>::Operands operands;
+      if (mine) element.load(operands);  // on their way while the product runs
       product.multiply([&](int i) -> const E* {
         const int64_t row = first + i;
         if (row >= rows) return nullptr;
@@ -63,17 +62,15 @@ __global__ void __launch_bounds__(kBlockThreads)
       if (!is(Mutant::no_barrier_before_sum)) __syncthreads();
       if (mine) {
 #pragma unroll
-        for (int g = 0; g < kGateCount; ++g) pre[g] += product.sum(r, g * kUnits + unit);
-        const E h = element.update(pre);
+        for (int g = 0; g < kGateCount; ++g) operands.pre[g] += product.sum(r, g * kUnits + unit);
+        const E h = element.update(operands);
         exchange(s)[n * hidden + j] = h;
         element.h() = h;
         if (n >= lasting) element.h_n() = h;
       }
       if (!is(Mutant::no_barrier_after_tile)) __syncthreads();
     }
-    if (!is(Mutant::no_grid_barrier) && s + 1 < base.schedule.steps) {
-      cooperative_groups::this_grid().sync();
-    }
+    if (!is(Mutant::no_team_barrier) && s + 1 < base.schedule.steps) meet(args.clusters);
   }
 }
 
@@ -89,22 +86,23 @@ int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, Persist
   return bytes;
 }
 
-int forward_blocks(Element element, Cell cell, int64_t hidden, PersistentTile tile, int* blocks) {
+int forward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
+                  int* teams) {
   const int64_t bytes = forward_shared_bytes(element, cell, hidden, tile);
   return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
-    return count_blocks(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>, bytes,
-                        blocks);
+    return count_teams(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
+                       divide_up(hidden, t.units), bytes, clusters, teams);
   });
 }
 
-int launch_persistent_forward(const ForwardArgs& args, PersistentTile tile,
+int launch_persistent_forward(const ForwardArgs& args, const Teams& teams,
                               const void* const w_hh[kDirections], const void* h0, void* exchange,
                               Stream stream) {
-  const PersistentForwardArgs all{args, {w_hh[0], w_hh[1]}, h0, exchange};
-  const int64_t bytes = forward_shared_bytes(args.element, args.cell, args.hidden, tile);
-  return with_tile(args.element, args.cell, tile, [&](auto e, auto c, auto t) {
+  const PersistentForwardArgs all{args, {w_hh[0], w_hh[1]}, h0, exchange, teams.clusters};
+  const int64_t bytes = forward_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
+  return with_tile(args.element, args.cell, teams.tile, [&](auto e, auto c, auto t) {
     return launch_persistent(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
-                             args.hidden, args.directions, t.units, bytes, stream, all);
+                             args.hidden, args.directions, teams, bytes, stream, all);
   });
 }
 

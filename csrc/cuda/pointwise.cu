@@ -35,11 +35,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t gates = kGateCount * args.hidden;
   const C* product =
       static_cast<const C*>(recurrent) + (at.d * args.schedule.rows + at.n) * gates + at.j;
-  C pre[kGateCount];
-  element.load_input(pre);
+  typename ForwardElement<E, cell>::Operands operands;
+  element.load(operands);
 #pragma unroll
-  for (int g = 0; g < kGateCount; ++g) pre[g] += product[g * args.hidden];
-  const E h = element.update(pre);
+  for (int g = 0; g < kGateCount; ++g) operands.pre[g] += product[g * args.hidden];
+  const E h = element.update(operands);
   if (args.unprojected[at.d]) {
     static_cast<E*>(args.unprojected[at.d])[element.row * args.hidden + at.j] = h;
   } else {
@@ -55,7 +55,9 @@ __global__ void __launch_bounds__(kThreads)
   const Walk walk(args.schedule, static_cast<int>(at.d), /*backward=*/true);
   if (at.n >= walk.rows(step) + is(Mutant::row_past_end)) return;
   const BackwardElement<E, cell> element{args, walk, at.d, at.n, at.j};
-  element.update(step, element.dh());
+  typename BackwardElement<E, cell>::Operands operands;
+  element.load(step, operands);
+  element.update(step, element.dh(), operands);
 }
 
 }  // namespace
@@ -65,8 +67,8 @@ int launch_pointwise_forward(const ForwardArgs& args, const void* recurrent, int
   return with_element(args.element, [&](auto element) {
     return with_cell(args.cell, [&](auto cell) {
       return launch(pointwise_forward_kernel<decltype(element), cell.value>,
-                    grid_of(args.schedule.rows, args.hidden, args.directions), kThreads, 0, false,
-                    stream, args, recurrent, step);
+                    grid_of(args.schedule.rows, args.hidden, args.directions), kThreads, stream,
+                    args, recurrent, step);
     });
   });
 }
@@ -75,8 +77,8 @@ int launch_pointwise_backward(const BackwardArgs& args, int64_t step, Stream str
   return with_element(args.element, [&](auto element) {
     return with_cell(args.cell, [&](auto cell) {
       return launch(pointwise_backward_kernel<decltype(element), cell.value>,
-                    grid_of(args.schedule.rows, args.hidden, args.directions), kThreads, 0, false,
-                    stream, args, step);
+                    grid_of(args.schedule.rows, args.hidden, args.directions), kThreads, stream,
+                    args, step);
     });
   });
 }

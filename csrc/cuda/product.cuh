@@ -22,6 +22,24 @@ constexpr int kBlockThreads = kWarps * kWarp;
 // K in chunks of a warp's width; chunk i belongs to warp i % kWarps.
 constexpr int kChunk = kWarp;
 
+// Calls use(left, chunk) for each chunk of this warp in turn, `left` being what fetch(left, chunk)
+// loaded; a `left` that was read is given the chunk kAhead * kWarps further on by `use`. So many
+// are on their way from L2, which takes as long as some products of a chunk.
+template <int kAhead, typename Left, typename Fetch, typename Use>
+__device__ __forceinline__ void each_chunk(int64_t chunks, Fetch&& fetch, Use&& use) {
+  Left ahead[kAhead];
+  const int64_t warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) fetch(ahead[i], warp + i * kWarps);
+  for (int64_t first = warp; first < chunks; first += kAhead * kWarps) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t chunk = first + i * kWarps;
+      if (chunk < chunks) use(ahead[i], chunk);
+    }
+  }
+}
+
 // float32, on CUDA cores. The lanes of a warp run over columns; where there are fewer columns than
 // lanes, groups of lanes take parts of a chunk. A weight is read from shared memory once for all R
 // rows (32 lanes, 32 banks), an element of the left operand once for all columns (a broadcast).
@@ -29,6 +47,8 @@ template <int kColumns, int R>
 struct VectorProduct {
   using E = float;
   static constexpr int kRows = R;
+  static constexpr int kAhead = R == 1 ? 4 : 2;
+  static constexpr int kBlocks = R == 8 ? 1 : 2;  // on a multiprocessor: registers for so many
   static constexpr int kLanes = kColumns < kWarp ? kColumns : kWarp;  // that run over columns
   static constexpr int kPerLane = kColumns / kLanes;
   static constexpr int kGroups = kWarp / kLanes;
@@ -72,23 +92,25 @@ struct VectorProduct {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int group = lane / kLanes;
     float* const stage = stages + warp * kStage;
+    struct Left {
+      float row[R];
+    };
     const float* rows[R];
-    float next[R], total[R][kPerLane] = {};
+    float total[R][kPerLane] = {};
 #pragma unroll
     for (int r = 0; r < R; ++r) rows[r] = row(r);
-    const auto fetch = [&](int64_t chunk) {
+    const auto fetch = [&](Left& left, int64_t chunk) {
       const int64_t at = chunk * kChunk + lane;
 #pragma unroll
-      for (int r = 0; r < R; ++r)
-        next[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at) : 0.f;
+      for (int r = 0; r < R; ++r) {
+        left.row[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at) : 0.f;
+      }
     };
-    const int64_t chunks = divide_up(k, kChunk);
-    if (warp < chunks) fetch(warp);
-    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, [&](Left& left, int64_t chunk) {
 #pragma unroll
-      for (int r = 0; r < R; ++r) stage[r * kChunk + lane] = next[r];
+      for (int r = 0; r < R; ++r) stage[r * kChunk + lane] = left.row[r];
       if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
-      if (chunk + kWarps < chunks) fetch(chunk + kWarps);
+      fetch(left, chunk + kAhead * kWarps);
       const float* w = weights + chunk * kChunk * kColumns + lane;
 #pragma unroll
       for (int i = 0; i < kDepth; i += 4) {
@@ -113,7 +135,7 @@ struct VectorProduct {
         }
       }
       if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
-    }
+    });
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -141,7 +163,9 @@ template <typename Half, int kColumns>
 struct TensorProduct {
   using E = Half;
   static constexpr int kRows = 16;
+  static constexpr int kAhead = 2;
   static constexpr int kTile = 16;
+  static constexpr int kBlocks = kColumns == kTile ? 2 : 1;
   static constexpr int kPadding = 8;  // so that 8 rows lie in 8 different sets of banks
   static_assert(kColumns % kTile == 0, "whole tiles");
 
@@ -186,29 +210,30 @@ struct TensorProduct {
     namespace wmma = nvcuda::wmma;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     Half* const stage = stages + warp * kStage;
+    struct Left {
+      Half row[kRows];
+    };
     const Half* rows[kRows];
-    Half next[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) rows[r] = row(r);
-    const auto fetch = [&](int64_t chunk) {
+    const auto fetch = [&](Left& left, int64_t chunk) {
       const int64_t at = chunk * kChunk + lane;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        next[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at)
-                                                                 : from_compute<Half>(0.f);
+        left.row[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at)
+                                                                     : from_compute<Half>(0.f);
       }
     };
     constexpr int kTiles = kColumns / kTile;
     wmma::fragment<wmma::accumulator, kTile, kTile, kTile, float> total[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) wmma::fill_fragment(total[tile], 0.f);
-    const int64_t chunks = divide_up(k, kChunk), stride = weight_stride(k);
-    if (warp < chunks) fetch(warp);
-    for (int64_t chunk = warp; chunk < chunks; chunk += kWarps) {
+    const int64_t stride = weight_stride(k);
+    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, [&](Left& left, int64_t chunk) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) stage[r * kStageStride + lane] = next[r];
+      for (int r = 0; r < kRows; ++r) stage[r * kStageStride + lane] = left.row[r];
       if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
-      if (chunk + kWarps < chunks) fetch(chunk + kWarps);
+      fetch(left, chunk + kAhead * kWarps);
 #pragma unroll
       for (int i = 0; i < kChunk; i += kTile) {
         wmma::fragment<wmma::matrix_a, kTile, kTile, kTile, Half, wmma::row_major> a;
@@ -222,7 +247,7 @@ struct TensorProduct {
         }
       }
       if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
-    }
+    });
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       wmma::store_matrix_sync(sums + warp * kSums + tile * kTile, total[tile], kColumns,
@@ -248,65 +273,5 @@ struct ProductOf<float, kColumns, R> {
 };
 template <typename E, int kColumns, int R>
 using Product = typename ProductOf<E, kColumns, R>::type;
-
-template <int kUnits, int kRows>
-struct TileTag {
-  static constexpr int units = kUnits;
-  static constexpr int rows = kRows;
-};
-
-// Calls f(E{}, CellTag, TileTag) for the tiles that exist: see tiles in ../gpu_plan.cpp.
-template <typename F>
-int with_tile(Element element, Cell cell, PersistentTile tile, F&& f) {
-  return with_cell(cell, [&](auto cell_tag) -> int {
-    constexpr bool kLstm = cell_tag.value == Cell::lstm;
-    constexpr int kSmall = kLstm ? 8 : 16, kLarge = 2 * kSmall;
-    const auto is = [&](int units, int rows) { return tile.units == units && tile.rows == rows; };
-    if (element == Element::f32) {
-      if (is(kSmall, 1)) return f(float{}, cell_tag, TileTag<kSmall, 1>{});
-      if (is(kSmall, 4)) return f(float{}, cell_tag, TileTag<kSmall, 4>{});
-      if (is(kSmall, 8)) return f(float{}, cell_tag, TileTag<kSmall, 8>{});
-      if (is(kLarge, 1)) return f(float{}, cell_tag, TileTag<kLarge, 1>{});
-      if (is(kLarge, 4)) return f(float{}, cell_tag, TileTag<kLarge, 4>{});
-      if (is(kLarge, 8)) return f(float{}, cell_tag, TileTag<kLarge, 8>{});
-    } else if (is(16, 16)) {
-      if (element == Element::f16) return f(__half{}, cell_tag, TileTag<16, 16>{});
-      if (element == Element::bf16) return f(__nv_bfloat16{}, cell_tag, TileTag<16, 16>{});
-    }
-    return cudaErrorInvalidValue;
-  });
-}
-
-// Lets a kernel have all the shared memory that a block may have on this device. Always all of it:
-// another thread may be about to launch the same kernel with more than this one needs.
-template <typename Kernel>
-int allow_shared_memory(Kernel kernel) {
-  int device = 0, bytes = 0;
-  int error = cudaGetDevice(&device);
-  if (!error) {
-    error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  if (error) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
-
-// Blocks of a kernel that one multiprocessor holds at once, with so much shared memory each.
-template <typename Kernel>
-int count_blocks(Kernel kernel, int64_t shared_bytes, int* blocks) {
-  const int error = allow_shared_memory(kernel);
-  if (error) return error;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, kBlockThreads, shared_bytes);
-}
-
-// Launches a persistent kernel: a block for each tile of hidden units of each direction.
-template <typename... Params, typename... Args>
-int launch_persistent(void (*kernel)(Params...), int64_t hidden, int64_t directions, int units,
-                      int64_t shared_bytes, Stream stream, const Args&... args) {
-  const int error = allow_shared_memory(kernel);
-  if (error) return error;
-  const dim3 grid(static_cast<unsigned>(divide_up(hidden, units)),
-                  static_cast<unsigned>(directions));
-  return launch(kernel, grid, kBlockThreads, shared_bytes, true, stream, args...);
-}
 
 }  // namespace fastrnn::cuda

@@ -58,7 +58,7 @@ int launch_fill_schedule(const int64_t* host_sizes, int64_t steps, int64_t* size
       rows += chunk.sizes[i];
     }
     const int error =
-        launch(fill_schedule_kernel, dim3(1), kThreads, 0, false, stream, chunk, sizes, offsets);
+        launch(fill_schedule_kernel, dim3(1), kThreads, stream, chunk, sizes, offsets);
     if (error) return error;
   }
   return cudaSuccess;
@@ -70,23 +70,26 @@ int launch_previous_h(const PreviousArgs& args, Stream stream) {
   const dim3 grid(static_cast<unsigned>(std::min(args.schedule.steps, kMaxBlocks)),
                   static_cast<unsigned>(std::min(blocks, kMaxBlocks)));
   return with_element(args.element, [&](auto element) {
-    return launch(previous_h_kernel<decltype(element)>, grid, kThreads, 0, false, stream, args);
+    return launch(previous_h_kernel<decltype(element)>, grid, kThreads, stream, args);
   });
 }
 
 int query_device(DeviceLimits* limits) {
-  int device = 0, shared = 0, cooperative = 0, major = 0, minor = 0;
+  int device = 0, shared = 0, cooperative = 0, clusters = 0, major = 0, minor = 0;
   int error = cudaGetDevice(&device);
   const auto ask = [&](int* value, cudaDeviceAttr attribute) {
     if (!error) error = cudaDeviceGetAttribute(value, attribute, device);
   };
+  limits->device = device;
   ask(&limits->multiprocessors, cudaDevAttrMultiProcessorCount);
   ask(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   ask(&cooperative, cudaDevAttrCooperativeLaunch);
+  ask(&clusters, cudaDevAttrClusterLaunch);
   ask(&major, cudaDevAttrComputeCapabilityMajor);
   ask(&minor, cudaDevAttrComputeCapabilityMinor);
   limits->shared_bytes = shared;
   limits->cooperative = cooperative != 0;
+  limits->clusters = clusters != 0;
   limits->capability = 10 * major + minor;
   return error;
 }

@@ -44,6 +44,37 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
   return cudaLaunchKernelEx(&config, kernel, Params(args)...);
 }
 
+// In clusters of so many blocks along x.
+struct ClusterConfig {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+
+  ClusterConfig(dim3 grid, dim3 block, size_t shared, unsigned cluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster, 1, 1};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+};
+
+template <typename... Params, typename... Args>
+cudaError_t launch_clusters(void (*kernel)(Params...), dim3 grid, dim3 block, unsigned cluster,
+                            const Args&... args) {
+  const ClusterConfig how(grid, block, 0, cluster);
+  return cudaLaunchKernelEx(&how.config, kernel, Params(args)...);
+}
+
+template <typename Kernel>
+int count_clusters(Kernel kernel, dim3 block, size_t shared, unsigned cluster) {
+  const ClusterConfig how(cluster, block, shared, cluster);
+  int clusters = -1;
+  REQUIRE(cudaOccupancyMaxActiveClusters(&clusters, kernel, &how.config) == cudaSuccess);
+  return clusters;
+}
+
 // Each block reverses its part of x through shared memory. barrier: 0 leaves out the barrier.
 __global__ void reverse_kernel(float* x, int barrier) {
   FASTRNN_SHARED_MEMORY(memory);
@@ -104,6 +135,29 @@ void rotate(int blocks, int threads, int barrier) {
           cudaSuccess);
   for (int i = 0; barrier && i < n; ++i) {
     REQUIRE(x[i] == static_cast<float>((i + turns * threads) % n + turns));
+  }
+}
+
+constexpr int kCluster = 4;
+
+// Likewise within each cluster.
+__global__ void rotate_in_cluster_kernel(float* x, float* y, int turns, int barrier) {
+  const int n = kCluster * blockDim.x, i = blockIdx.x % kCluster * blockDim.x + threadIdx.x;
+  const int first = blockIdx.x / kCluster * n;
+  for (int turn = 0; turn < turns; ++turn) {
+    (turn % 2 ? x : y)[first + i] = __ldcg((turn % 2 ? y : x) + first + (i + blockDim.x) % n) + 1;
+    if (barrier) cooperative_groups::this_cluster().sync();
+  }
+}
+
+void rotate_in_cluster(int barrier) {
+  const int threads = 64, n = kCluster * threads, clusters = 7, turns = 4;
+  std::vector<float> x(clusters * n), y(clusters * n);
+  for (int i = 0; i < clusters * n; ++i) x[i] = static_cast<float>(i);
+  REQUIRE(launch_clusters(rotate_in_cluster_kernel, clusters * kCluster, threads, kCluster,
+                          x.data(), y.data(), turns, barrier) == cudaSuccess);
+  for (int i = 0; barrier && i < clusters * n; ++i) {
+    REQUIRE(x[i] == static_cast<float>(i / n * n + (i % n + turns * threads) % n + turns));
   }
 }
 
@@ -256,7 +310,8 @@ enum class Fault {
   thread_leaves,
   other_barrier,
   half_waits_for_grid,
-  grid_without_cooperation
+  grid_without_cooperation,
+  block_leaves_cluster
 };
 
 __global__ void faulty_kernel(float* x, Fault fault) {
@@ -305,12 +360,20 @@ __global__ void faulty_kernel(float* x, Fault fault) {
       }
       break;
     case Fault::grid_without_cooperation: cooperative_groups::this_grid().sync(); break;
+    case Fault::block_leaves_cluster:
+      if (blockIdx.x == 1) return;
+      cooperative_groups::this_cluster().sync();
+      break;
   }
   x[threadIdx.x] = value;
 }
 
 void faulty(Fault fault) {
   std::vector<float> x(64);
+  if (fault == Fault::block_leaves_cluster) {
+    REQUIRE(launch_clusters(faulty_kernel, 2, 64, 2, x.data(), fault) == cudaSuccess);
+    return;
+  }
   const bool cooperative = fault != Fault::grid_without_cooperation;
   REQUIRE(launch(faulty_kernel, 1, 64, 0, cooperative, x.data(), fault) == cudaSuccess);
 }
@@ -462,6 +525,19 @@ void limits() {
   REQUIRE(count(32, 114 * kKiB) == 1);
   REQUIRE(code(132, 32, 227 * kKiB, true) == cudaSuccess);
   REQUIRE(code(133, 32, 227 * kKiB, true) == cudaErrorCooperativeLaunchTooLarge);
+  const auto cluster_code = [](unsigned grid, unsigned cluster) {
+    const cudaError_t error = launch_clusters(empty_kernel, grid, 32, cluster, 0);
+    REQUIRE(cudaGetLastError() == error);
+    return error;
+  };
+  REQUIRE(cluster_code(16, 8) == cudaSuccess);
+  REQUIRE(cluster_code(12, 8) == cudaErrorInvalidClusterSize);
+  REQUIRE(cluster_code(16, 16) == cudaErrorInvalidClusterSize);
+  REQUIRE(cudaFuncSetAttribute(empty_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+          cudaSuccess);
+  REQUIRE(cluster_code(16, 16) == cudaSuccess);
+  REQUIRE(cluster_code(17, 17) == cudaErrorInvalidClusterSize);
+  REQUIRE(count_clusters(empty_kernel, 32, 227 * kKiB, 8) == 16);
   REQUIRE(fastrnn_emulator_set("sms", "2") == 0);
   REQUIRE(code(4, 1024, 0, true) == cudaSuccess);
   REQUIRE(code(5, 1024, 0, true) == cudaErrorCooperativeLaunchTooLarge);
@@ -470,6 +546,7 @@ void limits() {
   REQUIRE(fastrnn_emulator_set("shared", "100000") == 0);
   REQUIRE(allow(100001) == cudaErrorInvalidValue);
   REQUIRE(fastrnn_emulator_set("capability", "86") == 0);
+  REQUIRE(cluster_code(8, 8) == cudaErrorNotSupported);
   const auto ask = [](cudaDeviceAttr attribute) {
     int value = -1;
     REQUIRE(cudaDeviceGetAttribute(&value, attribute, 0) == cudaSuccess);
@@ -516,6 +593,8 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"warp-reverse-no-barrier", [] { warp_reverse(0); }},
     {"rotate", [] { rotate(7, 64, 1); }},
     {"rotate-no-barrier", [] { rotate(7, 64, 0); }},
+    {"rotate-in-cluster", [] { rotate_in_cluster(1); }},
+    {"rotate-in-cluster-no-barrier", [] { rotate_in_cluster(0); }},
     {"rotate-most-fibers", [] { rotate(16, 256, 1); }},
     {"largest", [] { rotate(2 * 132, 1024, 1); }},
     {"order", order},
@@ -543,6 +622,7 @@ const std::map<std::string, std::function<void()>> kCases = {
     {"other-barrier", [] { faulty(Fault::other_barrier); }},
     {"half-waits-for-grid", [] { faulty(Fault::half_waits_for_grid); }},
     {"grid-without-cooperation", [] { faulty(Fault::grid_without_cooperation); }},
+    {"block-leaves-cluster", [] { faulty(Fault::block_leaves_cluster); }},
     {"no-fault", [] { faulty(Fault::none); }},
     {"touch", [] { touch(8, 8, 9); }},
     {"touch-global", [] { touch(9, 8, 9); }},

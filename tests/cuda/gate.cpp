@@ -175,16 +175,22 @@ class Trial {
  private:
   bool persists() const { return element_ != Element::f64 && random_.between(0, 2); }
 
-  PersistentTile draw_tile() const {
-    if (element_ != Element::f32) return {16, 16};
-    const int rows[] = {1, 4, 8};
-    const int units = (cell == Cell::lstm ? 8 : 16) << random_.between(0, 1);
-    return {units, rows[random_.between(0, 2)]};
+  Teams draw_teams() const {
+    PersistentTile tile{16, 16};
+    if (element_ == Element::f32) {
+      const int rows[] = {1, 4, 8};
+      const int units = (cell == Cell::lstm ? 8 : 16) << random_.between(0, 1);
+      tile = {units, rows[random_.between(0, 2)]};
+    }
+    const auto slices = static_cast<int>(random_.between(1, 3));
+    const bool fits = (h_ - 1) / tile.units < 16;
+    return {tile, slices, fits && random_.between(0, 1)};
   }
 
   void forward() {
     const Array<C> projected = random_.array<C>(d_ * shape_.rows * g_, 1);
-    const Array<C> bias = random_.array<C>(d_ * g_, 0.5);
+    const bool biased = random_.between(0, 3);
+    const Array<E> biases = random_.array<E>(biased ? 2 * d_ * g_ : 0, 0.5);
     const bool lstm = cell == Cell::lstm, keeps = lstm && random_.between(0, 1);
     const bool persistent = persists(), unprojected = !persistent && random_.between(0, 1);
     Array<C> c = random_.array<C>(lstm ? d_ * n_ * h_ : 0, 1);
@@ -200,7 +206,6 @@ class Trial {
     args.rows = shape_.rows;
     args.hidden = h_;
     args.projected = projected.get();
-    args.bias = bias.get();
     args.c = lstm ? c.get() : nullptr;
     args.h_n = h_n.get();
     args.h = h.get();
@@ -208,6 +213,8 @@ class Trial {
       gates.emplace_back(keeps ? shape_.rows * g_ : 0);
       cells.emplace_back(keeps ? shape_.rows * h_ : 0);
       apart.emplace_back(unprojected ? shape_.rows * h_ : 0);
+      args.b_ih[d] = biased ? biases.get() + d * g_ : nullptr;
+      args.b_hh[d] = biased ? biases.get() + (d_ + d) * g_ : nullptr;
       args.gates[d] = keeps ? gates[d].get() : nullptr;
       args.cells[d] = keeps ? cells[d].get() : nullptr;
       args.unprojected[d] = unprojected ? apart[d].get() : nullptr;
@@ -215,7 +222,7 @@ class Trial {
     if (persistent) {
       const void* w[] = {w_[0].get(), w_[1].get()};
       const Array<E> exchange(2 * d_ * n_ * h_);
-      succeed(launch_persistent_forward(args, draw_tile(), w, h0_.get(), exchange.get(), nullptr));
+      succeed(launch_persistent_forward(args, draw_teams(), w, h0_.get(), exchange.get(), nullptr));
     } else {
       const Array<C> recurrent(d_ * n_ * g_);
       for (int64_t s = 0; s < shape_.steps; ++s) {
@@ -245,7 +252,10 @@ class Trial {
       each_row(s, false, [&](int64_t d, int64_t n, int64_t row) {
         std::vector<double> pre(g_);
         for (int64_t r = 0; r < g_; ++r) {
-          pre[r] = projected[(d * shape_.rows + row) * g_ + r] + bias[d * g_ + r];
+          pre[r] = projected[(d * shape_.rows + row) * g_ + r];
+          for (int64_t i = 0; biased && i < 2; ++i) {
+            pre[r] += to_compute(biases[(i * d_ + d) * g_ + r]);
+          }
           for (int64_t k = 0; k < h_; ++k) pre[r] += weight(d, r, k) * state[(d * n_ + n) * h_ + k];
         }
         for (int64_t j = 0; j < h_; ++j) {
@@ -310,7 +320,7 @@ class Trial {
     }
     if (persists()) {
       const void* w[] = {w_[0].get(), w_[1].get()};
-      succeed(launch_persistent_backward(args, draw_tile(), w, nullptr));
+      succeed(launch_persistent_backward(args, draw_teams(), w, nullptr));
     } else {
       for (int64_t s = 0; s < shape_.steps; ++s) {
         succeed(launch_pointwise_backward(args, s, nullptr));
@@ -428,7 +438,7 @@ int fail_to_launch() {
   args.directions = 1;
   args.hidden = 100000;  // more weights than shared memory
   const void* w[kDirections] = {};
-  const int error = launch_persistent_backward(args, {8, 1}, w, nullptr);
+  const int error = launch_persistent_backward(args, {{8, 1}, 1, false}, w, nullptr);
   const bool kept = cudaPeekAtLastError() == error;
   std::printf("%s\n", take_error(error));
   return error != 0 && kept && cudaPeekAtLastError() == cudaSuccess ? 0 : 1;

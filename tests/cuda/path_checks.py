@@ -54,7 +54,7 @@ def test_weights_beyond_shared_memory_go_step_by_step() -> None:
 
 
 def test_large_batches_go_step_by_step() -> None:
-    assert paths(fastrnn.LSTM(5, 256), batch=300, steps=2) == STEPWISE
+    assert paths(fastrnn.LSTM(5, 256), batch=1500, steps=2) == STEPWISE
 
 
 @pytest.mark.skipif(

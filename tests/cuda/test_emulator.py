@@ -41,6 +41,7 @@ RIGHT = [
     "reverse",
     "warp-reverse",
     "rotate",
+    "rotate-in-cluster",
     "same-place",
     "shuffle",
     "no-fault",
@@ -96,6 +97,7 @@ def test_random_order_depends_on_the_seed_alone(plain: Path) -> None:
 RACES = [
     "load-own-part-without-barrier",
     *("reverse-no-barrier", "warp-reverse-no-barrier", "rotate-no-barrier", "same-place-race"),
+    "rotate-in-cluster-no-barrier",
     *("multiply-no-barrier-before", "multiply-no-barrier-after", "shuffle-orders-nothing"),
     *("warp-orders-no-other-warp", "half-warp-orders-no-other-half", "block-orders-no-other-block"),
 ]
@@ -151,6 +153,7 @@ FAULTS = {
     "other-barrier": "__syncthreads: other threads of the block are at that of",
     "half-waits-for-grid": "deadlock: all threads wait",
     "grid-without-cooperation": "grid.sync: the launch was not cooperative",
+    "block-leaves-cluster": "cluster.sync: a thread has left the kernel",
     "multiply-misaligned": "is not aligned to 32 bytes",
     "multiply-leading-dimension": "leading dimension 20 is no multiple of 8",
     "multiply-half-a-warp": "load_matrix_sync: lane 16, which mask 0xffffffff names, has left",

@@ -1,4 +1,4 @@
-// The emulator's cooperative_groups.h: the barrier of the grid.
+// The emulator's cooperative_groups.h: the barriers of the grid and of a cluster.
 #pragma once
 
 #include "emulator.h"
@@ -12,6 +12,14 @@ class grid_group {
   }
 };
 
+class cluster_group {
+ public:
+  void sync(fastrnn_emulator::Where where = fastrnn_emulator::Where::here()) const {
+    fastrnn_emulator::sync_cluster(where);
+  }
+};
+
 inline grid_group this_grid() { return {}; }
+inline cluster_group this_cluster() { return {}; }
 
 }  // namespace cooperative_groups

@@ -24,17 +24,18 @@ void leave() {
   release(&end_of_grid);
   t.warp->exited |= 1u << t.lane;
   ++t.block->exited;
-  ++residents->exited;
+  ++t.block->cluster->exited;
+  ++residents->all.exited;
   for (const Meeting* m : t.warp->meetings) {
     if (m->operation.mask >> t.lane & 1) {
       fail(m->first->where, "%s: lane %d, which mask 0x%08x names, has left the kernel",
            m->operation.name, t.lane, m->operation.mask);
     }
   }
-  for (const Meeting* m : {t.block->meeting, residents->meeting}) {
+  for (const Meeting* m : {t.block->meeting, t.block->cluster->meeting, residents->all.meeting}) {
     if (m) fail(m->first->where, "%s: a thread has left the kernel", m->operation.name);
   }
-  if (residents->exited == residents->threads) {
+  if (residents->all.exited == residents->all.threads) {
     switch_fiber(t.fiber, residents->host, true);
   }
   run_next(true);
@@ -67,7 +68,7 @@ void set_up(Block& block, size_t number, Index index, size_t first_thread, const
     t.warp->number = number * block.warps.size() + i / kWarp;
     t.warp->lanes[t.lane] = &t;
     t.warp->existing |= 1u << t.lane;
-    const size_t limit = std::max(kDistinctThreads, residents->threads);
+    const size_t limit = std::max(kDistinctThreads, residents->all.threads);
     create(t.fiber, stack(number * size + i), (first_thread + i) % limit, thread_main);
     residents->ready.push(&t);
   }
@@ -78,16 +79,19 @@ void run_blocks(const Grid& grid, const size_t* numbers, size_t count, size_t fi
                 Random& random) {
   const size_t threads = static_cast<size_t>(grid.threads.x) * grid.threads.y * grid.threads.z;
   const size_t warps = (threads + kWarp - 1) / kWarp;
-  Residents all{grid, {settings().schedule, random, count, count * warps}, {}, 0, 0, nullptr, {}};
+  Residents all{grid, {settings().schedule, random, count, count * warps}, {}, {}, {}, {}};
   residents = &all;
-  all.threads = count * threads;
-  all.ready.reserve(all.threads);
+  all.all.threads = count * threads;
+  all.ready.reserve(all.all.threads);
   all.blocks.resize(count);
+  all.clusters.resize(count / grid.cluster);
+  for (Gathering& cluster : all.clusters) cluster.threads = grid.cluster * threads;
   adopt(all.host);
   for (size_t i = 0; i < count; ++i) {
     const size_t n = numbers[i], x = grid.blocks.x, y = grid.blocks.y;
     const Index index{static_cast<unsigned>(n % x), static_cast<unsigned>(n / x % y),
                       static_cast<unsigned>(n / (x * y))};
+    all.blocks[i].cluster = &all.clusters[i / grid.cluster];
     set_up(all.blocks[i], i, index, first_thread + i * threads, grid);
   }
   release(&start_of_grid);
@@ -121,11 +125,14 @@ void run_grid(const Grid& grid) {
   std::vector<size_t> numbers(static_cast<size_t>(grid.blocks.x) * grid.blocks.y * grid.blocks.z);
   std::iota(numbers.begin(), numbers.end(), size_t{0});
   if (random_order) {
-    for (size_t i = numbers.size(); i > 1; --i) std::swap(numbers[i - 1], numbers[random.below(i)]);
+    for (size_t i = numbers.size() / grid.cluster; i > 1; --i) {
+      const auto cluster = [&](size_t k) { return numbers.begin() + k * grid.cluster; };
+      std::swap_ranges(cluster(i - 1), cluster(i), cluster(random.below(i)));
+    }
   }
   size_t resident = static_cast<size_t>(settings().resident);
   if (resident == 0) resident = random_order ? 4 : 1;
-  if (grid.cooperative) resident = numbers.size();
+  resident = grid.cooperative ? numbers.size() : resident * grid.cluster;
   const size_t threads = static_cast<size_t>(grid.threads.x) * grid.threads.y * grid.threads.z;
   for (size_t i = 0; i < numbers.size(); i += resident) {
     const size_t count = std::min(resident, numbers.size() - i);

@@ -35,6 +35,7 @@ unsigned char* shared_memory();
 // Barriers. They alone order memory.
 void sync_threads(Where where);
 void sync_warp(unsigned mask, Where where);
+void sync_cluster(Where where);
 void sync_grid(Where where);
 
 // Value of a lane of the warp. kind says what `operand` is: a lane, or a distance from one's own.
@@ -59,6 +60,7 @@ int lane();
 struct Grid {
   Index blocks, threads;
   size_t shared_bytes;
+  size_t cluster;  // blocks along x that are one; 1: none
   bool cooperative;
   void (*run)(const void* context);
   const void* context;
@@ -80,8 +82,8 @@ struct Settings {
   long long cooperative = 1;  // whether the device can
   Schedule schedule = Schedule::round_robin;
   long long seed = 0;
-  // Blocks that run at the same time where the launch is not cooperative; 0: 4 under the random
-  // schedule, else 1.
+  // Clusters (or blocks) that run at the same time where the launch is not cooperative; 0: 4 under
+  // the random schedule, else 1.
   long long resident = 0;
 };
 Settings& settings();

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
 
 #include "cuda_runtime.h"
@@ -17,6 +18,7 @@ constexpr long long kSharedByDefault = 48 * 1024;
 constexpr long long kThreadsPerBlock = 1024, kThreadsPerMultiprocessor = 2048;
 constexpr long long kBlocksPerMultiprocessor = 32;
 constexpr long long kSharedOfSystem = 1024;  // of each block, on sm_80 and later
+constexpr unsigned kPortableCluster = 8, kLargestCluster = 16;
 
 constexpr const char* kSchedules[] = {"round_robin", "block_first", "warp_first", "random"};
 
@@ -56,6 +58,7 @@ Settings from_environment() {
 
 std::mutex mutex;  // one launch at a time
 std::map<const void*, long long> shared_of_kernels;
+std::set<const void*> kernels_with_large_clusters;
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t keep(cudaError_t error) {
@@ -75,6 +78,34 @@ long long resident_blocks(long long threads, long long shared_bytes) {
       (settings().shared + kSharedOfSystem) / (shared_bytes + kSharedOfSystem);
   return std::min(
       {kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / (warps * kWarp), by_shared});
+}
+
+bool has_clusters() { return settings().capability >= 90; }
+
+// What a launch's attributes say.
+struct Together {
+  unsigned cluster = 1;  // blocks along x
+  bool cooperative = false;
+};
+cudaError_t read_attributes(const cudaLaunchConfig_t& config, const void* kernel, Together* out) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeCooperative) {
+      out->cooperative = attribute.val.cooperative != 0;
+    } else if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      const auto& size = attribute.val.clusterDim;
+      if (!has_clusters() || size.y != 1 || size.z != 1) return cudaErrorNotSupported;
+      const bool large = kernels_with_large_clusters.count(kernel) > 0;
+      const unsigned limit = large ? kLargestCluster : kPortableCluster;
+      if (size.x == 0 || size.x > limit || config.gridDim.x % size.x != 0) {
+        return cudaErrorInvalidClusterSize;
+      }
+      out->cluster = size.x;
+    } else if (attribute.id != cudaLaunchAttributeIgnore) {
+      return cudaErrorNotSupported;
+    }
+  }
+  return cudaSuccess;
 }
 
 cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
@@ -107,6 +138,15 @@ Settings& settings() {
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (!kernel) return keep(cudaErrorInvalidDeviceFunction);
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (!has_clusters()) return keep(cudaErrorNotSupported);
+    if (value) {
+      kernels_with_large_clusters.insert(kernel);
+    } else {
+      kernels_with_large_clusters.erase(kernel);
+    }
+    return cudaSuccess;
+  }
   const bool known = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize;
   if (!known || value < 0 || value > settings().shared) return keep(cudaErrorInvalidValue);
   shared_of_kernels[kernel] = value;
@@ -123,23 +163,36 @@ cudaError_t count_blocks(int* blocks, const void* kernel, int threads, size_t sh
   return cudaSuccess;
 }
 
+cudaError_t count_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!clusters || !config) return keep(cudaErrorInvalidValue);
+  Together together;
+  cudaError_t error = read_attributes(*config, kernel, &together);
+  if (error == cudaSuccess) error = check(*config, kernel, false);
+  if (error != cudaSuccess) return keep(error);
+  const dim3 b = config->blockDim;
+  const long long blocks = resident_blocks(static_cast<long long>(b.x) * b.y * b.z,
+                                           static_cast<long long>(config->dynamicSmemBytes));
+  *clusters = static_cast<int>(settings().sms * blocks / together.cluster);
+  return cudaSuccess;
+}
+
 cudaError_t launch(const cudaLaunchConfig_t* config, const void* kernel,
                    void (*run)(const void* context), const void* context) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (!config) return keep(cudaErrorInvalidValue);
-  bool cooperative = false;
-  for (unsigned i = 0; i < config->numAttrs; ++i) {
-    const cudaLaunchAttribute& attribute = config->attrs[i];
-    if (attribute.id == cudaLaunchAttributeCooperative) {
-      cooperative = attribute.val.cooperative != 0;
-    } else if (attribute.id != cudaLaunchAttributeIgnore) {
-      return keep(cudaErrorNotSupported);
-    }
-  }
-  const cudaError_t error = check(*config, kernel, cooperative);
+  Together together;
+  cudaError_t error = read_attributes(*config, kernel, &together);
+  if (error == cudaSuccess) error = check(*config, kernel, together.cooperative);
   if (error != cudaSuccess) return keep(error);
   const dim3 g = config->gridDim, b = config->blockDim;
-  run_grid({{g.x, g.y, g.z}, {b.x, b.y, b.z}, config->dynamicSmemBytes, cooperative, run, context});
+  run_grid({{g.x, g.y, g.z},
+            {b.x, b.y, b.z},
+            config->dynamicSmemBytes,
+            together.cluster,
+            together.cooperative,
+            run,
+            context});
   return cudaSuccess;
 }
 
@@ -186,6 +239,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       return answer(settings().shared + emulator::kSharedOfSystem);
     case cudaDevAttrCooperativeLaunch: return answer(settings().cooperative != 0);
+    case cudaDevAttrClusterLaunch: return answer(emulator::has_clusters());
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return answer(settings().shared);
   }
   return keep(cudaErrorInvalidValue);
@@ -211,6 +265,7 @@ const char* cudaGetErrorName(cudaError_t error) {
     FASTRNN_NAME(cudaErrorCooperativeLaunchTooLarge)
     FASTRNN_NAME(cudaErrorNotPermitted)
     FASTRNN_NAME(cudaErrorNotSupported)
+    FASTRNN_NAME(cudaErrorInvalidClusterSize)
     FASTRNN_NAME(cudaErrorUnknown)
   }
 #undef FASTRNN_NAME

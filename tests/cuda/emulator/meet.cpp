@@ -84,6 +84,18 @@ void meet_lanes(const Operation& operation, bool orders_memory, Finish&& finish)
   wait(m, complete, orders_memory);
 }
 
+// All threads of some blocks meet.
+void gather(Gathering& gathering, const char* name, Where where) {
+  if (gathering.exited > 0) fail(where, "%s: a thread of it has left the kernel", name);
+  Meeting*& slot = gathering.meeting;
+  if (!slot) slot = new Meeting({name, where, 0, nullptr, 0, false});
+  Meeting* const m = slot;
+  join(*m, where);
+  const bool complete = m->arrived == gathering.threads;
+  if (complete) slot = nullptr;
+  wait(m, complete, true);
+}
+
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 void require_whole_warp(const char* name, Where where) {
@@ -115,17 +127,12 @@ void sync_threads(Where where) {
   wait(m, complete, true);
 }
 
+void sync_cluster(Where where) { gather(*current->block->cluster, "cluster.sync", where); }
+
 void sync_grid(Where where) {
   constexpr const char* kName = "grid.sync";
   if (!residents->grid.cooperative) fail(where, "%s: the launch was not cooperative", kName);
-  if (residents->exited > 0) fail(where, "%s: a thread of the grid has left the kernel", kName);
-  Meeting*& slot = residents->meeting;
-  if (!slot) slot = new Meeting({kName, where, 0, nullptr, 0, false});
-  Meeting* const m = slot;
-  join(*m, where);
-  const bool complete = m->arrived == residents->threads;
-  if (complete) slot = nullptr;
-  wait(m, complete, true);
+  gather(residents->all, kName, where);
 }
 
 void sync_warp(unsigned mask, Where where) {

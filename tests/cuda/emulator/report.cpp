@@ -44,8 +44,8 @@ void print_waiting() {
       std::fprintf(stderr, "\n");
     }
   }
-  std::fprintf(stderr, "  %zu of %zu threads have left the kernel\n", residents->exited,
-               residents->threads);
+  std::fprintf(stderr, "  %zu of %zu threads have left the kernel\n", residents->all.exited,
+               residents->all.threads);
 }
 
 }  // namespace

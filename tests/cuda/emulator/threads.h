@@ -60,8 +60,15 @@ struct Thread {
   size_t warp_number() const { return warp->number; }
 };
 
+// Threads of blocks that may all meet.
+struct Gathering {
+  size_t threads = 0, exited = 0;
+  Meeting* meeting = nullptr;
+};
+
 struct Block {
   size_t number = 0;  // among the resident ones
+  Gathering* cluster = nullptr;
   Index index{};
   unsigned char* shared = nullptr;
   std::vector<Thread> threads;
@@ -77,8 +84,8 @@ struct Residents {
   const Grid& grid;
   Ready<Thread> ready;
   std::vector<Block> blocks;
-  size_t threads = 0, exited = 0;
-  Meeting* meeting = nullptr;
+  std::vector<Gathering> clusters;
+  Gathering all;
   Fiber host;
 };
 
