@@ -116,8 +116,9 @@ def test_infinities_and_nan(lowered: str, kind: str) -> None:
     results = call(module, inputs)
     with precision("highest"):
         expected = call(module, inputs)
+    most = 2 * ERRORS[lowered][1]  # of one result, where ERRORS are means
     for name, t in expected.items():
-        torch.testing.assert_close(results[name], t, rtol=0.05, atol=0.02, equal_nan=True)
+        torch.testing.assert_close(results[name], t, rtol=most, atol=most, equal_nan=True)
         assert torch.isfinite(t).any() and not torch.isfinite(t).all()
 
 

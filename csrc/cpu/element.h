@@ -25,22 +25,17 @@ template <typename E>
 struct ComputeOf {
   using type = E;
 };
-template <>
-struct ComputeOf<Half> {
+struct ComputedInFloat {
   using type = float;
 };
 template <>
-struct ComputeOf<BFloat16> {
-  using type = float;
-};
+struct ComputeOf<Half> : ComputedInFloat {};
 template <>
-struct ComputeOf<HighFloat> {
-  using type = float;
-};
+struct ComputeOf<BFloat16> : ComputedInFloat {};
 template <>
-struct ComputeOf<MediumFloat> {
-  using type = float;
-};
+struct ComputeOf<HighFloat> : ComputedInFloat {};
+template <>
+struct ComputeOf<MediumFloat> : ComputedInFloat {};
 
 // What elements of type E are multiplied, summed and kept in from step to step.
 template <typename E>

@@ -66,8 +66,9 @@ __attribute__((noinline)) void multiply_in_matrix_unit(const TileProduct<float>&
         constexpr int first = decltype(i)::value % ((V + 1) / 2) * 2, last = first + 1;
         const float* const from = w + part * w_part;
         tile_load<kB>(from + first * K, product.w_stride * sizeof(float));
-        if constexpr (last < V)
+        if constexpr (last < V) {
           tile_load<kB + 1>(from + last * K, product.w_stride * sizeof(float));
+        }
         with_each<parts - part>([&](auto a_part) {
           constexpr int a_tile = kA + decltype(a_part)::value;
           tile_multiply<first, a_tile, kB>((Part*)nullptr);

@@ -25,34 +25,27 @@ template <typename C>
 constexpr int kPanelColumns = kPanelVectors * kLanes<C>;
 
 // What products read of an element of type E: `parts` numbers of type Part, of which it is the sum.
-template <typename E>
-struct ProductOf {
-  using Part = Compute<E>;
-  static constexpr int parts = 1;
+template <typename P, int count>
+struct SumOf {
+  using Part = P;
+  static constexpr int parts = count;
 };
+template <typename E>
+struct ProductOf : SumOf<Compute<E>, 1> {};
 #if defined(__AVX512BF16__)
 template <>
-struct ProductOf<BFloat16> {
-  using Part = BFloat16;
-  static constexpr int parts = 1;
-};
+struct ProductOf<BFloat16> : SumOf<BFloat16, 1> {};
 template <>
-struct ProductOf<MediumFloat> : ProductOf<BFloat16> {};
+struct ProductOf<MediumFloat> : SumOf<BFloat16, 1> {};
 #endif
 #if defined(FASTRNN_AMX_FP16)
 template <>
-struct ProductOf<Half> {
-  using Part = Half;
-  static constexpr int parts = 1;
-};
+struct ProductOf<Half> : SumOf<Half, 1> {};
 #elif defined(__AMX_BF16__)
 template <>
-struct ProductOf<HighFloat> {
-  using Part = BFloat16;
-  static constexpr int parts = 2;
-};
+struct ProductOf<HighFloat> : SumOf<BFloat16, 2> {};
 template <>
-struct ProductOf<Half> : ProductOf<HighFloat> {};  // exactly: 11 bits are no more than twice 8
+struct ProductOf<Half> : SumOf<BFloat16, 2> {};  // exactly: 11 bits are no more than twice 8
 #endif
 
 template <typename E>
