@@ -42,8 +42,8 @@ KERNELS = [
     f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
 ]
 OPS = [
-    *("arguments", "autocast", "autograd", "cell", "contention", "isa", "ops", "plan"),
-    *("reference", "run_backward", "run_forward"),
+    *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "isa", "ops"),
+    *("plan", "reference", "run_backward", "run_forward"),
 ]
 CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]
 CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]

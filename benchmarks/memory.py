@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+import fastrnn
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
@@ -68,6 +69,7 @@ class Heap:
         peaks = []
         for call in range(_WARM_UPS + _CALLS):
             step.clear()
+            fastrnn.release_memory()  # what it keeps from call to call counts
             gc.collect()
             before = self._live()
             self._reset()

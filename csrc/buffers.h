@@ -4,28 +4,20 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty.h>
-#include <sys/mman.h>
 
 #include <optional>
 #include <vector>
 
+#include "call_memory.h"
 #include "isa.h"
 #include "stack.h"
 
 namespace fastrnn {
 
-// An uninitialised tensor of that many elements. Large ones ask for huge pages: touching new memory
-// in pages of 4 KB costs some 2 us a page in a virtual machine, more than the work done there.
+// An uninitialised tensor of that many elements.
 inline at::Tensor empty_buffer(int64_t elements, const at::TensorOptions& options) {
-  constexpr size_t kHugePage = size_t{2} << 20;
   at::Tensor buffer = at::empty({elements}, options);
-#if defined(MADV_HUGEPAGE)
-  if (!buffer.is_cpu()) return buffer;
-  const auto begin = reinterpret_cast<uintptr_t>(buffer.mutable_data_ptr());
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (begin + buffer.nbytes()) / kHugePage * kHugePage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+  if (buffer.is_cpu()) ask_for_huge_pages(buffer.mutable_data_ptr(), buffer.nbytes());
   return buffer;
 }
 
@@ -75,9 +67,9 @@ inline void draw_dropout(at::Tensor& noise, double p) {
 template <typename T>
 class Arena {
  public:
-  Arena(int64_t elements, const at::TensorOptions& options)
-      : storage_(empty_buffer(elements, options.dtype(c10::CppTypeToScalarType<T>::value))),
-        next_(storage_.template mutable_data_ptr<T>()) {}
+  Arena(int64_t elements, bool keeps)
+      : memory_(static_cast<size_t>(elements) * sizeof(T), keeps),
+        next_(static_cast<T*>(memory_.data())) {}
   T* take(int64_t elements) {
     T* const taken = next_;
     next_ += padded(elements);
@@ -87,7 +79,7 @@ class Arena {
   static constexpr int64_t padded(int64_t elements) { return (elements + 15) / 16 * 16; }
 
  private:
-  at::Tensor storage_;
+  CallMemory memory_;
   T* next_;
 };
 

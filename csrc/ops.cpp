@@ -4,6 +4,7 @@
 #include <ATen/ops/clone.h>
 #include <c10/core/impl/COW.h>
 
+#include "call_memory.h"
 #include "isa.h"
 #include "op_bodies.h"
 
@@ -43,6 +44,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);
+  m.def("release_memory() -> ()", CallMemory::release);
 }
 
 namespace {

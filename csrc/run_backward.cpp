@@ -49,7 +49,7 @@ class BackwardRun {
   using C = Compute<E>;
 
   // sums_dw_hh: whether every w_hh wants its gradient.
-  BackwardRun(const Stack& stack, bool wants_dh0, bool sums_dw_hh, const at::TensorOptions& options)
+  BackwardRun(const Stack& stack, bool wants_dh0, bool sums_dw_hh)
       : stack_(stack),
         wants_dh0_(wants_dh0),
         input_(stack.widest_input()),
@@ -62,7 +62,7 @@ class BackwardRun {
             packed_size(stack.gates(), stack.width, w_hh_rows()) <= stack.gates() * stack.width),
         threads_(thread_count(stack, stack.gates() * (stack.input + stack.width), 4. * stack.rows)),
         scratch_size_(Arena<C>::padded(measure_scratch())),
-        arena_(measure(), options) {
+        arena_(measure(), false) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
     std::fill_n(zeros_, std::max(stack.hidden, stack.width), C(0));
     clear_padding(dgates_, stack.gates());
@@ -385,7 +385,7 @@ void backward(const Stack& stack, const at::Tensor& dy_given, const at::Tensor& 
   for (int64_t cell = 0; cell < stack.cells(); ++cell) {
     sums_dw_hh &= dweights[cell * stack.weights_per_cell() + 1].defined();
   }
-  BackwardRun<E> run(stack, wants_dh0, sums_dw_hh, x.options());
+  BackwardRun<E> run(stack, wants_dh0, sums_dw_hh);
   const State<E> initial_h(h0, run.zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, run.zeros(), stack.batch, stack.hidden);
   C* const state_dh = dh.mutable_data_ptr<C>();

@@ -33,7 +33,7 @@ class Workspace {
   C* zeros = nullptr;                     // room for the initial state where none is given
 
   Workspace(const Stack& stack, const Kernels<E>& kernels, bool training, Packs packs,
-            bool diagonal, int threads, const at::TensorOptions& options)
+            bool diagonal, int threads)
       : cells(diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
@@ -42,7 +42,7 @@ class Workspace {
         diagonal_(diagonal),
         input_(stack.widest_input()),
         scratch_size_(measure_scratch(threads)),
-        arena_(measure(), options) {
+        arena_(measure(), !training) {
     for_parts([&](C*& part, int64_t elements) { part = arena_.take(elements); });
     std::fill_n(initial_zeros(), std::max(stack.hidden, stack.width), E{});
   }
@@ -253,7 +253,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   packs.ih = packs.hh && (diagonal || packs_input<E>(stack, threads, panels));
   // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
   packs.hr = packs.hh || !kernels.reads_in_place || stack.batch > kernels.tile_rows;
-  Workspace<E> workspace(stack, kernels, training, packs, diagonal, threads, x.options());
+  Workspace<E> workspace(stack, kernels, training, packs, diagonal, threads);
   const State<E> initial_h(h0, workspace.initial_zeros(), stack.batch, stack.width);
   const State<E> initial_c(c0, workspace.initial_zeros(), stack.batch, stack.hidden);
   E* const final_h = mutable_elements<E>(h_n);

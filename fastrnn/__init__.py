@@ -15,7 +15,16 @@ from fastrnn._convert import convert, revert  # noqa: E402
 from fastrnn.cells import LSTMCell, RNNCell  # noqa: E402
 from fastrnn.modules import LSTM, RNN  # noqa: E402
 
-__all__ = ["LSTM", "RNN", "LSTMCell", "RNNCell", "build_info", "convert", "revert"]
+__all__ = [
+    "LSTM",
+    "RNN",
+    "LSTMCell",
+    "RNNCell",
+    "build_info",
+    "convert",
+    "release_memory",
+    "revert",
+]
 __version__: str = _build_info.version
 
 
@@ -39,3 +48,13 @@ def build_info() -> dict[str, Any]:
         "amx": tuple(torch.ops.fastrnn.amx_dtypes()),
         "matmul_precisions": tuple(torch.ops.fastrnn.matmul_precisions()),
     }
+
+
+def release_memory() -> None:
+    """Frees the working memory that this thread keeps for its next call on a CPU.
+
+    After inference a thread keeps what the call needed, if that was 64 MB or less: room for packed
+    weights and the like, nothing of which another call reads. A training step frees it, and so
+    does the end of the thread.
+    """
+    torch.ops.fastrnn.release_memory()

@@ -3,8 +3,11 @@
 What oneDNN and MKL allocate by themselves is not seen, which favours torch.nn in comparisons.
 """
 
+import resource
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -13,14 +16,34 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import fastrnn
-from helpers import FUSED_DTYPES, HALF_DTYPES, Case, build, cases, make_inputs, run
+from helpers import (
+    FUSED_DTYPES,
+    HALF_DTYPES,
+    Case,
+    Inputs,
+    assert_equal,
+    build,
+    call,
+    cases,
+    make_inputs,
+    run,
+)
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Returns by how many bytes the memory in use rises, at most, while `function` runs."""
+    """Returns by how many bytes the memory in use rises, at most, while `function` runs.
+
+    What fastrnn keeps from call to call is released before, and so counts.
+    """
+    fastrnn.release_memory()
+    return further_memory(function)
+
+
+def further_memory(function: Callable[[], object]) -> int:
+    """As peak_memory, but what is kept from the call before is there already."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = function()
-    assert kept is not None  # kept until here: results count
+        results = function()
+    assert results is not None  # held until here: they count
     events = profiler.profiler.kineto_results.events()
     changes = sorted(
         (e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"
@@ -33,7 +56,7 @@ def peak_memory(function: Callable[[], object]) -> int:
     return peak
 
 
-def workspace(case: Case) -> int:
+def workspace(case: Case, measure: Callable[[Callable[[], object]], int] = peak_memory) -> int:
     """Returns the peak of inference, less the outputs."""
     module, inputs = build(fastrnn, case), make_inputs(case)
     x = inputs.x
@@ -46,7 +69,7 @@ def workspace(case: Case) -> int:
         return outputs
 
     with torch.no_grad():
-        peak = peak_memory(infer)
+        peak = measure(infer)
     y, hidden = outputs["all"]
     kept = [y.data, *(hidden if case.kind == "LSTM" else [hidden])]
     return peak - sum(t.numel() * t.element_size() for t in kept)
@@ -131,3 +154,74 @@ def test_training_keeps_the_output_once(case: Case) -> None:
     growth = peak_memory(lambda: module(longer)) - peak_memory(lambda: module(x))
     y = module(x)[0]
     assert growth == y.numel() * y.element_size()
+
+
+KEEPING = [
+    *cases(T=[9], N=[1, 7], I=[33], H=[65], L=[2], D=[2], dtype=FUSED_DTYPES),
+    *cases(["LSTM"], T=[9], N=[7], I=[33], H=[65], P=[17], dtype=FUSED_DTYPES),
+    *cases(T=[2], N=[40], I=[33], H=[65], dtype=FUSED_DTYPES),
+    *cases(T=[9], N=[2], I=[33], H=[300], L=[3]),
+]
+
+
+@pytest.mark.parametrize("case", KEEPING, ids=str)
+@pytest.mark.parametrize("work", [call, run])
+def test_what_memory_held_does_not_matter(
+    work: Callable[[nn.RNNBase, Inputs], dict[str, torch.Tensor]], case: Case
+) -> None:
+    """A call finds the memory of an inference before, here with NaN in all of it."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    fastrnn.release_memory()
+    expected = work(module, inputs)
+    larger = replace(case, N=2 * (case.N or 1), T=2 * case.T)
+    nan = build(fastrnn, larger)
+    with torch.no_grad():
+        for weight in nan.parameters():
+            weight.fill_(torch.nan)
+        assert call(nan, make_inputs(larger))["y"].isnan().all()
+    assert_equal(work(module, inputs), expected)
+
+
+def test_a_thread_keeps_its_memory() -> None:
+    case = Case("LSTM", T=9, N=7, I=33, H=65)
+    needed = workspace(case)
+    assert needed > 0
+    assert workspace(case, further_memory) == 0
+    assert workspace(replace(case, H=33), further_memory) == 0
+    fastrnn.release_memory()
+    assert workspace(case, further_memory) == needed
+
+
+def test_training_keeps_none() -> None:
+    case = Case("LSTM", T=9, N=7, I=33, H=65)
+    needed = workspace(case)
+    run(build(fastrnn, case), make_inputs(case))
+    assert workspace(case, further_memory) == needed
+
+
+def test_a_thread_keeps_no_more_than_64_mb() -> None:
+    large = Case("LSTM", T=5, N=6, I=2100, H=2100)
+    needed = workspace(large)
+    assert needed > 64 << 20
+    assert workspace(large, further_memory) == needed
+
+
+def test_a_thread_leaves_nothing_behind() -> None:
+    case = Case("LSTM", T=5, N=6, I=1500, H=1500)
+    module, x = build(fastrnn, case), make_inputs(case).x
+
+    def infer() -> None:
+        with torch.no_grad():
+            module(x)
+
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    fastrnn.release_memory()
+    before = resident()
+    for _ in range(6):  # that would keep 36 MB each
+        thread = Thread(target=infer)
+        thread.start()
+        thread.join()
+    assert resident() - before < 3 * 36 << 20
