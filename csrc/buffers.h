@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
 
 #include <optional>
 #include <vector>
@@ -63,7 +64,8 @@ inline void draw_dropout(at::Tensor& noise, double p) {
   }
 }
 
-// Hands out parts of one allocation.
+// Hands out parts of one allocation, a guard behind each: what a kernel needs is worked out apart
+// from the kernel, and a write past it would otherwise be found, if ever, by another library.
 template <typename T>
 class Arena {
  public:
@@ -73,14 +75,30 @@ class Arena {
   T* take(int64_t elements) {
     T* const taken = next_;
     next_ += padded(elements);
+    guards_.push_back(reinterpret_cast<uint64_t*>(next_));
+    *guards_.back() = kGuard;
+    next_ += kLine;
     return taken;
   }
+  // Raises c10::Error if a guard was overwritten.
+  void check() const {
+    for (const uint64_t* guard : guards_) {
+      TORCH_INTERNAL_ASSERT(*guard == kGuard, "fastrnn: a kernel wrote past its working memory");
+    }
+  }
   // Parts start on cache lines.
-  static constexpr int64_t padded(int64_t elements) { return (elements + 15) / 16 * 16; }
+  static constexpr int64_t padded(int64_t elements) {
+    return (elements + kLine - 1) / kLine * kLine;
+  }
+  // What a part takes of the allocation.
+  static constexpr int64_t guarded(int64_t elements) { return padded(elements) + kLine; }
 
  private:
+  static constexpr int64_t kLine = 16;
+  static constexpr uint64_t kGuard = 0x7ff4f00dfeedbeef;
   CallMemory memory_;
   T* next_;
+  c10::SmallVector<uint64_t*, 16> guards_;
 };
 
 // x, y or dy as a sequence of rows, to be read.

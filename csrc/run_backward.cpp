@@ -111,7 +111,7 @@ class BackwardRun {
   }
   int64_t measure() {
     int64_t total = 0;
-    for (const Part& part : parts()) total += Arena<C>::padded(part.elements);
+    for (const Part& part : parts()) total += Arena<C>::guarded(part.elements);
     return total;
   }
 
@@ -125,7 +125,7 @@ class BackwardRun {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t rows = std::min(stack_.rows, chunk_steps_ * stack_.batch);
     int64_t most = 0;
-    for (const int64_t input : {stack_.input, input_}) {
+    for (const int64_t input : stack_.layer_inputs()) {
       most = std::max(
           {most, kernels_.outer_product_scratch(gates, input, width, rows),
            kernels_.row_product_scratch(gates, input, reads_w_ih_in_place() ? stack_.rows : 0)});
@@ -368,6 +368,7 @@ void BackwardRun<E>::run(Direction<E>& direction) {
     }
   });
   finish_gradients(direction, gradients);
+  arena_.check();
 }
 
 template <typename E>

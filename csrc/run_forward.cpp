@@ -47,6 +47,7 @@ class Workspace {
     std::fill_n(initial_zeros(), std::max(stack.hidden, stack.width), E{});
   }
 
+  void check() const { arena_.check(); }
   E* initial_zeros() const { return reinterpret_cast<E*>(zeros); }
   // A member's own scratch: what a team of fewer members gets is shared out among them.
   C* scratch_of(const Member& member) const {
@@ -82,30 +83,32 @@ class Workspace {
   }
   int64_t measure() {
     int64_t total = 0;
-    for_parts([&](C*&, int64_t elements) { total += Arena<C>::padded(elements); });
+    for_parts([&](C*&, int64_t elements) { total += Arena<C>::guarded(elements); });
     return total;
   }
   int64_t panels() const { return kernels_.cell_panels(stack_.cell, stack_.hidden); }
 
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch(int threads) const {
-    if (diagonal_) {
-      return threads * Arena<C>::padded(kernels_.forward_scratch(sizes(stack_.batch, panels())));
-    }
+    if (diagonal_) return threads * scratch_for(stack_.batch, panels());
     int64_t most = 0;
     for (int size = 1; size <= threads; ++size) {
       const Plan plan = make_plan(size, stack_, stack_.directions, panels(), forward_work(stack_));
       for (int part = 0; part < plan.row_parts; ++part) {
         const auto [begin, end] = split_rows(stack_, plan.row_parts, part);
-        const ForwardSizes share = sizes(end - begin, panels_of(plan));
-        most = std::max(most, size * Arena<C>::padded(kernels_.forward_scratch(share)));
+        most = std::max(most, size * scratch_for(end - begin, panels_of(plan)));
       }
     }
     return most;
   }
-  ForwardSizes sizes(int64_t share_rows, int64_t share_panels) const {
-    return {stack_.steps, input_,           stack_.hidden, stack_.width, packs_.ih,
-            packs_.hh,    stack_.projected, share_rows,    share_panels};
+  int64_t scratch_for(int64_t share_rows, int64_t share_panels) const {
+    int64_t most = 0;
+    for (const int64_t input : stack_.layer_inputs()) {
+      most = std::max(most, kernels_.forward_scratch({stack_.steps, input, stack_.hidden,
+                                                      stack_.width, packs_.ih, packs_.hh,
+                                                      stack_.projected, share_rows, share_panels}));
+    }
+    return Arena<C>::padded(most);
   }
   int64_t panels_of(const Plan& plan) const {
     return Kernels<E>::divide_up(panels(), plan.unit_parts);
@@ -343,6 +346,7 @@ void forward(const Stack& stack, const at::Tensor& x_given, const at::Tensor& h0
   if (diagonal) {
     run_diagonally(stack, args.data(), cell_weights.data(), workspace, threads);
   }
+  workspace.check();
   steps_before += stack.steps;
 }
 

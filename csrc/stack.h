@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,8 +32,11 @@ struct Stack {
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
   int64_t layer_input(int64_t layer) const { return layer == 0 ? input : layer_width(); }
+  // Of the first layer and of the others. What a kernel needs for one is no bound for a narrower.
+  std::array<int64_t, 2> layer_inputs() const { return {input, layer_input(layers - 1)}; }
   int64_t widest_input() const {
-    return layers > 1 && layer_width() > input ? layer_width() : input;
+    const auto [first, others] = layer_inputs();
+    return others > first ? others : first;
   }
   int64_t weights_per_cell() const { return 2 + 2 * has_biases + projected; }
   bool drops_after(int64_t layer) const { return dropout > 0 && layer + 1 < layers; }

@@ -1,7 +1,7 @@
-"""Random arguments, mostly wrong ones, to the ops and to the modules.
+"""Random arguments, mostly wrong ones, to the ops and to the modules, and random shapes.
 
-The ops are called in a process of their own, whose death would be the failure. FASTRNN_FUZZ_SEED
-chooses other calls.
+The ops, and the shapes, are run in processes of their own, whose death would be the failure.
+FASTRNN_FUZZ_SEED chooses other calls.
 """
 
 import os
@@ -21,6 +21,8 @@ from test_bad_input import assert_same_outcome
 
 CALLS = 20_000
 WORKER = Path(__file__).with_name("fuzz_worker.py")
+SHAPES = 1_000
+SHAPES_WORKER = Path(__file__).with_name("shapes_worker.py")
 
 
 def test_ops_raise_or_are_right_and_never_die(tmp_path: Path) -> None:
@@ -31,6 +33,16 @@ def test_ops_raise_or_are_right_and_never_die(tmp_path: Path) -> None:
     assert result.returncode == 0, f"call {last}\n{result.stdout}{result.stderr}"
     accepted = int(result.stdout.split()[0])
     assert CALLS // 5 < accepted < CALLS // 2, "calls are not the mixture that was meant"
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_shapes_stay_within_their_working_memory(capability: str, tmp_path: Path) -> None:
+    seed = os.environ.get("FASTRNN_FUZZ_SEED", "0")
+    level = {} if capability == "default" else {"ATEN_CPU_CAPABILITY": capability}
+    options = ["-X", "faulthandler", str(SHAPES_WORKER), seed, str(SHAPES)]
+    result = run_python(*options, cwd=str(tmp_path), **level)
+    last = (tmp_path / f"shapes-{seed}").read_text(encoding="utf-8")
+    assert result.returncode == 0, f"{last}\n{result.stdout}{result.stderr}"
 
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 5, 8])

@@ -38,6 +38,14 @@ SIZES = [
     *cases(T=[100], N=[1], I=[8], H=[32], D=[1, 2], dtype=DTYPES),
 ]
 
+# The upper layers are narrower than the first, which fills the kernels' panels and spans, and need
+# working memory that it does not.
+NARROWER = [
+    *cases(T=[8], N=[1, 2], I=[256, 512], H=[96, 300], L=[2, 3], dtype=DTYPES),
+    *cases(T=[4], N=[1, 9], I=[128, 256], H=[56, 100], L=[2], D=[2]),
+    *cases(["LSTM"], T=[4], N=[1, 9], I=[128], H=[128], P=[56], L=[2], D=[2], dtype=DTYPES),
+]
+
 
 def check(case: Case, scale: float = 1.0, factor: float = 1.0) -> None:
     """Asserts that both libraries give the same results on `case`."""
@@ -52,6 +60,11 @@ def test_features(case: Case) -> None:
 
 @pytest.mark.parametrize("case", SIZES, ids=str)
 def test_sizes(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("case", NARROWER, ids=str)
+def test_narrower_upper_layers(case: Case) -> None:
     check(case)
 
 
