@@ -130,7 +130,7 @@ class Workspace {
 template <typename E>
 bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   if (stack.steps == 1) return false;
-  if (!kernels.reads_in_place) return true;
+  if (!kernels.reads_rows_in_place()) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
   const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
   const int64_t input = stack.layer_input(0);

@@ -287,7 +287,7 @@ struct Forward {
   FASTRNN_INLINE void multiply_weights(const C* const* a, const Weights& weights, int64_t panel,
                                        int rows, int vectors, Tile<C>& sums, bool accumulate,
                                        const C* next, int unit_rows, bool ordered = false) const {
-    if constexpr (kIsOperand<E> || kHasMatrixUnit) {
+    if constexpr (kReadsRows<E> || kHasMatrixUnit) {
       if (!weights.packed) {
         const PanelRows panel_rows = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
         if constexpr (kHasMatrixUnit) {

@@ -43,7 +43,7 @@ struct ForwardScratch {
       : left_weights(kHasMatrixUnit && !sizes.packed_hh && sizes.steps == 1 &&
                      sizes.share_rows <= kTileRows),
         packs_panels(!sizes.packed_hh && !left_weights &&
-                     (!kIsOperand<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+                     (!kReadsRows<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
         packs_input(!sizes.packed_ih &&

@@ -4,27 +4,6 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// As load_square, for a part of elements that are converted to operands first.
-template <typename E, int part>
-FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* w,
-                                  int64_t ldw, const PanelRows& rows, int v, int64_t elements) {
-  using C = Compute<E>;
-  if constexpr (kIsOperand<E>) {
-    load_square<C>(square, w, ldw, rows, v, elements);
-  } else {
-    constexpr int64_t L = kLanes<C>;
-    const int64_t begin = v * L, last = begin + L - 1, first = rows.row(begin);
-    const bool neighbours = last < rows.columns && rows.row(last) == first + L - 1;
-    C copy[L * L];
-    for (int64_t j = 0; j < L; ++j) {
-      const int64_t row = neighbours ? first + j : rows.row(begin + j);
-      store(copy + j * L,
-            begin + j < rows.columns ? row_operands<E, part>(w + row * ldw, elements) : Vec<C>{});
-    }
-    load_transposed<C>(square, copy, L);
-  }
-}
-
 // Writes the panel's rows of w, (rows, k) elements, to out as (parts, operands, vector, lane),
 // operands in the order of summation.
 template <typename E>

@@ -54,6 +54,27 @@ FASTRNN_INLINE void load_square(Vec<C> (&square)[kLanes<C>], const C* w, int64_t
   load_transposed<C>(square, copy, L);
 }
 
+// As load_square, for a part of elements that are converted to operands first.
+template <typename E, int part>
+FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* w,
+                                  int64_t ldw, const PanelRows& rows, int v, int64_t elements) {
+  using C = Compute<E>;
+  if constexpr (kIsOperand<E>) {
+    load_square<C>(square, w, ldw, rows, v, elements);
+  } else {
+    constexpr int64_t L = kLanes<C>;
+    const int64_t begin = v * L, last = begin + L - 1, first = rows.row(begin);
+    const bool neighbours = last < rows.columns && rows.row(last) == first + L - 1;
+    C copy[L * L];
+    for (int64_t j = 0; j < L; ++j) {
+      const int64_t row = neighbours ? first + j : rows.row(begin + j);
+      store(copy + j * L,
+            begin + j < rows.columns ? row_operands<E, part>(w + row * ldw, elements) : Vec<C>{});
+    }
+    load_transposed<C>(square, copy, L);
+  }
+}
+
 // Copies k operands into the order in which packed rows have them.
 template <typename C>
 FASTRNN_INLINE void reorder(const C* in, int64_t k, C* out) {
@@ -80,9 +101,9 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
 
 // Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k), where
 // they lie: as packing followed by multiply_tile, to the bit, for weights that are used few times.
-template <typename C>
-void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
-                       int rows, Vec<C>* sums);
+template <typename E>
+void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
+                       const PanelRows& panel, int rows, Vec<Compute<E>>* sums);
 
 #if defined(__AMX_BF16__)
 // As packing followed by multiply_tile, to the bit, without packing: the panel's rows of w, (rows,

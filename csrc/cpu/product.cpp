@@ -84,17 +84,18 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
 }
 
 // The product of R rows of a with one vector of a panel's columns, rows of w where they lie.
-template <typename C, int R>
+template <typename E, int R>
 struct StripProduct {
+  using C = Compute<E>;
   static constexpr int L = kLanes<C>;
-  static constexpr int E = 16 / sizeof(C);  // of a quarter: 128 bits, whatever the vector
-  static constexpr int64_t kColumns = L > 2 * E ? L : 2 * E;
-  // Of each E rows, those that are read in one pass. A single row of a has time for few, and where
+  static constexpr int Q = 16 / sizeof(C);  // of a quarter: 128 bits, whatever the vector
+  static constexpr int64_t kColumns = L > 2 * Q ? L : 2 * Q;
+  // Of each Q rows, those that are read in one pass. A single row of a has time for few, and where
   // rows lie 4 KB apart all of them share one set of the L1 cache.
-  static constexpr int kPassRows = R == 1 && E > 2 ? 2 : E;
+  static constexpr int kPassRows = R == 1 && Q > 2 ? 2 : Q;
 
   const C* const (&a)[R];
-  const C* w;
+  const E* w;
   int64_t k_count;
   const PanelRows& panel;
   int v;
@@ -108,17 +109,23 @@ struct StripProduct {
 
  private:
   void add_span(int64_t k, Vec<C>* sums, int stride) const {
-    const int64_t begin = v * L, last = begin + L - 1, first_row = panel.row(begin);
-    if (last < panel.columns && panel.row(last) == first_row + L - 1) {
-      add_rows(k, w + first_row * k_count + k, k_count, sums, stride);
-      return;
+    if constexpr (kIsComputed<E>) {
+      const int64_t begin = v * L, last = begin + L - 1, first_row = panel.row(begin);
+      if (last < panel.columns && panel.row(last) == first_row + L - 1) {
+        add_rows(k, w + first_row * k_count + k, k_count, sums, stride);
+        return;
+      }
     }
     C copy[L * kSpan];
+    // The span that comes next, in this row or the next strip's: too short a stretch of 16-bit
+    // elements for the hardware's own prefetch.
+    const int64_t next = k + 2 * kSpan <= k_count ? kSpan : L * k_count - k;
     for (int64_t j = 0; j < L; ++j) {
+      const int64_t column = v * L + j;
+      const E* const row = column < panel.columns ? w + panel.row(column) * k_count + k : nullptr;
       for (int64_t i = 0; i < kSpan; i += L) {
-        const bool exists = begin + j < panel.columns;
-        store(copy + j * kSpan + i,
-              exists ? load(w + panel.row(begin + j) * k_count + k + i) : Vec<C>{});
+        if (row && !kIsComputed<E>) __builtin_prefetch(row + next + i, 0, 2);
+        store(copy + j * kSpan + i, row ? load_as(row + i) : Vec<C>{});
       }
     }
     add_rows(k, copy, kSpan, sums, stride);
@@ -128,17 +135,17 @@ struct StripProduct {
   // the neighbours of an operand, in the lanes beside it, belong to others.
   FASTRNN_INLINE void add_rows(int64_t k, const C* rows, int64_t ldw, Vec<C>* sums,
                                int stride) const {
-    constexpr int G = kInterleave / E;
-    Vec<C> blocks[R][G][E] = {};
-    for (int first = 0; first < E; first += kPassRows) {
+    constexpr int G = kInterleave / Q;
+    Vec<C> blocks[R][G][Q] = {};
+    for (int first = 0; first < Q; first += kPassRows) {
       for (int64_t column = 0; column < kSpan; column += kColumns) {
         for (int i = first; i < first + kPassRows; ++i) {
-          for (int64_t c = column; c < column + kColumns; c += 2 * E) {
+          for (int64_t c = column; c < column + kColumns; c += 2 * Q) {
             Vec<C> pair[2];
-            load_quarter_pairs(pair, rows + i * ldw + c, E * ldw);
+            load_quarter_pairs(pair, rows + i * ldw + c, Q * ldw);
             for (int q = 0; q < 2; ++q) {
               for (int r = 0; r < R; ++r) {
-                const Vec<C> value = broadcast_quarter(a[r] + k + c + q * E);
+                const Vec<C> value = broadcast_quarter(a[r] + k + c + q * Q);
                 blocks[r][q % G][i] = fma<C>(value, pair[q], blocks[r][q % G][i]);
               }
             }
@@ -148,9 +155,9 @@ struct StripProduct {
     }
     for (int r = 0; r < R; ++r) {
       for (int g = 0; g < G; ++g) {
-        Vec<C> block[E];
+        Vec<C> block[Q];
         transpose_quarters<C>(block, blocks[r][g]);
-        for (int e = 0; e < E; ++e) sums[r * stride] += block[e];
+        for (int e = 0; e < Q; ++e) sums[r * stride] += block[e];
       }
     }
   }
@@ -161,7 +168,7 @@ struct StripProduct {
     const int64_t end = k_count - k < kSumBlock ? k_count : k + kSumBlock;
     for (; k < end; k += L) {
       Vec<C> square[L];
-      load_square<C>(square, w + k, k_count, panel, v, end - k);
+      load_operands<E, 0>(square, w + k, k_count, panel, v, end - k);
       for (int j = 0; j < L && k + j < end; ++j) {
         for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
       }
@@ -218,15 +225,15 @@ FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 
 #else
 
-template <typename C>
-void multiply_in_place(const C* const* a, const C* w, int64_t k_count, const PanelRows& panel,
-                       int rows, Vec<C>* sums) {
+template <typename E>
+void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
+                       const PanelRows& panel, int rows, Vec<Compute<E>>* sums) {
   with_constant<kTileRows>(rows, [&](auto r) {
     constexpr int R = decltype(r)::value;
-    const C* row[R];
+    const Compute<E>* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
     for (int v = 0; v < panel.vectors; ++v) {
-      StripProduct<C, R>{row, w, k_count, panel, v}.add_to(sums + v, panel.vectors);
+      StripProduct<E, R>{row, w, k_count, panel, v}.add_to(sums + v, panel.vectors);
     }
   });
 }
@@ -246,11 +253,13 @@ INSTANTIATE(float, 1)
 INSTANTIATE(double, 1)
 #if defined(__AVX512BF16__)
 INSTANTIATE(BFloat16, 1)
+#else
+#undef INSTANTIATE
+#define INSTANTIATE(E)                                                                           \
+  template void multiply_in_place(const Compute<E>* const*, const E*, int64_t, const PanelRows&, \
+                                  int, Vec<Compute<E>>*);
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #endif
-template void multiply_in_place(const float* const*, const float*, int64_t, const PanelRows&, int,
-                                Vec<float>*);
-template void multiply_in_place(const double* const*, const double*, int64_t, const PanelRows&, int,
-                                Vec<double>*);
 #endif
 #undef INSTANTIATE
 

@@ -64,6 +64,10 @@ constexpr bool kIsOperand = kIsComputed<E> && kDepth<E> == 1;
 template <typename E>
 constexpr bool kIsHalfOperand = !kIsComputed<E> && kDepth<E> == 2 && kParts<E> == 1;
 
+// Whether a row of weights can be multiplied where it lies, in lanes over rows.
+template <typename E>
+constexpr bool kReadsRows = kDepth<E> == 1 && !kHasMatrixUnit;
+
 // Rows of operands are a multiple of this long, zeros at the end.
 constexpr int64_t kOperandUnit = kHasMatrixUnit ? 16 : 1;
 
