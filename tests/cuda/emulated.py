@@ -16,6 +16,7 @@ import fastrnn  # noqa: F401  registers the ops whose kernels are replaced
 GLUE = [
     Path(__file__).with_name("emulated_ops.cpp"),
     ROOT / "csrc" / "arguments.cpp",
+    ROOT / "csrc" / "call_memory.cpp",
     ROOT / "csrc" / "contention.cpp",
     *sorted((ROOT / "csrc").glob("gpu_*.cpp")),
 ]
