@@ -20,29 +20,28 @@ from helpers import run_python
 from test_bad_input import assert_same_outcome
 
 CALLS = 20_000
-WORKER = Path(__file__).with_name("fuzz_worker.py")
 SHAPES = 1_000
-SHAPES_WORKER = Path(__file__).with_name("shapes_worker.py")
+
+
+def run_worker(name: str, calls: int, folder: Path, **env: str) -> str:
+    """Runs `name`_worker.py, which must end well; returns what it printed."""
+    seed = os.environ.get("FASTRNN_FUZZ_SEED", "0")
+    worker = Path(__file__).with_name(f"{name}_worker.py")
+    options = ["-W", "ignore", "-X", "faulthandler"]
+    result = run_python(*options, str(worker), seed, str(calls), cwd=str(folder), **env)
+    last = (folder / f"{name}-{seed}").read_text(encoding="utf-8")
+    assert result.returncode == 0, f"call {last}\n{result.stdout}{result.stderr}"
+    return result.stdout
 
 
 def test_ops_raise_or_are_right_and_never_die(tmp_path: Path) -> None:
-    seed = os.environ.get("FASTRNN_FUZZ_SEED", "0")
-    options = ["-W", "ignore", "-X", "faulthandler"]
-    result = run_python(*options, str(WORKER), seed, str(CALLS), cwd=str(tmp_path))
-    last = (tmp_path / f"fuzz-{seed}").read_text(encoding="utf-8")
-    assert result.returncode == 0, f"call {last}\n{result.stdout}{result.stderr}"
-    accepted = int(result.stdout.split()[0])
+    accepted = int(run_worker("fuzz", CALLS, tmp_path).split()[0])
     assert CALLS // 5 < accepted < CALLS // 2, "calls are not the mixture that was meant"
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_shapes_stay_within_their_working_memory(capability: str, tmp_path: Path) -> None:
-    seed = os.environ.get("FASTRNN_FUZZ_SEED", "0")
-    level = {} if capability == "default" else {"ATEN_CPU_CAPABILITY": capability}
-    options = ["-X", "faulthandler", str(SHAPES_WORKER), seed, str(SHAPES)]
-    result = run_python(*options, cwd=str(tmp_path), **level)
-    last = (tmp_path / f"shapes-{seed}").read_text(encoding="utf-8")
-    assert result.returncode == 0, f"{last}\n{result.stdout}{result.stderr}"
+@pytest.mark.parametrize("level", [{}, {"ATEN_CPU_CAPABILITY": "avx2"}], ids=["default", "avx2"])
+def test_shapes_stay_within_their_working_memory(level: dict[str, str], tmp_path: Path) -> None:
+    run_worker("shapes", SHAPES, tmp_path, **level)
 
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 5, 8])

@@ -3,10 +3,8 @@
 What oneDNN and MKL allocate by themselves is not seen, which favours torch.nn in comparisons.
 """
 
-import resource
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -16,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.profiler import ProfilerActivity, profile
 
 import fastrnn
+from faults_worker import memory
 from helpers import (
     FUSED_DTYPES,
     HALF_DTYPES,
@@ -214,14 +213,11 @@ def test_a_thread_leaves_nothing_behind() -> None:
         with torch.no_grad():
             module(x)
 
-    def resident() -> int:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-
     fastrnn.release_memory()
-    before = resident()
+    _, before = memory()
     for _ in range(6):  # that would keep 36 MB each
         thread = Thread(target=infer)
         thread.start()
         thread.join()
-    assert resident() - before < 3 * 36 << 20
+    _, after = memory()
+    assert after - before < 3 * 36 << 20

@@ -238,6 +238,14 @@ void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
   });
 }
 
+#if !defined(__AVX512BF16__)  // whose operands are two numbers
+#define INSTANTIATE(E)                                                                           \
+  template void multiply_in_place(const Compute<E>* const*, const E*, int64_t, const PanelRows&, \
+                                  int, Vec<Compute<E>>*);
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
+#undef INSTANTIATE
+#endif
+
 #endif
 
 #define INSTANTIATE(Part, parts)                                                        \
@@ -253,12 +261,6 @@ INSTANTIATE(float, 1)
 INSTANTIATE(double, 1)
 #if defined(__AVX512BF16__)
 INSTANTIATE(BFloat16, 1)
-#else
-#undef INSTANTIATE
-#define INSTANTIATE(E)                                                                           \
-  template void multiply_in_place(const Compute<E>* const*, const E*, int64_t, const PanelRows&, \
-                                  int, Vec<Compute<E>>*);
-FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #endif
 #endif
 #undef INSTANTIATE

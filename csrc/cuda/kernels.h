@@ -95,9 +95,6 @@ struct DeviceLimits {
 };
 int query_device(DeviceLimits* limits);
 
-// Shared memory of one block.
-int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile);
-int64_t backward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile);
 // Teams that the device runs at once: 0 where their blocks do not fit, or cannot be a cluster.
 int forward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
                   int* teams);

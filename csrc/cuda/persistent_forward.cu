@@ -74,9 +74,8 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, gate_count(cell) * k
   }
 }
 
-}  // namespace
-
-int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile) {
+// Shared memory of one block.
+int64_t block_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile) {
   int64_t bytes = 0;
   with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
     using Product = cuda::Product<decltype(e), gate_count(c.value) * t.units, t.rows>;
@@ -86,9 +85,11 @@ int64_t forward_shared_bytes(Element element, Cell cell, int64_t hidden, Persist
   return bytes;
 }
 
+}  // namespace
+
 int forward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
                   int* teams) {
-  const int64_t bytes = forward_shared_bytes(element, cell, hidden, tile);
+  const int64_t bytes = block_shared_bytes(element, cell, hidden, tile);
   return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
     return count_teams(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
                        divide_up(hidden, t.units), bytes, clusters, teams);
@@ -99,7 +100,7 @@ int launch_persistent_forward(const ForwardArgs& args, const Teams& teams,
                               const void* const w_hh[kDirections], const void* h0, void* exchange,
                               Stream stream) {
   const PersistentForwardArgs all{args, {w_hh[0], w_hh[1]}, h0, exchange, teams.clusters};
-  const int64_t bytes = forward_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
+  const int64_t bytes = block_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
   return with_tile(args.element, args.cell, teams.tile, [&](auto e, auto c, auto t) {
     return launch_persistent(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
                              args.hidden, args.directions, teams, bytes, stream, all);
