@@ -6,6 +6,10 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+// The cell's arithmetic is done for so many tiles of a panel at once: its first results take some
+// 100 cycles, in which nothing else is to be done.
+constexpr int kFinishedTiles = kHasMatrixUnit ? 1 : 4;
+
 template <typename E>
 struct Forward {
   using C = Compute<E>;
@@ -144,8 +148,9 @@ struct Forward {
               : args.packed_ih;
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums, false,
-                         next_quarter(args.packed_ih, x_stride, panel + 1, first), rows_ahead);
+        multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums.at,
+                         false, next_quarter(args.packed_ih, x_stride, panel + 1, first),
+                         rows_ahead);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -188,8 +193,7 @@ struct Forward {
         at.packed_ih = pack_panels(args.w_ih, args.input, panel, vectors, packed_x);
         at.packed_hh = pack_panels(args.w_hh, args.width, panel, vectors, packed_h);
       }
-      for_row_blocks(share.row_begin, step.row_end,
-                     [&](int64_t n, int rows) { run_tile(at, n, rows, panel, vectors); });
+      run_panel(at, panel, vectors);
     });
     if (scratch.left_weights) TileUnit::set_rows(kParts<E>, unit_rows);
   }
@@ -224,9 +228,29 @@ struct Forward {
     }
   }
 
-  // `rows` rows from n on, that many vectors of pre-activations from `panel` on.
-  void run_tile(const Step& step, int64_t n, int rows, int64_t panel, int vectors) const {
-    Tile<C> sums;
+  // The share's rows of as many vectors from `panel` on.
+  void run_panel(const Step& step, int64_t panel, int vectors) const {
+    Tile<C> tiles[kFinishedTiles];
+    Vec<C>* const sums = tiles[0].at;  // (rows, vectors)
+    int rows = 0;
+    for_row_blocks(share.row_begin, step.row_end, [&](int64_t n, int block) {
+      multiply_rows(step, n, block, panel, vectors, sums + rows * vectors);
+      rows += block;
+      const int64_t end = n + block;
+      if (rows + kTileRows <= kFinishedTiles * kTileRows && end < step.row_end) return;
+      const int64_t first = end - rows;
+      switch (args.cell) {
+        case Cell::lstm: finish<Cell::lstm>(step, first, rows, panel, vectors, sums); break;
+        case Cell::rnn_tanh: finish<Cell::rnn_tanh>(step, first, rows, panel, vectors, sums); break;
+        case Cell::rnn_relu: finish<Cell::rnn_relu>(step, first, rows, panel, vectors, sums); break;
+      }
+      rows = 0;
+    });
+  }
+
+  // Leaves in sums the products of rows n and on with the weights of x and h.
+  void multiply_rows(const Step& step, int64_t n, int rows, int64_t panel, int vectors,
+                     Vec<C>* sums) const {
     const C* a[kTileRows];
     const int64_t i = n - share.row_begin;
     const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
@@ -235,7 +259,7 @@ struct Forward {
       const C* in = step.products + (panel - share.panel_begin) * stride + i * kPanelColumns<C>;
       for (int r = 0; r < rows; ++r, in += kPanelColumns<C>) {
         for (int v = 0; v < vectors; ++v) {
-          sums.at[r * vectors + v] = load(in + v / kPanelVectors * stride + v % kPanelVectors * L);
+          sums[r * vectors + v] = load(in + v / kPanelVectors * stride + v % kPanelVectors * L);
         }
       }
     } else {
@@ -253,11 +277,6 @@ struct Forward {
     multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
                      next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
                      scratch.reorders);
-    switch (args.cell) {
-      case Cell::lstm: return finish<Cell::lstm>(step, n, rows, panel, vectors, sums.at);
-      case Cell::rnn_tanh: return finish<Cell::rnn_tanh>(step, n, rows, panel, vectors, sums.at);
-      case Cell::rnn_relu: return finish<Cell::rnn_relu>(step, n, rows, panel, vectors, sums.at);
-    }
   }
 
   // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
@@ -285,16 +304,16 @@ struct Forward {
   // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed. If
   // scratch.left_weights, a has the columns at its first row.
   FASTRNN_INLINE void multiply_weights(const C* const* a, const Weights& weights, int64_t panel,
-                                       int rows, int vectors, Tile<C>& sums, bool accumulate,
+                                       int rows, int vectors, Vec<C>* sums, bool accumulate,
                                        const C* next, int unit_rows, bool ordered = false) const {
     if constexpr (kReadsRows<E> || kHasMatrixUnit) {
       if (!weights.packed) {
         const PanelRows panel_rows = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
         if constexpr (kHasMatrixUnit) {
-          multiply_left_weights(a[0], weights.w, weights.k, panel_rows, rows, accumulate, sums.at);
+          multiply_left_weights(a[0], weights.w, weights.k, panel_rows, rows, accumulate, sums);
         } else {
-          for (int i = 0; !accumulate && i < rows * vectors; ++i) sums.at[i] = Vec<C>{};
-          multiply_in_place(a, weights.w, weights.k, panel_rows, rows, sums.at);
+          for (int i = 0; !accumulate && i < rows * vectors; ++i) sums[i] = Vec<C>{};
+          multiply_in_place(a, weights.w, weights.k, panel_rows, rows, sums);
         }
         return;
       }
@@ -303,7 +322,7 @@ struct Forward {
     const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
     multiply_tile<Part<E>, kParts<E>>({a, 1, weights.packed + panel * stride, w_stride, stride,
                                        k_count, !ordered, accumulate, next, unit_rows},
-                                      rows, vectors, sums.at);
+                                      rows, vectors, sums);
   }
 
   // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
@@ -311,64 +330,71 @@ struct Forward {
   __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
                                         int vectors, Vec<C>* sums) const {
     constexpr int G = gate_count(cell);
-    // Columns between the gates of a unit: fewer than a vector in an LSTM's last panel.
-    const int64_t first_unit = panel * panel_units;
-    const int64_t group = hidden - first_unit < L ? hidden - first_unit : L;
-    const C* bias = args.bias + panel * kPanelColumns<C>;
-    // Calls f(row, unit, sums of the unit's first gate) for each vector of units.
+    const int64_t first_unit = panel * panel_units, end = hidden;
+    const C* const bias = args.bias + panel * kPanelColumns<C>;
+    // Calls f(first of a unit's vectors, unit, lanes) for each vector of units; lanes is a constant
+    // if all are units.
     const auto for_units = [&](auto&& f) {
-      for (int64_t row = n; row < n + rows; ++row) {
-        for (int v = 0; v < vectors; v += G) f(row, first_unit + v / G * L, v);
+      for (int v = 0; v < vectors; v += G) {
+        const int64_t unit = first_unit + v / G * L;
+        if (end - unit >= L) {
+          f(v, unit, Constant<L>{});
+        } else {
+          f(v, unit, end - unit);
+        }
       }
     };
-    const auto pre_activations = [&](int64_t row, int v, Vec<C>(&pre)[G]) {
-      // The bias is added last: where it is large, every sum on top of it would be rounded to it.
-      const C* products = reinterpret_cast<const C*>(sums + (row - n) * vectors);
-      for (int g = 0; g < G; ++g) {
-        const int64_t at = v * L + g * group;
-        pre[g] = load(products + at, group) + load(bias + at, group);
-      }
-    };
+    E* const h = args.w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
+    const int64_t h_stride = args.w_hr ? hidden : args.h.row_stride;
     if constexpr (cell == Cell::lstm) {
       // c of all rows before h of any: c to h takes as long as all before it, and a processor does
       // not look that far ahead for something else to do.
-      for_units([&](int64_t row, int64_t unit, int v) {
-        Vec<C> gate[G];
-        pre_activations(row, v, gate);
-        update_c(step, row, unit, gate);
-        sums[(row - n) * vectors + v] = gate[kOutput];
+      for_units([&](int v, int64_t unit, auto lanes) {
+        update_c(step, n, rows, unit, lanes, bias + v * L, sums + v, vectors);
       });
-      for_units([&](int64_t row, int64_t unit, int v) {
-        const Vec<C> c = load(args.c + row * hidden + unit, hidden - unit);
-        store_h(step, row, unit, sums[(row - n) * vectors + v] * Math<E>::tanh(c));
+      for_units([&](int v, int64_t unit, auto lanes) {
+        for (int r = 0; r < rows; ++r) {
+          const Vec<C> c = load(args.c + (n + r) * end + unit, lanes);
+          store_as(h + r * h_stride + unit, sums[r * vectors + v] * Math<E>::tanh(c), lanes);
+        }
       });
     } else {
-      for_units([&](int64_t row, int64_t unit, int v) {
-        Vec<C> pre[G];
-        pre_activations(row, v, pre);
-        store_h(step, row, unit, rnn_pointwise_forward<Math<E>, cell>(pre[0]));
+      for_units([&](int v, int64_t unit, auto lanes) {
+        const Vec<C> bias_v = load(bias + v * L, lanes);
+        for (int r = 0; r < rows; ++r) {
+          const Vec<C> pre = sums[r * vectors + v] + bias_v;
+          store_as(h + r * h_stride + unit, rnn_pointwise_forward<Math<E>, cell>(pre), lanes);
+        }
       });
     }
   }
 
-  FASTRNN_INLINE void store_h(const Step& step, int64_t n, int64_t unit, Vec<C> h) const {
-    E* const row = args.w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
-    store_as(row + unit, h, hidden - unit);
-  }
-
-  // From pre-activations to activations.
-  FASTRNN_INLINE void update_c(const Step& step, int64_t n, int64_t unit,
-                               Vec<C> (&gate)[kGates]) const {
-    const int64_t valid = hidden - unit;
-    C* running_c = args.c + n * hidden + unit;
-    const Vec<C> c = lstm_pointwise_c<Math<E>>(gate, load(running_c, valid));
-    store(running_c, c, valid);
-    if (args.gates) {
-      const int64_t row = step.rows_before + n;
+  // c of the units from `unit` on, of which sums has the first gate's products in vector 0 of every
+  // row; there it leaves the activation of the output gate. Keeps what the backward pass wants.
+  template <typename Lanes>
+  FASTRNN_INLINE void update_c(const Step& step, int64_t n, int rows, int64_t unit, Lanes lanes,
+                               const C* bias, Vec<C>* sums, int vectors) const {
+    const int64_t H = hidden, row = step.rows_before + n;
+    C* c_row = args.c + n * H + unit;
+    E* gates = args.gates ? args.gates + row * kGates * H + unit : nullptr;
+    E* cells = args.gates ? args.cells + row * H + unit : nullptr;
+    for (int r = 0; r < rows; ++r, sums += vectors, c_row += H) {
+      const C* const products = reinterpret_cast<const C*>(sums);
+      Vec<C> gate[kGates];
       for (int g = 0; g < kGates; ++g) {
-        store_as(args.gates + (row * kGates + g) * hidden + unit, gate[g], valid);
+        // The gates of fewer units than a vector has lanes lie side by side. The bias is added
+        // last: where it is large, every sum on top of it would be rounded to it.
+        gate[g] = load(products + g * lanes, lanes) + load(bias + g * lanes, lanes);
       }
-      store_as(args.cells + row * hidden + unit, c, valid);
+      const Vec<C> c = lstm_pointwise_c<Math<E>>(gate, load(c_row, lanes));
+      store(c_row, c, lanes);
+      if (gates) {
+        for (int g = 0; g < kGates; ++g) store_as(gates + g * H, gate[g], lanes);
+        store_as(cells, c, lanes);
+        gates += kGates * H;
+        cells += H;
+      }
+      sums[0] = gate[kOutput];
     }
   }
 
@@ -390,7 +416,7 @@ struct Forward {
                             n + r - share.row_begin);
         }
         const Weights w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
-        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums, false, nullptr,
+        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums.at, false, nullptr,
                          unit_rows);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,

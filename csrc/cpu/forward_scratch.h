@@ -9,9 +9,10 @@ namespace fastrnn::FASTRNN_ISA {
 // With fewer rows than this in a share, x is multiplied ahead: they would not fill a tile.
 constexpr int64_t kHoistShare = kHasMatrixUnit ? kTileRows : kHoistBelow;
 
-// So it is with up to a quarter of kWideHoist rows if the share's weights exceed a cache: those of
-// x are then read once for so many rows of several steps.
+// So it is with up to kWideShare rows if the share's weights exceed a cache: those of x are then
+// read once for kWideHoist rows of several steps.
 constexpr int64_t kWideHoist = 128;
+constexpr int64_t kWideShare = 24;
 constexpr int64_t kCachedBytes = 1 << 20;
 
 // Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if it
@@ -70,7 +71,7 @@ struct ForwardScratch {
     if (sizes.packed_hh && !sizes.packed_ih) {
       most = kMostHoisted;
     } else if (sizes.share_rows >= kHoistShare) {
-      const bool pays = weight_bytes(sizes) > kCachedBytes && 4 * sizes.share_rows <= kWideHoist;
+      const bool pays = weight_bytes(sizes) > kCachedBytes && sizes.share_rows <= kWideShare;
       if (!pays || sizes.steps == 1) return 0;
       most = kWideHoist;
     }

@@ -102,7 +102,7 @@ struct Math {
     V result = h / (h + 1);
     if constexpr (kIsComputed<E>) {
       // a - a^2 / (h + 1): the rounding of h + 1 then counts a / (h + 1) times only.
-      const V a = y < C(1.1) ? h : broadcast(C(1));
+      const V a = min<C>(broadcast(C(1)), h);
       result = fma(-a, a / (h + 1), a);
     }
     return (V)((B)result | ((B)x & sign_bit()));

@@ -282,6 +282,7 @@ FASTRNN_INLINE Vec<Compute<E>> row_operands(const E* row, int64_t count) {
 template <int N>
 struct Constant {
   static constexpr int value = N;
+  constexpr operator int64_t() const { return N; }
 };
 template <typename E, typename F>
 FASTRNN_INLINE void for_parts(F&& f) {
