@@ -266,14 +266,20 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      multiply_weights(a, input_weights(step.packed_ih), panel, rows, vectors, sums, false,
+      Weights w_ih = input_weights(step.packed_ih);
+      if (scratch.fetches_rows) w_ih.next = panel_rows(args.w_hh, args.width, panel);
+      multiply_weights(a, w_ih, panel, rows, vectors, sums, false,
                        next_quarter(args.packed_ih, x_stride, next_panel, i), unit_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
                               : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    const Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
+    Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
+    if (scratch.fetches_rows) {
+      w_hh.next = hoist ? panel_rows(args.w_hh, args.width, next_panel)
+                        : panel_rows(args.w_ih, args.input, next_panel);
+    }
     multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
                      next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
                      scratch.reorders);
@@ -296,9 +302,16 @@ struct Forward {
     const C* packed;  // or null: read in place
     const E* w;
     int64_t k, hidden;
+    const E* next = nullptr;  // or the weights in place that are read after a panel of these
   };
   Weights input_weights(const C* packed) const {
     return {args.cell, packed, args.w_ih, args.input, hidden};
+  }
+
+  // Where the rows of a panel begin; of none of the share's, anywhere.
+  const E* panel_rows(const E* w, int64_t k, int64_t panel) const {
+    const bool exists = panel >= share.panel_begin && panel < share.panel_end;
+    return w + (exists ? panel * panel_units * k : 0);
   }
 
   // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed. If
@@ -308,12 +321,12 @@ struct Forward {
                                        const C* next, int unit_rows, bool ordered = false) const {
     if constexpr (kReadsRows<E> || kHasMatrixUnit) {
       if (!weights.packed) {
-        const PanelRows panel_rows = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
+        const PanelRows of_w = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
         if constexpr (kHasMatrixUnit) {
-          multiply_left_weights(a[0], weights.w, weights.k, panel_rows, rows, accumulate, sums);
+          multiply_left_weights(a[0], weights.w, weights.k, of_w, rows, accumulate, sums);
         } else {
           for (int i = 0; !accumulate && i < rows * vectors; ++i) sums[i] = Vec<C>{};
-          multiply_in_place(a, weights.w, weights.k, panel_rows, rows, sums);
+          multiply_in_place(a, weights.w, weights.k, of_w, rows, sums, weights.next);
         }
         return;
       }

@@ -15,6 +15,10 @@ constexpr int64_t kWideHoist = 128;
 constexpr int64_t kWideShare = 24;
 constexpr int64_t kCachedBytes = 1 << 20;
 
+// Of so many that are read in place, those that come next are fetched: from memory that pays, and
+// from L3 it does not.
+constexpr int64_t kDistantBytes = 16 << 20;
+
 // Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if it
 // is in whole spans: else its last columns would be transposed for each block.
 constexpr int64_t kInputInPlace = 2 * kTileRows;
@@ -36,6 +40,7 @@ struct ForwardScratch {
   const int64_t panels_ahead;  // panels that are packed and computed together, if packs_panels
   const bool reorders;         // whether h is copied into the order of summation
   const bool fetches;          // whether the next panel is fetched into L2 while one is multiplied
+  const bool fetches_rows;     // whether those are that are read in place
   // First, hoisted products or packed panels, which are never both wanted; packed_x: room for two
   // panels of w_ih, if packs_input; then:
   const int64_t packed_x, staged_x, staged_h, staged_m, end;
@@ -55,6 +60,7 @@ struct ForwardScratch {
         reorders(kIsOperand<E> && sizes.packed_hh && hoist && sizes.share_rows < kHoistShare &&
                  sizes.width >= kSpan),
         fetches(2 * weight_bytes(sizes) > kCachedBytes),
+        fetches_rows(!sizes.packed_hh && weight_bytes(sizes) >= kDistantBytes),
         packed_x(packs_panels ? panels_ahead * panel_size(sizes)
                               : hoist_rows * sizes.share_panels * kPanelColumns<C>),
         staged_x(packed_x + (packs_input ? 2 * operands<E>(sizes.input) * kPanelColumns<C> : 0)),

@@ -4,35 +4,20 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// Fetches bytes in order, so many at a time.
-struct Fetcher {
-  const char* at;
-  const char* end;
-
-  FASTRNN_INLINE void fetch(int64_t bytes) {
-    for (const char* const stop = at + bytes; at < stop; at += 64) {
-      if (at < end) __builtin_prefetch(at, 0, 2);
-    }
-  }
-};
-
-// Writes the panel's rows of w, (all_rows, k) elements, to out as (parts, operands, vector, lane),
+// Writes the panel's rows of w, (rows, k) elements, to out as (parts, operands, vector, lane),
 // operands in the order of summation.
 template <typename E>
-__attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, int64_t all_rows,
-                                          const PanelRows& rows, Compute<E>* out) {
+__attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const PanelRows& rows,
+                                          Compute<E>* out) {
   using C = Compute<E>;
   constexpr int L = kLanes<C>;
   const int64_t out_step = int64_t{rows.vectors} * L;
   const int64_t operand_count = part_operands<E>(k_count);
   const int64_t spans_end = kInterleaves ? operand_count / kSpan * kSpan : 0;
   for (int v = 0; v < rows.vectors; ++v) {
-    // What comes next lies in order there, but is read a line of each row in turn.
-    const int64_t next_row = v + 1 < rows.vectors ? rows.row((v + 1) * L) : rows.first + rows.group;
-    Fetcher next{reinterpret_cast<const char*>(w + next_row * k_count),
-                 reinterpret_cast<const char*>(w + all_rows * k_count)};
+    Fetcher following{w + following_row<C>(rows, v) * k_count};
     for (int64_t k = 0; k < operand_count; k += L) {
-      next.fetch(L * L * kDepth<E> * int64_t{sizeof(E)});
+      following.fetch(L * L * kDepth<E> * int64_t{sizeof(E)});
       for_parts<E>([&](auto part) {
         constexpr int p = decltype(part)::value;
         Vec<C> square[L];
@@ -64,7 +49,7 @@ void pack_gates(Cell cell, const E* w, int64_t k, int64_t hidden, Compute<E>* ou
                 int64_t end) {
   using C = Compute<E>;
   for (int64_t panel = begin; panel < end; ++panel) {
-    pack_panel(w, k, hidden * gate_count(cell), cell_panel_rows<C>(cell, hidden, panel),
+    pack_panel(w, k, cell_panel_rows<C>(cell, hidden, panel),
                out + panel * operands<E>(k) * kPanelColumns<C>);
   }
 }

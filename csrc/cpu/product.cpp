@@ -84,7 +84,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
 }
 
 // The product of R rows of a with one vector of a panel's columns, rows of w where they lie.
-template <typename E, int R>
+// fetches: whether the rows that are read after those, from `next` on, are fetched meanwhile.
+template <typename E, int R, bool fetches>
 struct StripProduct {
   using C = Compute<E>;
   static constexpr int L = kLanes<C>;
@@ -99,6 +100,7 @@ struct StripProduct {
   int64_t k_count;
   const PanelRows& panel;
   int v;
+  const E* next;
 
   // sums[r * stride] += the product.
   __attribute__((noinline)) void add_to(Vec<C>* sums, int stride) const {
@@ -136,9 +138,12 @@ struct StripProduct {
   FASTRNN_INLINE void add_rows(int64_t k, const C* rows, int64_t ldw, Vec<C>* sums,
                                int stride) const {
     constexpr int G = kInterleave / Q;
+    constexpr int64_t kReads = Q / kPassRows * (kSpan / kColumns);
     Vec<C> blocks[R][G][Q] = {};
+    [[maybe_unused]] Fetcher following{next + k * L};
     for (int first = 0; first < Q; first += kPassRows) {
       for (int64_t column = 0; column < kSpan; column += kColumns) {
+        if constexpr (fetches) following.fetch(L * kSpan / kReads * sizeof(E));
         for (int i = first; i < first + kPassRows; ++i) {
           for (int64_t c = column; c < column + kColumns; c += 2 * Q) {
             Vec<C> pair[2];
@@ -227,13 +232,22 @@ FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 
 template <typename E>
 void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
-                       const PanelRows& panel, int rows, Vec<Compute<E>>* sums) {
+                       const PanelRows& panel, int rows, Vec<Compute<E>>* sums, const E* next) {
   with_constant<kTileRows>(rows, [&](auto r) {
     constexpr int R = decltype(r)::value;
     const Compute<E>* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
     for (int v = 0; v < panel.vectors; ++v) {
-      StripProduct<E, R>{row, w, k_count, panel, v}.add_to(sums + v, panel.vectors);
+      if constexpr (R == 1 && kIsComputed<E>) {
+        if (next) {
+          const E* following = w + following_row<Compute<E>>(panel, v) * k_count;
+          if (v + 1 == panel.vectors) following = next;
+          const StripProduct<E, R, true> strip{row, w, k_count, panel, v, following};
+          strip.add_to(sums + v, panel.vectors);
+          continue;
+        }
+      }
+      StripProduct<E, R, false>{row, w, k_count, panel, v, nullptr}.add_to(sums + v, panel.vectors);
     }
   });
 }
@@ -241,7 +255,7 @@ void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
 #if !defined(__AVX512BF16__)  // whose operands are two numbers
 #define INSTANTIATE(E)                                                                           \
   template void multiply_in_place(const Compute<E>* const*, const E*, int64_t, const PanelRows&, \
-                                  int, Vec<Compute<E>>*);
+                                  int, Vec<Compute<E>>*, const E*);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 #endif
