@@ -75,6 +75,9 @@ void pack_bias(Cell cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<
   }
 }
 
+// Rows that pack_columns fetches ahead: it reads a few cache lines of each.
+constexpr int64_t kRowsAhead = 16;
+
 // w (k, columns) as the weights of a product that gives `columns` columns: panel p is
 // (k, vectors, lanes).
 template <typename E>
@@ -89,6 +92,9 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
     const int64_t part_size = part_operands<E>(k) * vectors * L;
     const C* const end = target + part_size;
     for (int64_t row = 0; row < k; row += kDepth<E>) {
+      for (int64_t ahead = row + kRowsAhead; ahead < row + kRowsAhead + kDepth<E>; ++ahead) {
+        Fetcher(w + ahead * columns + first).fetch(kPanelColumns<C> * int64_t{sizeof(E)});
+      }
       for (int v = 0; v < vectors; ++v, target += L) {
         const int64_t column = first + v * L;
         const E* const in = w + row * columns + column;
