@@ -111,7 +111,7 @@ struct StripProduct {
 
  private:
   void add_span(int64_t k, Vec<C>* sums, int stride) const {
-    if constexpr (kIsComputed<E>) {
+    if constexpr (kLoadsQuarters<E>) {
       const int64_t begin = v * L, last = begin + L - 1, first_row = panel.row(begin);
       if (last < panel.columns && panel.row(last) == first_row + L - 1) {
         add_rows(k, w + first_row * k_count + k, k_count, sums, stride);
@@ -119,14 +119,10 @@ struct StripProduct {
       }
     }
     C copy[L * kSpan];
-    // The span that comes next, in this row or the next strip's: too short a stretch of 16-bit
-    // elements for the hardware's own prefetch.
-    const int64_t next = k + 2 * kSpan <= k_count ? kSpan : L * k_count - k;
     for (int64_t j = 0; j < L; ++j) {
       const int64_t column = v * L + j;
       const E* const row = column < panel.columns ? w + panel.row(column) * k_count + k : nullptr;
       for (int64_t i = 0; i < kSpan; i += L) {
-        if (row && !kIsComputed<E>) __builtin_prefetch(row + next + i, 0, 2);
         store(copy + j * kSpan + i, row ? load_as(row + i) : Vec<C>{});
       }
     }
@@ -135,7 +131,8 @@ struct StripProduct {
 
   // As add_span, of L rows that lie ldw apart from `rows` on. A lane's sum is that of one block:
   // the neighbours of an operand, in the lanes beside it, belong to others.
-  FASTRNN_INLINE void add_rows(int64_t k, const C* rows, int64_t ldw, Vec<C>* sums,
+  template <typename T>
+  FASTRNN_INLINE void add_rows(int64_t k, const T* rows, int64_t ldw, Vec<C>* sums,
                                int stride) const {
     constexpr int G = kInterleave / Q;
     constexpr int64_t kReads = Q / kPassRows * (kSpan / kColumns);
@@ -238,16 +235,22 @@ void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
     const Compute<E>* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
     for (int v = 0; v < panel.vectors; ++v) {
-      if constexpr (R == 1 && kIsComputed<E>) {
-        if (next) {
-          const E* following = w + following_row<Compute<E>>(panel, v) * k_count;
-          if (v + 1 == panel.vectors) following = next;
-          const StripProduct<E, R, true> strip{row, w, k_count, panel, v, following};
-          strip.add_to(sums + v, panel.vectors);
-          continue;
-        }
+      const bool last = v + 1 == panel.vectors;
+      const E* const following =
+          last && next ? next : w + following_row<Compute<E>>(panel, v) * k_count;
+      const auto run = [&](auto fetches) {
+        constexpr bool value = decltype(fetches)::value;
+        const StripProduct<E, R, value> strip{row, w, k_count, panel, v, following};
+        strip.add_to(sums + v, panel.vectors);
+      };
+      // The hardware foresees stretches of a span, but not those of half the bytes.
+      if constexpr (!kIsComputed<E>) {
+        run(Constant<true>{});
+      } else if (R == 1 && next) {
+        run(Constant<R == 1>{});
+      } else {
+        run(Constant<false>{});
       }
-      StripProduct<E, R, false>{row, w, k_count, panel, v, nullptr}.add_to(sums + v, panel.vectors);
     }
   });
 }

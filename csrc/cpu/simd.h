@@ -331,18 +331,37 @@ FASTRNN_INLINE Vec<T> load_quarters(const T* p, [[maybe_unused]] int64_t stride)
 #endif
 }
 
-// As load_quarters, with the 128 bits that follow each in pair[1]: fewer loads and less masking.
-template <typename T>
-FASTRNN_INLINE void load_quarter_pairs(Vec<T> (&pair)[2], const T* p,
+// 256 bits of what elements are computed in.
+#if FASTRNN_VECTOR_BYTES == 64
+FASTRNN_INLINE __m256 load_half_vector(const float* p) { return _mm256_loadu_ps(p); }
+FASTRNN_INLINE __m256 load_half_vector(const double* p) { return _mm256_loadu_ps((const float*)p); }
+FASTRNN_INLINE __m256 load_half_vector(const Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+}
+FASTRNN_INLINE __m256 load_half_vector(const BFloat16* p) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+#endif
+
+// Whether load_quarter_pairs takes elements of type E.
+template <typename E>
+constexpr bool kLoadsQuarters = kIsComputed<E> || FASTRNN_VECTOR_BYTES == 64;
+
+// As load_quarters of elements as they are computed with, and those that follow each quarter in
+// pair[1]: fewer loads and less masking.
+template <typename E>
+FASTRNN_INLINE void load_quarter_pairs(Vec<Compute<E>> (&pair)[2], const E* p,
                                        [[maybe_unused]] int64_t stride) {
 #if FASTRNN_VECTOR_BYTES == 64
-  const auto half = [&](int i) { return _mm256_loadu_ps((const float*)(p + i * stride)); };
+  using V = Vec<Compute<E>>;
+  const auto half = [&](int i) { return load_half_vector(p + i * stride); };
   const __m512 rows01 = _mm512_insertf32x8(_mm512_castps256_ps512(half(0)), half(1), 1);
   const __m512 rows23 = _mm512_insertf32x8(_mm512_castps256_ps512(half(2)), half(3), 1);
-  pair[0] = (Vec<T>)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0x88);
-  pair[1] = (Vec<T>)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0xdd);
+  pair[0] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0x88);
+  pair[1] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0xdd);
 #else
-  for (int i = 0; i < 2; ++i) pair[i] = load_quarters(p + i * (16 / sizeof(T)), stride);
+  for (int i = 0; i < 2; ++i) pair[i] = load_quarters(p + i * (16 / sizeof(E)), stride);
 #endif
 }
 
