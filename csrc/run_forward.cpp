@@ -130,14 +130,17 @@ class Workspace {
 template <typename E>
 bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   if (stack.steps == 1) return false;
-  if (!kernels.reads_rows_in_place()) return true;
+  for (const int64_t input : stack.layer_inputs()) {
+    if (!kernels.reads_rows_in_place(input)) return true;
+  }
+  if (!kernels.reads_rows_in_place(stack.width)) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
-  const auto in_spans = [](int64_t k) { return k / kSpan * kSpan; };
-  const int64_t input = stack.layer_input(0);
-  const bool wide = 2 * (in_spans(input) + in_spans(stack.width)) >= input + stack.width;
+  const auto in_spans = [](int64_t operands) { return operands / kSpan * kSpan; };
+  const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
+  const bool wide = 2 * (in_spans(x) + in_spans(h)) >= x + h;
   if (!wide) return stack.steps > 2;
   // w_hh is read again at each step, w_ih is not.
-  const bool wide_hh = 4 * in_spans(stack.width) >= 3 * stack.width;
+  const bool wide_hh = 4 * in_spans(h) >= 3 * h;
   if (!wide_hh && stack.steps > 12) return true;
   return stack.steps > 6 && stack.rows > (stack.batch <= 3 ? 21 : 12);
 }

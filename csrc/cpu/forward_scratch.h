@@ -49,11 +49,12 @@ struct ForwardScratch {
       : left_weights(kHasMatrixUnit && !sizes.packed_hh && sizes.steps == 1 &&
                      sizes.share_rows <= kTileRows),
         packs_panels(!sizes.packed_hh && !left_weights &&
-                     (!kReadsRows<E> || (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+                     (!reads_rows<E>(sizes.input) || !reads_rows<E>(sizes.width) ||
+                      (sizes.steps == 1 && sizes.share_rows > kTileRows))),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
-        packs_input(!sizes.packed_ih &&
-                    (sizes.packed_hh || (hoist_rows > kInputInPlace && sizes.input % kSpan))),
+        packs_input(!sizes.packed_ih && (sizes.packed_hh || (hoist_rows > kInputInPlace &&
+                                                             operands<E>(sizes.input) % kSpan))),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.

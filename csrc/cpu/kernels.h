@@ -189,8 +189,10 @@ struct Kernels {
   int parts;            // numbers of which an element is the sum
   int operand_unit;     // of which the operands of a part are a multiple
   bool reads_in_place;  // whether weights can be read where they lie
-  // Whether the rows of w_ih and w_hh can, converted if need be.
-  bool reads_rows_in_place() const { return depth == 1; }
+  // Whether rows of so many of w_ih or w_hh can, converted if need be.
+  bool reads_rows_in_place(int64_t k) const {
+    return depth == 1 || (!kIsComputed<E> && operand_unit == 1 && k % depth == 0);
+  }
 
   // Steps [s_begin, s_end) of the loop, each once and in order. The first call starts from the
   // initial state, the last, with s_end = T, also leaves the final one.

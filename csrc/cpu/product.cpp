@@ -85,7 +85,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
 
 // The product of R rows of a with one vector of a panel's columns, rows of w where they lie.
 // fetches: whether the rows that are read after those, from `next` on, are fetched meanwhile.
-template <typename E, int R, bool fetches>
+// E: an element of w that becomes an operand of type Part.
+template <typename E, typename Part, int R, bool fetches>
 struct StripProduct {
   using C = Compute<E>;
   static constexpr int L = kLanes<C>;
@@ -148,7 +149,8 @@ struct StripProduct {
             for (int q = 0; q < 2; ++q) {
               for (int r = 0; r < R; ++r) {
                 const Vec<C> value = broadcast_quarter(a[r] + k + c + q * Q);
-                blocks[r][q % G][i] = fma<C>(value, pair[q], blocks[r][q % G][i]);
+                Vec<C>& block = blocks[r][q % G][i];
+                block = multiply_add<Part>(value, pair[q], block);
               }
             }
           }
@@ -172,7 +174,8 @@ struct StripProduct {
       Vec<C> square[L];
       load_operands<E, 0>(square, w + k, k_count, panel, v, end - k);
       for (int j = 0; j < L && k + j < end; ++j) {
-        for (int r = 0; r < R; ++r) block[r] = fma<C>(broadcast(a[r][k + j]), square[j], block[r]);
+        for (int r = 0; r < R; ++r)
+          block[r] = multiply_add<Part>(broadcast(a[r][k + j]), square[j], block[r]);
       }
     }
     for (int r = 0; r < R; ++r) sums[r * stride] += block[r];
@@ -230,21 +233,24 @@ FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 template <typename E>
 void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
                        const PanelRows& panel, int rows, Vec<Compute<E>>* sums, const E* next) {
+  // Where an operand is two elements, rows of them lie there as w's.
+  using In = std::conditional_t<kIsHalfOperand<E>, Compute<E>, E>;
+  const In* const in = reinterpret_cast<const In*>(w);
+  const int64_t size = operands<E>(k_count);
   with_constant<kTileRows>(rows, [&](auto r) {
     constexpr int R = decltype(r)::value;
     const Compute<E>* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
     for (int v = 0; v < panel.vectors; ++v) {
-      const bool last = v + 1 == panel.vectors;
-      const E* const following =
-          last && next ? next : w + following_row<Compute<E>>(panel, v) * k_count;
+      const In* following = in + following_row<Compute<E>>(panel, v) * size;
+      if (next && v + 1 == panel.vectors) following = reinterpret_cast<const In*>(next);
       const auto run = [&](auto fetches) {
         constexpr bool value = decltype(fetches)::value;
-        const StripProduct<E, R, value> strip{row, w, k_count, panel, v, following};
+        const StripProduct<In, Part<E>, R, value> strip{row, in, size, panel, v, following};
         strip.add_to(sums + v, panel.vectors);
       };
       // The hardware foresees stretches of a span, but not those of half the bytes.
-      if constexpr (!kIsComputed<E>) {
+      if constexpr (!kIsComputed<In>) {
         run(Constant<true>{});
       } else if (R == 1 && next) {
         run(Constant<R == 1>{});
@@ -255,13 +261,15 @@ void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
   });
 }
 
-#if !defined(__AVX512BF16__)  // whose operands are two numbers
 #define INSTANTIATE(E)                                                                           \
   template void multiply_in_place(const Compute<E>* const*, const E*, int64_t, const PanelRows&, \
                                   int, Vec<Compute<E>>*, const E*);
+#if defined(__AVX512BF16__)
+INSTANTIATE(BFloat16)
+#else
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
-#undef INSTANTIATE
 #endif
+#undef INSTANTIATE
 
 #endif
 

@@ -64,9 +64,14 @@ constexpr bool kIsOperand = kIsComputed<E> && kDepth<E> == 1;
 template <typename E>
 constexpr bool kIsHalfOperand = !kIsComputed<E> && kDepth<E> == 2 && kParts<E> == 1;
 
-// Whether a row of weights can be multiplied where it lies, in lanes over rows.
+// Whether rows of weights can be multiplied where they lie, in lanes over rows: of operands or of
+// what becomes one, and of the halves of operands if they are an even number.
 template <typename E>
-constexpr bool kReadsRows = kDepth<E> == 1 && !kHasMatrixUnit;
+constexpr bool kReadsRows = (kDepth<E> == 1 || kIsHalfOperand<E>) && !kHasMatrixUnit;
+template <typename E>
+FASTRNN_INLINE bool reads_rows(int64_t k) {
+  return kReadsRows<E> && k % kDepth<E> == 0;
+}
 
 // Rows of operands are a multiple of this long, zeros at the end.
 constexpr int64_t kOperandUnit = kHasMatrixUnit ? 16 : 1;
