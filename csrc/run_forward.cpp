@@ -125,7 +125,7 @@ class Workspace {
 };
 
 // Whether weights are packed as a whole before the first step. Reading them where they lie at each
-// step costs less for few steps of one block of rows, the more of them are in spans; so does
+// step costs less for few steps of one block of rows, the more so if they are in spans; so does
 // packing a panel before it is used, for one step.
 template <typename E>
 bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
@@ -135,14 +135,14 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   }
   if (!kernels.reads_rows_in_place(stack.width)) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
-  const auto in_spans = [](int64_t operands) { return operands / kSpan * kSpan; };
   const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
-  const bool wide = 2 * (in_spans(x) + in_spans(h)) >= x + h;
-  if (!wide) return stack.steps > 2;
-  // w_hh is read again at each step, w_ih is not.
-  const bool wide_hh = 4 * in_spans(h) >= 3 * h;
-  if (!wide_hh && stack.steps > 12) return true;
-  return stack.steps > 6 && stack.rows > (stack.batch <= 3 ? 21 : 12);
+  const int64_t in_spans = x / kSpan * kSpan + h / kSpan * kSpan;
+  const auto most = [&](int64_t of_one_row, int64_t of_three, int64_t of_more) {
+    return stack.batch == 1 ? of_one_row : stack.batch <= 3 ? of_three : of_more;
+  };
+  if (in_spans == x + h) return stack.steps > most(16, 7, 7);
+  if (2 * in_spans >= x + h) return stack.steps > most(10, 6, 4);
+  return stack.steps > most(kIsComputed<E> ? 3 : 2, 2, 1);
 }
 
 // Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough

@@ -19,8 +19,8 @@ constexpr int64_t kCachedBytes = 1 << 20;
 // from L3 it does not.
 constexpr int64_t kDistantBytes = 16 << 20;
 
-// Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if it
-// is in whole spans: else its last columns would be transposed for each block.
+// Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if
+// most of it is in spans: else it would be transposed for each block.
 constexpr int64_t kInputInPlace = 2 * kTileRows;
 
 // Where the parts of a share's scratch begin.
@@ -54,7 +54,7 @@ struct ForwardScratch {
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
         packs_input(!sizes.packed_ih && (sizes.packed_hh || (hoist_rows > kInputInPlace &&
-                                                             operands<E>(sizes.input) % kSpan))),
+                                                             !mostly_spans(sizes.input)))),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
@@ -84,6 +84,9 @@ struct ForwardScratch {
     }
     const int64_t rows = sizes.share_rows * sizes.steps;
     return rows < most ? rows : most;
+  }
+  static FASTRNN_INLINE bool mostly_spans(int64_t k) {
+    return 2 * (operands<E>(k) / kSpan * kSpan) >= operands<E>(k);
   }
   // Where elements are not operands, rows are converted before they are read by every tile.
   static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
