@@ -35,6 +35,10 @@ BATCHES = [
     *cases(T=[1, 2], N=[7], I=[520], H=[272], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[3], N=[6], I=[259], H=[275], hx=[True], dtype=FUSED_DTYPES),
     *cases(["LSTM"], T=[2], N=[6], I=[256], H=[300], P=[290], hx=[True], dtype=FUSED_DTYPES),
+    # Where two 16-bit numbers are an operand a span is 512 of them, and odd rows are packed.
+    *cases(T=[1, 3], N=[6], I=[513, 1040], H=[528], hx=[True], dtype=HALF_DTYPES),
+    # So many weights that a single row fetches those that it reads next.
+    *cases(["LSTM"], T=[1, 2], N=[2], I=[1030], H=[1024]),
     # Together, x is multiplied ahead for 128 rows at a time, for the sake of so many weights.
     *cases(["LSTM"], T=[23], N=[9, 31], I=[70], H=[300], hx=[True], dtype=FUSED_DTYPES),
     *cases(["RNN_TANH"], T=[23], N=[9, 31], I=[200], H=[500], hx=[True], dtype=FUSED_DTYPES),
