@@ -343,22 +343,22 @@ struct Forward {
   __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
                                         int vectors, Vec<C>* sums) const {
     constexpr int G = gate_count(cell);
-    const int64_t first_unit = panel * panel_units, end = hidden;
+    const int64_t first_unit = panel * panel_units, H = hidden;
     const C* const bias = args.bias + panel * kPanelColumns<C>;
     // Calls f(first of a unit's vectors, unit, lanes) for each vector of units; lanes is a constant
     // if all are units.
     const auto for_units = [&](auto&& f) {
       for (int v = 0; v < vectors; v += G) {
         const int64_t unit = first_unit + v / G * L;
-        if (end - unit >= L) {
+        if (H - unit >= L) {
           f(v, unit, Constant<L>{});
         } else {
-          f(v, unit, end - unit);
+          f(v, unit, H - unit);
         }
       }
     };
-    E* const h = args.w_hr ? step.unprojected + n * hidden : args.h.row(args.schedule, step.t, n);
-    const int64_t h_stride = args.w_hr ? hidden : args.h.row_stride;
+    E* const h = args.w_hr ? step.unprojected + n * H : args.h.row(args.schedule, step.t, n);
+    const int64_t h_stride = args.w_hr ? H : args.h.row_stride;
     if constexpr (cell == Cell::lstm) {
       // c of all rows before h of any: c to h takes as long as all before it, and a processor does
       // not look that far ahead for something else to do.
@@ -367,7 +367,7 @@ struct Forward {
       });
       for_units([&](int v, int64_t unit, auto lanes) {
         for (int r = 0; r < rows; ++r) {
-          const Vec<C> c = load(args.c + (n + r) * end + unit, lanes);
+          const Vec<C> c = load(args.c + (n + r) * H + unit, lanes);
           store_as(h + r * h_stride + unit, sums[r * vectors + v] * Math<E>::tanh(c), lanes);
         }
       });

@@ -29,8 +29,8 @@ struct ForwardScratch {
   using C = Compute<E>;
 
   // Weights that are not packed as a whole: a share of one block of rows reads them in place where
-  // an operand is one number, and at a single step in a matrix unit, whose left factor they are;
-  // else each panel is packed before it is used, at every step.
+  // their rows can be (reads_rows), and at a single step in a matrix unit, whose left factor they
+  // are; else each panel is packed before it is used, at every step.
   const bool left_weights;
   const bool packs_panels;
   const int64_t hoist_rows;  // at most, of all steps together

@@ -174,8 +174,9 @@ struct StripProduct {
       Vec<C> square[L];
       load_operands<E, 0>(square, w + k, k_count, panel, v, end - k);
       for (int j = 0; j < L && k + j < end; ++j) {
-        for (int r = 0; r < R; ++r)
+        for (int r = 0; r < R; ++r) {
           block[r] = multiply_add<Part>(broadcast(a[r][k + j]), square[j], block[r]);
+        }
       }
     }
     for (int r = 0; r < R; ++r) sums[r * stride] += block[r];
