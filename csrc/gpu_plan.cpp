@@ -24,17 +24,20 @@ using cuda::PersistentTile;
 using cuda::Teams;
 
 constexpr int kLowestCapability = 80;  // LOWEST_CUDA_ARCH of setup.py
-constexpr double kGridBarrierUs = 1.0, kClusterBarrierUs = 0.3;
-constexpr double kTileUs = 2.0;        // of a tile beside its product: waits for memory and threads
-constexpr double kRoundUs = 0.5;       // of a tile's product over kRoundDepth of K, at least
-constexpr int64_t kRoundDepth = 256;   // a chunk for each warp of a block
-constexpr double kLaunchUs = 7;        // of a kernel, by the host
-constexpr double kL2BytesPerUs = 4e6;  // to all multiprocessors together
-// Floating-point operations a microsecond of all multiprocessors.
-struct Rates {
-  double persistent, library;
+constexpr double kGridBarrierUs = 1.1, kClusterBarrierUs = 0.5;
+constexpr int64_t kRoundDepth = 256;       // of K: a chunk for each warp of a block
+constexpr double kTileBytesPerUs = 2.5e6;  // of tiles, from L2 to all multiprocessors together
+// A persistent kernel's costs.
+struct Costs {
+  double tile_us, row_us;  // of a tile and of each of its rows, beside the product
+  double round_us;         // of a tile's product over kRoundDepth, at least
+  double flops_per_us;     // floating-point operations of all multiprocessors
 };
-constexpr Rates kVectorRates = {37e6, 40e6}, kTensorRates = {66e6, 200e6};
+constexpr Costs kVectorCosts = {0.9, 0.05, 0.17, 19e6}, kTensorCosts = {2.0, 0, 0.5, 54e6};
+// A step's by a library's products.
+constexpr double kLaunchUs = 7;  // of a kernel, by the host
+constexpr double kWeightBytesPerUs = 4e6;
+constexpr double kVectorFlopsPerUs = 40e6, kTensorFlopsPerUs = 200e6;
 
 // One pass over a layer, as its paths see it.
 struct Pass {
@@ -43,9 +46,6 @@ struct Pass {
   int (*teams)(Element, Cell, int64_t hidden, PersistentTile, bool clusters, int*);
 };
 
-const Rates& rates(Element element) {
-  return element == Element::f32 ? kVectorRates : kTensorRates;
-}
 double bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a - 1) / b + 1; }
@@ -54,16 +54,18 @@ int64_t divide_up(int64_t a, int64_t b) { return (a - 1) / b + 1; }
 double persistent_step_us(const Stack& stack, Element element, const Pass& pass, const Teams& teams,
                           int multiprocessors) {
   const PersistentTile& tile = teams.tile;
+  const Costs& costs = element == Element::f32 ? kVectorCosts : kTensorCosts;
   const int64_t blocks = stack.directions * teams.slices * divide_up(stack.hidden, tile.units);
   const int64_t tiles = divide_up(divide_up(stack.batch, tile.rows), teams.slices);
   const double reads = static_cast<double>(blocks * tile.rows * pass.depth) * bytes_of(element);
-  const double waits = static_cast<double>(divide_up(pass.depth, kRoundDepth)) * kRoundUs;
+  const double rounds = static_cast<double>(divide_up(pass.depth, kRoundDepth)) * costs.round_us;
   const double flops =
       2.0 * static_cast<double>(tile.rows * pass.depth * pass.columns * tile.units);
   const auto sharing = static_cast<double>(divide_up(blocks, multiprocessors));
-  const double product = sharing * flops * multiprocessors / rates(element).persistent;
+  const double product = std::max(
+      {rounds, reads / kTileBytesPerUs, sharing * flops * multiprocessors / costs.flops_per_us});
   return (teams.clusters ? kClusterBarrierUs : kGridBarrierUs) +
-         static_cast<double>(tiles) * (kTileUs + std::max({waits, reads / kL2BytesPerUs, product}));
+         static_cast<double>(tiles) * (costs.tile_us + tile.rows * costs.row_us + product);
 }
 
 // A library's product reads the weights from L2 at every step; one of it for each direction, and
@@ -71,9 +73,10 @@ double persistent_step_us(const Stack& stack, Element element, const Pass& pass,
 double stepwise_step_us(const Stack& stack, Element element, const Pass& pass) {
   const auto weights =
       static_cast<double>(stack.directions * pass.depth * pass.columns * stack.hidden);
+  const double flops_per_us = element == Element::f32 ? kVectorFlopsPerUs : kTensorFlopsPerUs;
   return static_cast<double>(1 + stack.directions) * kLaunchUs +
-         weights * bytes_of(element) / kL2BytesPerUs +
-         2 * weights * static_cast<double>(stack.batch) / rates(element).library;
+         weights * bytes_of(element) / kWeightBytesPerUs +
+         2 * weights * static_cast<double>(stack.batch) / flops_per_us;
 }
 
 std::vector<PersistentTile> tiles(const Stack& stack, Element element) {
