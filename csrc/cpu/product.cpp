@@ -107,9 +107,9 @@ struct StripProduct {
   static constexpr int L = kLanes<C>;
   static constexpr int Q = 16 / sizeof(C);  // of a quarter: 128 bits, whatever the vector
   static constexpr int64_t kColumns = L > 2 * Q ? L : 2 * Q;
-  // Of each Q rows, those that are read in one pass. A single row of a has time for few, and where
-  // rows lie 4 KB apart all of them share one set of the L1 cache.
-  static constexpr int kPassRows = R == 1 && Q > 2 ? 2 : Q;
+  // Of each Q rows, those that are read in one pass, eight of w's at most for a single row of a:
+  // where they lie 4 KB apart all of them share one set of the L1 cache.
+  static constexpr int kPassRows = R == 1 && L > 8 && Q > 2 ? 2 : Q;
 
   const C* const (&a)[R];
   const E* w;

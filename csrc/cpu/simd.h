@@ -360,6 +360,12 @@ FASTRNN_INLINE void load_quarter_pairs(Vec<Compute<E>> (&pair)[2], const E* p,
   const __m512 rows23 = _mm512_insertf32x8(_mm512_castps256_ps512(half(2)), half(3), 1);
   pair[0] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0x88);
   pair[1] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0xdd);
+#elif FASTRNN_VECTOR_BYTES == 32
+  using V = Vec<Compute<E>>;
+  const __m256 row0 = _mm256_loadu_ps((const float*)p);
+  const __m256 row1 = _mm256_loadu_ps((const float*)(p + stride));
+  pair[0] = (V)_mm256_permute2f128_ps(row0, row1, 0x20);
+  pair[1] = (V)_mm256_permute2f128_ps(row0, row1, 0x31);
 #else
   for (int i = 0; i < 2; ++i) pair[i] = load_quarters(p + i * (16 / sizeof(E)), stride);
 #endif
