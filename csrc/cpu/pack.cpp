@@ -15,6 +15,7 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
   const int64_t operand_count = part_operands<E>(k_count);
   const int64_t spans_end = kInterleaves ? operand_count / kSpan * kSpan : 0;
   for (int v = 0; v < rows.vectors; ++v) {
+    const VectorRows<C> of_vector(rows, v);
     Fetcher following{w + following_row<C>(rows, v) * k_count};
     for (int64_t k = 0; k < operand_count; k += L) {
       following.fetch(L * L * kDepth<E> * int64_t{sizeof(E)});
@@ -22,7 +23,7 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
         constexpr int p = decltype(part)::value;
         Vec<C> square[L];
         const int64_t element = k * kDepth<E>;
-        load_operands<E, p>(square, w + element, k_count, rows, v, k_count - element);
+        load_operands<E, p>(square, w + element, k_count, of_vector, k_count - element);
         C* target = out + p * operand_count * out_step + v * L;
         if (k < spans_end) {
           const int64_t block_step = kSumBlock * out_step;

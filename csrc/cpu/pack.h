@@ -21,6 +21,25 @@ struct PanelRows {
   }
 };
 
+// The rows of one vector of a panel, a lane each. Found once a vector: a panel's take divisions.
+template <typename C>
+struct VectorRows {
+  const PanelRows& panel;
+  int64_t begin;    // the first lane's column
+  int64_t first;    // and its row
+  bool neighbours;  // whether all lanes have rows, and these lie behind each other
+
+  FASTRNN_INLINE VectorRows(const PanelRows& rows, int v)
+      : panel(rows), begin(int64_t{v} * kLanes<C>), first(rows.row(begin)) {
+    const int64_t last = begin + kLanes<C> - 1;
+    neighbours = last < rows.columns && rows.row(last) == first + kLanes<C> - 1;
+  }
+  FASTRNN_INLINE bool exists(int64_t lane) const { return begin + lane < panel.columns; }
+  FASTRNN_INLINE int64_t row(int64_t lane) const {
+    return neighbours ? first + lane : panel.row(begin + lane);
+  }
+};
+
 // A cell's panel: the four gates of one vector of hidden units, or four vectors of units. The last
 // units of an LSTM, fewer than a vector, have their gates side by side in as few vectors as hold
 // them.
@@ -60,44 +79,26 @@ struct Fetcher {
   }
 };
 
-// The rows of vector v of a panel from operand p of w's first column on: a square of lanes x lanes
-// operands, transposed. Rows and columns (at most `count`) that do not exist are zero.
-template <typename C>
-FASTRNN_INLINE void load_square(Vec<C> (&square)[kLanes<C>], const C* w, int64_t ldw,
-                                const PanelRows& rows, int v, int64_t count) {
-  constexpr int64_t L = kLanes<C>;
-  const int64_t begin = v * L, end = begin + L < rows.columns ? begin + L : rows.columns;
-  const int64_t first = rows.row(begin);
-  if (count >= L && end == begin + L && rows.row(end - 1) == first + L - 1) {
-    load_transposed<C>(square, w + first * ldw, ldw);
-    return;
-  }
-  C copy[L * L];
-  for (int64_t j = begin; j < begin + L; ++j) {
-    store(copy + (j - begin) * L, j < end ? load(w + rows.row(j) * ldw, count) : Vec<C>{});
-  }
-  load_transposed<C>(square, copy, L);
-}
-
-// As load_square, for a part of elements that are converted to operands first.
+// A part of the operands that `elements` elements of those rows make, from w's first column on, at
+// most a square of lanes x lanes: transposed, what does not exist is zero.
 template <typename E, int part>
 FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* w,
-                                  int64_t ldw, const PanelRows& rows, int v, int64_t elements) {
+                                  int64_t ldw, const VectorRows<Compute<E>>& rows,
+                                  int64_t elements) {
   using C = Compute<E>;
+  constexpr int64_t L = kLanes<C>;
   if constexpr (kIsOperand<E>) {
-    load_square<C>(square, w, ldw, rows, v, elements);
-  } else {
-    constexpr int64_t L = kLanes<C>;
-    const int64_t begin = v * L, last = begin + L - 1, first = rows.row(begin);
-    const bool neighbours = last < rows.columns && rows.row(last) == first + L - 1;
-    C copy[L * L];
-    for (int64_t j = 0; j < L; ++j) {
-      const int64_t row = neighbours ? first + j : rows.row(begin + j);
-      store(copy + j * L,
-            begin + j < rows.columns ? row_operands<E, part>(w + row * ldw, elements) : Vec<C>{});
+    if (rows.neighbours && elements >= L) {
+      load_transposed<C>(square, reinterpret_cast<const C*>(w + rows.first * ldw), ldw);
+      return;
     }
-    load_transposed<C>(square, copy, L);
   }
+  C copy[L * L];
+  for (int64_t j = 0; j < L; ++j) {
+    store(copy + j * L,
+          rows.exists(j) ? row_operands<E, part>(w + rows.row(j) * ldw, elements) : Vec<C>{});
+  }
+  load_transposed<C>(square, copy, L);
 }
 
 // Copies k operands into the order in which packed rows have them.

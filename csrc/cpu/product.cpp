@@ -67,7 +67,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
         for (int v = 0; v < V; ++v) weights[v] = weight(v);
         for (int r = 0; r < R; ++r) {
           const Vec<C> one = value(r);
-          for (int v = 0; v < V; ++v) block[r][v] = multiply_add<Part>(one, weights[v], block[r][v]);
+          for (int v = 0; v < V; ++v)
+            block[r][v] = multiply_add<Part>(one, weights[v], block[r][v]);
         }
       } else {
         Vec<C> values[R];
@@ -114,8 +115,7 @@ struct StripProduct {
   const C* const (&a)[R];
   const E* w;
   int64_t k_count;
-  const PanelRows& panel;
-  int v;
+  VectorRows<C> rows_of_w;
   const E* next;
 
   // sums[r * stride] += the product.
@@ -128,16 +128,14 @@ struct StripProduct {
  private:
   void add_span(int64_t k, Vec<C>* sums, int stride) const {
     if constexpr (kLoadsQuarters<E>) {
-      const int64_t begin = v * L, last = begin + L - 1, first_row = panel.row(begin);
-      if (last < panel.columns && panel.row(last) == first_row + L - 1) {
-        add_rows(k, w + first_row * k_count + k, k_count, sums, stride);
+      if (rows_of_w.neighbours) {
+        add_rows(k, w + rows_of_w.first * k_count + k, k_count, sums, stride);
         return;
       }
     }
     C copy[L * kSpan];
     for (int64_t j = 0; j < L; ++j) {
-      const int64_t column = v * L + j;
-      const E* const row = column < panel.columns ? w + panel.row(column) * k_count + k : nullptr;
+      const E* const row = rows_of_w.exists(j) ? w + rows_of_w.row(j) * k_count + k : nullptr;
       for (int64_t i = 0; i < kSpan; i += L) {
         store(copy + j * kSpan + i, row ? load_as(row + i) : Vec<C>{});
       }
@@ -152,23 +150,29 @@ struct StripProduct {
                                int stride) const {
     constexpr int G = kInterleave / Q;
     constexpr int64_t kReads = Q / kPassRows * (kSpan / kColumns);
-    Vec<C> blocks[R][G][Q] = {};
+    Vec<C> blocks[R][G][Q];
     [[maybe_unused]] Fetcher following{next + k * L};
     for (int first = 0; first < Q; first += kPassRows) {
+      Vec<C> pass[R][G][kPassRows] = {};
       for (int64_t column = 0; column < kSpan; column += kColumns) {
         if constexpr (fetches) following.fetch(L * kSpan / kReads * sizeof(E));
-        for (int i = first; i < first + kPassRows; ++i) {
+        for (int i = 0; i < kPassRows; ++i) {
           for (int64_t c = column; c < column + kColumns; c += 2 * Q) {
             Vec<C> pair[2];
-            load_quarter_pairs(pair, rows + i * ldw + c, Q * ldw);
+            load_quarter_pairs(pair, rows + (first + i) * ldw + c, Q * ldw);
             for (int q = 0; q < 2; ++q) {
               for (int r = 0; r < R; ++r) {
                 const Vec<C> value = broadcast_quarter(a[r] + k + c + q * Q);
-                Vec<C>& block = blocks[r][q % G][i];
-                block = multiply_add<Part>(value, pair[q], block);
+                Vec<C>& sum = pass[r][q % G][i];
+                sum = multiply_add<Part>(value, pair[q], sum);
               }
             }
           }
+        }
+      }
+      for (int r = 0; r < R; ++r) {
+        for (int g = 0; g < G; ++g) {
+          for (int i = 0; i < kPassRows; ++i) blocks[r][g][first + i] = pass[r][g][i];
         }
       }
     }
@@ -187,7 +191,7 @@ struct StripProduct {
     const int64_t end = k_count - k < kSumBlock ? k_count : k + kSumBlock;
     for (; k < end; k += L) {
       Vec<C> square[L];
-      load_operands<E, 0>(square, w + k, k_count, panel, v, end - k);
+      load_operands<E, 0>(square, w + k, k_count, rows_of_w, end - k);
       for (int j = 0; j < L && k + j < end; ++j) {
         for (int r = 0; r < R; ++r) {
           block[r] = multiply_add<Part>(broadcast(a[r][k + j]), square[j], block[r]);
@@ -262,7 +266,7 @@ void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
       if (next && v + 1 == panel.vectors) following = reinterpret_cast<const In*>(next);
       const auto run = [&](auto fetches) {
         constexpr bool value = decltype(fetches)::value;
-        const StripProduct<In, Part<E>, R, value> strip{row, in, size, panel, v, following};
+        const StripProduct<In, Part<E>, R, value> strip{row, in, size, {panel, v}, following};
         strip.add_to(sums + v, panel.vectors);
       };
       // The hardware foresees stretches of a span, but not those of half the bytes.
