@@ -99,55 +99,70 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   }
 }
 
-// The product of R rows of a with one vector of a panel's columns, rows of w where they lie.
-// fetches: whether the rows that are read after those, from `next` on, are fetched meanwhile.
+// The product of R rows of a with vectors of a panel's columns, rows of w where they lie.
 // E: an element of w that becomes an operand of type Part.
-template <typename E, typename Part, int R, bool fetches>
+template <typename E, typename Part, int R>
 struct StripProduct {
   using C = Compute<E>;
+  using Rows = VectorRows<C>;
   static constexpr int L = kLanes<C>;
   static constexpr int Q = 16 / sizeof(C);  // of a quarter: 128 bits, whatever the vector
   static constexpr int64_t kColumns = L > 2 * Q ? L : 2 * Q;
   // Of each Q rows, those that are read in one pass, eight of w's at most for a single row of a:
   // where they lie 4 KB apart all of them share one set of the L1 cache.
   static constexpr int kPassRows = R == 1 && L > 8 && Q > 2 ? 2 : Q;
+  // Vectors whose sums grow side by side after the last span, if one's multiply-adds would wait for
+  // each other for longer than its weights take to transpose.
+  static constexpr int kVectors = R == 1 && L <= 8 ? 2 : 1;
 
   const C* const (&a)[R];
   const E* w;
   int64_t k_count;
-  VectorRows<C> rows_of_w;
-  const E* next;
 
-  // sums[r * stride] += the product.
-  __attribute__((noinline)) void add_to(Vec<C>* sums, int stride) const {
-    int64_t k = 0;
-    for (; k + kSpan <= k_count; k += kSpan) add_span(k, sums, stride);
-    for (; k < k_count; k += kSumBlock) add_block(k, sums, stride);
+  // sums[r * stride] += the product over whole spans.
+  // fetches: whether the rows that are read after those, from `next` on, are fetched meanwhile.
+  template <bool fetches>
+  __attribute__((noinline)) void add_spans(const Rows& rows, const E* next, Vec<C>* sums,
+                                           int stride) const {
+    for (int64_t k = 0; k + kSpan <= k_count; k += kSpan) {
+      add_span<fetches>(rows, next, k, sums, stride);
+    }
+  }
+
+  // sums[r * stride + n] += the product over the rest with vector n of N.
+  template <int N>
+  __attribute__((noinline)) void add_rest(const Rows* rows, Vec<C>* sums, int stride) const {
+    for (int64_t k = k_count / kSpan * kSpan; k < k_count; k += kSumBlock) {
+      add_block<N>(rows, k, sums, stride);
+    }
   }
 
  private:
-  void add_span(int64_t k, Vec<C>* sums, int stride) const {
+  template <bool fetches>
+  FASTRNN_INLINE void add_span(const Rows& rows, const E* next, int64_t k, Vec<C>* sums,
+                               int stride) const {
     if constexpr (kLoadsQuarters<E>) {
-      if (rows_of_w.neighbours) {
-        add_rows(k, w + rows_of_w.first * k_count + k, k_count, sums, stride);
+      if (rows.neighbours) {
+        const E* const first = w + rows.first * k_count + k;
+        add_rows<fetches>(first, k_count, next, k, sums, stride);
         return;
       }
     }
     C copy[L * kSpan];
     for (int64_t j = 0; j < L; ++j) {
-      const E* const row = rows_of_w.exists(j) ? w + rows_of_w.row(j) * k_count + k : nullptr;
+      const E* const row = rows.exists(j) ? w + rows.row(j) * k_count + k : nullptr;
       for (int64_t i = 0; i < kSpan; i += L) {
         store(copy + j * kSpan + i, row ? load_as(row + i) : Vec<C>{});
       }
     }
-    add_rows(k, copy, kSpan, sums, stride);
+    add_rows<fetches>(copy, kSpan, next, k, sums, stride);
   }
 
   // As add_span, of L rows that lie ldw apart from `rows` on. A lane's sum is that of one block:
   // the neighbours of an operand, in the lanes beside it, belong to others.
-  template <typename T>
-  FASTRNN_INLINE void add_rows(int64_t k, const T* rows, int64_t ldw, Vec<C>* sums,
-                               int stride) const {
+  template <bool fetches, typename T>
+  FASTRNN_INLINE void add_rows(const T* rows, int64_t ldw, [[maybe_unused]] const E* next,
+                               int64_t k, Vec<C>* sums, int stride) const {
     constexpr int G = kInterleave / Q;
     constexpr int64_t kReads = Q / kPassRows * (kSpan / kColumns);
     Vec<C> blocks[R][G][Q];
@@ -186,19 +201,25 @@ struct StripProduct {
   }
 
   // The block of neighbours from operand k on.
-  void add_block(int64_t k, Vec<C>* sums, int stride) const {
-    Vec<C> block[R] = {};
+  template <int N>
+  FASTRNN_INLINE void add_block(const Rows* rows, int64_t k, Vec<C>* sums, int stride) const {
+    Vec<C> block[N][R] = {};
     const int64_t end = k_count - k < kSumBlock ? k_count : k + kSumBlock;
     for (; k < end; k += L) {
-      Vec<C> square[L];
-      load_operands<E, 0>(square, w + k, k_count, rows_of_w, end - k);
-      for (int j = 0; j < L && k + j < end; ++j) {
-        for (int r = 0; r < R; ++r) {
-          block[r] = multiply_add<Part>(broadcast(a[r][k + j]), square[j], block[r]);
+#pragma GCC unroll 2  // or the sums would lie in memory
+      for (int n = 0; n < N; ++n) {
+        Vec<C> square[L];
+        load_operands<E, 0>(square, w + k, k_count, rows[n], end - k);
+        for (int j = 0; j < L && k + j < end; ++j) {
+          for (int r = 0; r < R; ++r) {
+            block[n][r] = multiply_add<Part>(broadcast(a[r][k + j]), square[j], block[n][r]);
+          }
         }
       }
     }
-    for (int r = 0; r < R; ++r) sums[r * stride] += block[r];
+    for (int n = 0; n < N; ++n) {
+      for (int r = 0; r < R; ++r) sums[r * stride + n] += block[n][r];
+    }
   }
 };
 
@@ -254,30 +275,38 @@ template <typename E>
 void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
                        const PanelRows& panel, int rows, Vec<Compute<E>>* sums, const E* next) {
   // Where an operand is two elements, rows of them lie there as w's.
-  using In = std::conditional_t<kIsHalfOperand<E>, Compute<E>, E>;
+  using C = Compute<E>;
+  using In = std::conditional_t<kIsHalfOperand<E>, C, E>;
   const In* const in = reinterpret_cast<const In*>(w);
   const int64_t size = operands<E>(k_count);
   with_constant<kTileRows>(rows, [&](auto r) {
     constexpr int R = decltype(r)::value;
-    const Compute<E>* row[R];
+    const C* row[R];
     for (int i = 0; i < R; ++i) row[i] = a[i];
-    for (int v = 0; v < panel.vectors; ++v) {
-      const In* following = in + following_row<Compute<E>>(panel, v) * size;
+    using Strip = StripProduct<In, Part<E>, R>;
+    const Strip strip{row, in, size};
+    const auto add_spans = [&](const VectorRows<C>& rows_of_w, int v) {
+      const In* following = in + following_row<C>(panel, v) * size;
       if (next && v + 1 == panel.vectors) following = reinterpret_cast<const In*>(next);
-      const auto run = [&](auto fetches) {
-        constexpr bool value = decltype(fetches)::value;
-        const StripProduct<In, Part<E>, R, value> strip{row, in, size, {panel, v}, following};
-        strip.add_to(sums + v, panel.vectors);
-      };
       // The hardware foresees stretches of a span, but not those of half the bytes.
-      if constexpr (!kIsComputed<In>) {
-        run(Constant<true>{});
-      } else if (R == 1 && next) {
-        run(Constant<R == 1>{});
+      if (!kIsComputed<In> || (R == 1 && next)) {
+        strip.template add_spans<!kIsComputed<In> || R == 1>(rows_of_w, following, sums + v,
+                                                             panel.vectors);
       } else {
-        run(Constant<false>{});
+        strip.template add_spans<!kIsComputed<In>>(rows_of_w, following, sums + v, panel.vectors);
       }
+    };
+    const auto add = [&](auto count, int v) {
+      constexpr int N = decltype(count)::value;
+      const VectorRows<C> rows_of_w[] = {{panel, v}, {panel, v + N - 1}};
+      for (int n = 0; n < N; ++n) add_spans(rows_of_w[n], v + n);
+      strip.template add_rest<N>(rows_of_w, sums + v, panel.vectors);
+    };
+    int v = 0;
+    for (; v + Strip::kVectors <= panel.vectors; v += Strip::kVectors) {
+      add(Constant<Strip::kVectors>{}, v);
     }
+    for (; v < panel.vectors; ++v) add(Constant<1>{}, v);
   });
 }
 
