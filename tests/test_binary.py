@@ -82,6 +82,41 @@ def test_vector_code_lies_in_its_namespace() -> None:
         assert not strays, f"{encoding} instructions in {strays}"
 
 
+def inner_loops(library: Path, function: re.Pattern[str]) -> dict[str, list[list[str]]]:
+    """Returns the instructions of the innermost loops of the functions with such names."""
+    command = ["objdump", "-dC", "--no-show-raw-insn", str(library)]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, list[list[str]]] = {}
+    for block in listing.split("\n\n"):
+        name = FUNCTION.match(block.splitlines()[0]) if block else None
+        if not name or not (short := function.search(name[1])):
+            continue
+        code = [(int(at, 16), what) for at, what in re.findall(r"^ +(\w+):\t(.+)$", block, re.M)]
+        jumps = [(at, re.match(r"j\w+ +([0-9a-f]+) ", what)) for at, what in code]
+        loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
+        found[short[0]] = [
+            [what for at, what in code if begin <= at <= end]
+            for begin, end in loops
+            if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
+        ]
+    return found
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 only")
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+def test_tiles_keep_their_sums_in_registers(isa: str) -> None:
+    """A sum that goes through memory at every k once cost AVX2 half of its speed."""
+    tile = re.compile(rf"fastrnn::{isa}::\S* ?\S*::multiply<\S+, \d+, \d+, (true|false)>")
+    functions = inner_loops(OPS, tile)
+    assert len(functions) > 20  # rows, vectors, element types, fetching or not
+    for name, loops in functions.items():
+        products = [loop for loop in loops if any("vfmadd" in i or "vdpbf16" in i for i in loop)]
+        assert products, name
+        stores = [i for loop in products for i in loop if re.search(r"mm\d+,\S*\(%r[sb]p", i)]
+        assert not stores, (name, stores)
+
+
 @pytest.mark.skipif(EMULATOR is None, reason="no qemu-x86_64 (Debian: qemu-user)")
 def test_runs_on_haswell(tmp_path: Path) -> None:
     """Whole, on an emulated AVX2 processor: results have the bits of the AVX2 kernels here.

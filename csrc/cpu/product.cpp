@@ -31,9 +31,7 @@ FASTRNN_INLINE void with_constant(int value, F&& f) {
 template <typename C>
 constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
 
-// Whether a tile's weights are in registers beside its sums, or else its rows' elements: 16 hold
-// 3 x 4 sums, 3 elements and one weight, and one more would put sums into memory.
-constexpr bool kHasManyRegisters = FASTRNN_VECTOR_BYTES == 64;
+constexpr int kRegisters = FASTRNN_VECTOR_BYTES == 64 ? 32 : 16;  // of vectors
 
 // fetches: whether product.next is to be fetched.
 template <typename Part, int R, int V, bool fetches>
@@ -46,6 +44,9 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   const C* w = product.w;
   const int64_t w_stride = product.w_stride;
   [[maybe_unused]] const C* next = product.next;
+  // Whether all weights of a k are held, and one element of a row after the other; or else all
+  // elements, and one weight. One register too many would put a sum into memory at every k.
+  constexpr bool holds_weights = R * V + V + 1 <= kRegisters;
   const int64_t spans_end = product.interleaved ? product.k_count / kSpan * kSpan : 0;
   for (int64_t done = 0; done < product.k_count; done += kSumBlock) {
     const int64_t left = product.k_count - done;
@@ -62,7 +63,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
         return load(w + v / kPanelVectors * product.panel_stride + v % kPanelVectors * L);
       };
       const auto value = [&](int r) { return broadcast(a[r][offset]); };
-      if constexpr (kHasManyRegisters) {
+      if constexpr (holds_weights) {
         Vec<C> weights[V];
         for (int v = 0; v < V; ++v) weights[v] = weight(v);
         for (int r = 0; r < R; ++r) {
