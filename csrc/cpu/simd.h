@@ -332,13 +332,15 @@ FASTRNN_INLINE Vec<T> load_quarters(const T* p, [[maybe_unused]] int64_t stride)
 }
 
 // 256 bits of what elements are computed in.
-#if FASTRNN_VECTOR_BYTES == 64
-FASTRNN_INLINE __m256 load_half_vector(const float* p) { return _mm256_loadu_ps(p); }
-FASTRNN_INLINE __m256 load_half_vector(const double* p) { return _mm256_loadu_ps((const float*)p); }
-FASTRNN_INLINE __m256 load_half_vector(const Half* p) {
+#if FASTRNN_VECTOR_BYTES >= 32
+FASTRNN_INLINE __m256 load_two_quarters(const float* p) { return _mm256_loadu_ps(p); }
+FASTRNN_INLINE __m256 load_two_quarters(const double* p) {
+  return _mm256_loadu_ps((const float*)p);
+}
+FASTRNN_INLINE __m256 load_two_quarters(const Half* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 }
-FASTRNN_INLINE __m256 load_half_vector(const BFloat16* p) {
+FASTRNN_INLINE __m256 load_two_quarters(const BFloat16* p) {
   const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
@@ -346,24 +348,24 @@ FASTRNN_INLINE __m256 load_half_vector(const BFloat16* p) {
 
 // Whether load_quarter_pairs takes elements of type E.
 template <typename E>
-constexpr bool kLoadsQuarters = kIsComputed<E> || FASTRNN_VECTOR_BYTES == 64;
+constexpr bool kLoadsQuarters = kIsComputed<E> || FASTRNN_VECTOR_BYTES >= 32;
 
 // As load_quarters of elements as they are computed with, and those that follow each quarter in
 // pair[1]: fewer loads and less masking.
 template <typename E>
 FASTRNN_INLINE void load_quarter_pairs(Vec<Compute<E>> (&pair)[2], const E* p,
                                        [[maybe_unused]] int64_t stride) {
-#if FASTRNN_VECTOR_BYTES == 64
+#if FASTRNN_VECTOR_BYTES >= 32
   using V = Vec<Compute<E>>;
-  const auto half = [&](int i) { return load_half_vector(p + i * stride); };
-  const __m512 rows01 = _mm512_insertf32x8(_mm512_castps256_ps512(half(0)), half(1), 1);
-  const __m512 rows23 = _mm512_insertf32x8(_mm512_castps256_ps512(half(2)), half(3), 1);
+  const auto row = [&](int i) { return load_two_quarters(p + i * stride); };
+#endif
+#if FASTRNN_VECTOR_BYTES == 64
+  const __m512 rows01 = _mm512_insertf32x8(_mm512_castps256_ps512(row(0)), row(1), 1);
+  const __m512 rows23 = _mm512_insertf32x8(_mm512_castps256_ps512(row(2)), row(3), 1);
   pair[0] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0x88);
   pair[1] = (V)_mm512_maskz_shuffle_f32x4(0xffff, rows01, rows23, 0xdd);
 #elif FASTRNN_VECTOR_BYTES == 32
-  using V = Vec<Compute<E>>;
-  const __m256 row0 = _mm256_loadu_ps((const float*)p);
-  const __m256 row1 = _mm256_loadu_ps((const float*)(p + stride));
+  const __m256 row0 = row(0), row1 = row(1);
   pair[0] = (V)_mm256_permute2f128_ps(row0, row1, 0x20);
   pair[1] = (V)_mm256_permute2f128_ps(row0, row1, 0x31);
 #else
