@@ -124,6 +124,13 @@ class Workspace {
   Arena<C> arena_;
 };
 
+// How many steps read them in place: by whether vectors have 512 bits, whether elements are what is
+// computed with, what is in spans (all columns, half of them and more, fewer), and the batch: 1, 2
+// to 3, 4 to 5; or 1, 2, 3 where vectors have fewer bits.
+constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
+    {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
+    {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {3, 2, 1}}}};
+
 // Whether weights are packed as a whole before the first step. Reading them where they lie at each
 // step costs less for few steps of one block of rows, the more so if they are in spans; so does
 // packing a panel before it is used, for one step.
@@ -137,12 +144,10 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
   const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
   const int64_t in_spans = x / kSpan * kSpan + h / kSpan * kSpan;
-  const auto most = [&](int64_t of_one_row, int64_t of_three, int64_t of_more) {
-    return stack.batch == 1 ? of_one_row : stack.batch <= 3 ? of_three : of_more;
-  };
-  if (in_spans == x + h) return stack.steps > most(16, 7, 7);
-  if (2 * in_spans >= x + h) return stack.steps > most(10, 6, 4);
-  return stack.steps > most(kIsComputed<E> ? 3 : 2, 2, 1);
+  const int columns = in_spans == x + h ? 0 : 2 * in_spans >= x + h ? 1 : 2;
+  const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
+  const int64_t batch = wide ? (stack.batch + 2) / 2 : stack.batch;
+  return stack.steps > kMostStepsInPlace[wide][kIsComputed<E>][columns][batch - 1];
 }
 
 // Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough
