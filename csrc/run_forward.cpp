@@ -124,9 +124,9 @@ class Workspace {
   Arena<C> arena_;
 };
 
-// How many steps read them in place: by whether vectors have 512 bits, whether elements are what is
-// computed with, what is in spans (all columns, half of them and more, fewer), and the batch: 1, 2
-// to 3, 4 to 5; or 1, 2, 3 where vectors have fewer bits.
+// Most steps at which weights are read in place: by whether vectors have 512 bits, whether elements
+// are what is computed with, what is in spans (all columns, half of them and more, fewer), and the
+// batch: 1, 2 to 3, 4 to 5; or 1, 2, 3 where a tile has no more rows.
 constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
     {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
     {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {3, 2, 1}}}};
@@ -146,8 +146,8 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   const int64_t in_spans = x / kSpan * kSpan + h / kSpan * kSpan;
   const int columns = in_spans == x + h ? 0 : 2 * in_spans >= x + h ? 1 : 2;
   const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
-  const int64_t batch = wide ? (stack.batch + 2) / 2 : stack.batch;
-  return stack.steps > kMostStepsInPlace[wide][kIsComputed<E>][columns][batch - 1];
+  const int64_t batch = kernels.tile_rows > 3 ? stack.batch / 2 : stack.batch - 1;
+  return stack.steps > kMostStepsInPlace[wide][kIsComputed<E>][columns][batch];
 }
 
 // Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough

@@ -55,7 +55,11 @@ namespace fastrnn {
                                   pack_columns<E>};                                  \
   }
 
+#if defined(__aarch64__)
+FASTRNN_KERNEL_TABLE(baseline, 16, 6, 1)
+#else
 FASTRNN_KERNEL_TABLE(baseline, 16, 3, 1)
+#endif
 #ifdef FASTRNN_X86
 FASTRNN_KERNEL_TABLE(avx2, 32, 3, 1)
 FASTRNN_KERNEL_TABLE(avx512, 64, 6, 1)
@@ -88,7 +92,7 @@ const Kernels<E>* find_kernels(Isa isa) {
 }
 
 template <>
-const Kernels<HighFloat>* find_kernels(Isa isa) {
+const Kernels<HighFloat>* find_kernels([[maybe_unused]] Isa isa) {
 #ifdef FASTRNN_X86
   if (isa >= Isa::amx) return &amx::kernels<HighFloat, 2, 2>;
 #endif
@@ -96,7 +100,7 @@ const Kernels<HighFloat>* find_kernels(Isa isa) {
 }
 
 template <>
-const Kernels<MediumFloat>* find_kernels(Isa isa) {
+const Kernels<MediumFloat>* find_kernels([[maybe_unused]] Isa isa) {
 #ifdef FASTRNN_X86
   if (isa >= Isa::amx) return &amx::kernels<MediumFloat, 2>;
   if (isa == Isa::avx512_bf16) return &avx512_bf16::kernels<MediumFloat, 2>;

@@ -31,8 +31,6 @@ FASTRNN_INLINE void with_constant(int value, F&& f) {
 template <typename C>
 constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
 
-constexpr int kRegisters = FASTRNN_VECTOR_BYTES == 64 ? 32 : 16;  // of vectors
-
 // fetches: whether product.next is to be fetched.
 template <typename Part, int R, int V, bool fetches>
 __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& product,
@@ -46,7 +44,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   [[maybe_unused]] const C* next = product.next;
   // Whether all weights of a k are held, and one element of a row after the other; or else all
   // elements, and one weight. One register too many would put a sum into memory at every k.
-  constexpr bool holds_weights = R * V + V + 1 <= kRegisters;
+  constexpr bool holds_weights = R * V + V + 1 <= FASTRNN_REGISTERS;
   const int64_t spans_end = product.interleaved ? product.k_count / kSpan * kSpan : 0;
   for (int64_t done = 0; done < product.k_count; done += kSumBlock) {
     const int64_t left = product.k_count - done;
@@ -68,8 +66,9 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
         for (int v = 0; v < V; ++v) weights[v] = weight(v);
         for (int r = 0; r < R; ++r) {
           const Vec<C> one = value(r);
-          for (int v = 0; v < V; ++v)
+          for (int v = 0; v < V; ++v) {
             block[r][v] = multiply_add<Part>(one, weights[v], block[r][v]);
+          }
         }
       } else {
         Vec<C> values[R];

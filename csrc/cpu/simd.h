@@ -30,8 +30,18 @@
 #define FASTRNN_ISA avx2
 #define FASTRNN_VECTOR_BYTES 32
 #else
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 #define FASTRNN_ISA baseline
 #define FASTRNN_VECTOR_BYTES 16
+#endif
+
+// Vectors that the processor's registers hold.
+#if FASTRNN_VECTOR_BYTES == 64 || defined(__aarch64__)
+#define FASTRNN_REGISTERS 32
+#else
+#define FASTRNN_REGISTERS 16
 #endif
 
 // The types of elements that this instruction set has kernels for.
@@ -119,6 +129,12 @@ FASTRNN_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
   } else {
     return (Vec<T>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
   }
+#elif defined(__aarch64__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  } else {
+    return (Vec<T>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+  }
 #else
   return a * b + c;
 #endif
@@ -179,7 +195,7 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int64_t count) {
 #endif
 }
 
-#if FASTRNN_VECTOR_BYTES == 16
+#if FASTRNN_VECTOR_BYTES == 16 && !defined(__aarch64__)
 inline float half_to_float(uint16_t half) {
   const uint32_t magnitude = (half & 0x7fffu) << 13;
   uint32_t bits;
@@ -237,6 +253,8 @@ FASTRNN_INLINE Vec<float> widen(Words words, Half*) {
   return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)words);
 #elif FASTRNN_VECTOR_BYTES == 32
   return (Vec<float>)_mm256_cvtph_ps((__m128i)words);
+#elif defined(__aarch64__)
+  return (Vec<float>)vcvt_f32_f16((float16x4_t)words);
 #else
   Vec<float> v;
   for (int lane = 0; lane < kLanes<float>; ++lane) v[lane] = half_to_float(words[lane]);
@@ -249,6 +267,8 @@ FASTRNN_INLINE Words narrow(Vec<float> v, Half*) {
   return (Words)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif FASTRNN_VECTOR_BYTES == 32
   return (Words)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return (Words)vcvt_f16_f32((float32x4_t)v);
 #else
   Words words;
   for (int lane = 0; lane < kLanes<float>; ++lane) words[lane] = float_to_half(v[lane]);

@@ -13,13 +13,13 @@ constexpr bool kHasMatrixUnit = true;
 constexpr bool kHasMatrixUnit = false;
 #endif
 
-// Rows of a tile. With four vectors a row, AVX-512's 32 registers hold 6 x 4 accumulators, 4
-// weights and a broadcast; 16 registers hold 3 x 4, one weight and 3 broadcasts.
-constexpr int kTileRows = kHasMatrixUnit ? 16 : FASTRNN_VECTOR_BYTES == 64 ? 6 : 3;
+// Rows of a tile. With four vectors a row, 32 registers hold 6 x 4 accumulators, 4 weights and a
+// broadcast; 16 registers hold 3 x 4, one weight and 3 broadcasts.
+constexpr int kTileRows = kHasMatrixUnit ? 16 : FASTRNN_REGISTERS == 32 ? 6 : 3;
 
 // With so few rows a tile is two panels wide, so that 8 or more accumulators hide the latency of
 // the multiply-add. Three rows gain 6%: 97 GFLOP/s against 91 from L2.
-constexpr int kTwoPanelRows = kHasMatrixUnit ? 0 : FASTRNN_VECTOR_BYTES == 64 ? 3 : 1;
+constexpr int kTwoPanelRows = kHasMatrixUnit ? 0 : FASTRNN_REGISTERS == 32 ? 3 : 1;
 
 template <typename C>
 constexpr int kPanelColumns = kPanelVectors * kLanes<C>;
