@@ -31,8 +31,9 @@ BATCHES = [
     *cases(T=[40], N=[9], I=[4], H=[64], hx=[True]),
     # Alone, a row's weights are read in place; together they are packed.
     *cases(T=[1], N=[7, 13], I=[5], H=[8, 130], hx=[True], dtype=FUSED_DTYPES),
-    # So they are at several steps; widths of a span of 256 and a rest, whole panels and a part.
-    *cases(T=[1, 2], N=[7], I=[520], H=[272], hx=[True], dtype=FUSED_DTYPES),
+    # So they are at several steps, and at one by up to three blocks of rows; widths of a span of
+    # 256 and a rest, whole panels and a part.
+    *cases(T=[1, 2], N=[7, 17], I=[520], H=[272], hx=[True], dtype=FUSED_DTYPES),
     *cases(T=[3], N=[6], I=[259], H=[275], hx=[True], dtype=FUSED_DTYPES),
     *cases(["LSTM"], T=[2], N=[6], I=[256], H=[300], P=[290], hx=[True], dtype=FUSED_DTYPES),
     # Where two 16-bit numbers are an operand a span is 512 of them, and odd rows are packed.

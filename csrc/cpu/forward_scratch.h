@@ -19,6 +19,10 @@ constexpr int64_t kCachedBytes = 1 << 20;
 // from L3 it does not.
 constexpr int64_t kDistantBytes = 16 << 20;
 
+// Blocks of rows that each read a panel in place sooner than it is packed for all, where most
+// columns are in spans.
+constexpr int64_t kBlocksInPlace = FASTRNN_VECTOR_BYTES == 64 ? 3 : 2;
+
 // Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if
 // most of it is in spans: else it would be transposed for each block.
 constexpr int64_t kInputInPlace = 2 * kTileRows;
@@ -28,8 +32,8 @@ template <typename E>
 struct ForwardScratch {
   using C = Compute<E>;
 
-  // Weights that are not packed as a whole: a share of one block of rows reads them in place where
-  // their rows can be (reads_rows), and at a single step in a matrix unit, whose left factor they
+  // Weights that are not packed as a whole: few rows read them in place (rows_in_place) where their
+  // own rows can be (reads_rows), and at a single step in a matrix unit, whose left factor they
   // are; else each panel is packed before it is used, at every step.
   const bool left_weights;
   const bool packs_panels;
@@ -50,7 +54,7 @@ struct ForwardScratch {
                      sizes.share_rows <= kTileRows),
         packs_panels(!sizes.packed_hh && !left_weights &&
                      (!reads_rows<E>(sizes.input) || !reads_rows<E>(sizes.width) ||
-                      (sizes.steps == 1 && sizes.share_rows > kTileRows))),
+                      sizes.share_rows > rows_in_place(sizes))),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
         packs_input(!sizes.packed_ih && (sizes.packed_hh || (hoist_rows > kInputInPlace &&
@@ -85,8 +89,13 @@ struct ForwardScratch {
     const int64_t rows = sizes.share_rows * sizes.steps;
     return rows < most ? rows : most;
   }
-  static FASTRNN_INLINE bool mostly_spans(int64_t k) {
-    return 2 * (operands<E>(k) / kSpan * kSpan) >= operands<E>(k);
+  static FASTRNN_INLINE bool mostly_spans(int64_t k, int64_t more = 0) {
+    const int64_t x = operands<E>(k), h = operands<E>(more);
+    return 2 * (x / kSpan * kSpan + h / kSpan * kSpan) >= x + h;
+  }
+  // Of more than one step, that few are a block at most (packs_weights of ../run_forward.cpp).
+  static FASTRNN_INLINE int64_t rows_in_place(const ForwardSizes& sizes) {
+    return (mostly_spans(sizes.input, sizes.width) ? kBlocksInPlace : 1) * kTileRows;
   }
   // Where elements are not operands, rows are converted before they are read by every tile.
   static FASTRNN_INLINE int64_t staged(int64_t k, int64_t rows) {
