@@ -323,11 +323,21 @@ FASTRNN_INLINE void store_as(E* p, Vec<Compute<E>> v, int64_t count = kLanes<Com
   }
 }
 
+// Elements J of those of a and then of b.
+template <int... J, typename V>
+FASTRNN_INLINE V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, J...);
+#else
+  return __builtin_shuffle(a, b, decltype(a < b){J...});
+#endif
+}
+
 // The elements of a and b in turn, from the lower (half = 0) or the upper half of each 128 bits.
 template <int half, typename T, int... J>
 FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b, std::integer_sequence<int, J...>) {
   constexpr int L = kLanes<T>, E = 16 / sizeof(T);
-  return __builtin_shufflevector(a, b, (J / E * E + J % E / 2 + half * E / 2 + J % 2 * L)...);
+  return shuffle<(J / E * E + J % E / 2 + half * E / 2 + J % 2 * L)...>(a, b);
 }
 template <int half, typename T>
 FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {

@@ -207,7 +207,7 @@ template <int... J>
 FASTRNN_INLINE Vec<float> in_pairs(Vec<float> v, std::integer_sequence<int, J...>) {
   using Numbers = Vec<uint16_t>;
   const Numbers numbers = (Numbers)v;
-  return (Vec<float>)__builtin_shufflevector(numbers, numbers, (J / 2 + J % 2 * 16)...);
+  return (Vec<float>)shuffle<(J / 2 + J % 2 * 16)...>(numbers, numbers);
 }
 
 // Part `part` of the numbers x, which BFloat16 holds but for a last rounding.
