@@ -143,7 +143,7 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   if (!kernels.reads_rows_in_place(stack.width)) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
   const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
-  const int64_t in_spans = x / kSpan * kSpan + h / kSpan * kSpan;
+  const int64_t in_spans = whole_spans(x) + whole_spans(h);
   const int columns = in_spans == x + h ? 0 : 2 * in_spans >= x + h ? 1 : 2;
   const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
   const int64_t batch = kernels.tile_rows > 3 ? stack.batch / 2 : stack.batch - 1;

@@ -91,7 +91,7 @@ struct ForwardScratch {
   }
   static FASTRNN_INLINE bool mostly_spans(int64_t k, int64_t more = 0) {
     const int64_t x = operands<E>(k), h = operands<E>(more);
-    return 2 * (x / kSpan * kSpan + h / kSpan * kSpan) >= x + h;
+    return 2 * (whole_spans(x) + whole_spans(h)) >= x + h;
   }
   // Of more than one step, that few are a block at most (packs_weights of ../run_forward.cpp).
   static FASTRNN_INLINE int64_t rows_in_place(const ForwardSizes& sizes) {

@@ -67,6 +67,9 @@ constexpr int64_t kGradientRows = 256;
 // Columns of weights that are read in place without being transposed: whole spans of so many.
 constexpr int64_t kSpan = 256;
 
+// Those of k operands that are in whole spans: where the last one ends.
+FASTRNN_INLINE constexpr int64_t whole_spans(int64_t k) { return k / kSpan * kSpan; }
+
 // One direction of one layer, forward.
 template <typename E>
 struct ForwardArgs {
