@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_unsafe_view.h>
 
 #include <optional>
 #include <tuple>
@@ -24,6 +25,12 @@ inline std::optional<at::Tensor> as_stacked(const std::optional<at::Tensor>& sta
   return state.has_value() ? std::optional<at::Tensor>(state->unsqueeze(0)) : std::nullopt;
 }
 
+// A state of one layer, (1, N, H) or (1, H), without that dimension. Nobody else has the tensor, so
+// the result is no view of it: it may be detached or written to in place, as torch.nn's.
+inline at::Tensor unstacked(const at::Tensor& state) {
+  return at::_unsafe_view_symint(state, state.sym_sizes().slice(1));
+}
+
 // Calls `run`, which takes recurrent's arguments; returns h and c.
 template <typename Run>
 std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mode,
@@ -37,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
       run(mode, as_sequence(x), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
           /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,
           /*dropout=*/0);
-  return {h_n.squeeze(0), mode == "LSTM" ? c_n.squeeze(0) : c_n};
+  return {unstacked(h_n), mode == "LSTM" ? unstacked(c_n) : c_n};
 }
 
 }  // namespace fastrnn

@@ -123,6 +123,20 @@ def test_bad_input(kind: str, arguments: Callable[[str], list]) -> None:
     assert ours == theirs
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_are_no_views(kind: str) -> None:
+    # As torch.nn's: the steps of truncated backpropagation detach them in place.
+    cell = build(fastrnn, kind)
+    x = torch.ones(3, 5)
+    outputs = cell(x) if kind == "LSTM" else (cell(x),)
+    expected = [output.detach().clone() for output in outputs]
+    for output in outputs:
+        assert output.requires_grad and not output._is_view()
+        output.detach_()
+    cell(x, outputs if kind == "LSTM" else outputs[0])
+    assert_equal(dict(enumerate(outputs)), dict(enumerate(expected)))
+
+
 def test_unknown_nonlinearity() -> None:
     ours, theirs = (p.RNNCell(5, 8, nonlinearity="gelu") for p in (fastrnn, nn))
     assert outcome(ours, [torch.ones(5)]) == outcome(theirs, [torch.ones(5)])
