@@ -6,7 +6,9 @@ import copy
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.modules import LSTM, RNN
@@ -30,10 +32,14 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     Args:
         model: A module; itself one of the four, or holding them at any depth.
         inplace: Whether `model` itself changes. If not, it stays as it is, and the result is
-            another tree of modules over the same parameters.
+            another tree of modules over the same parameters. Modules that TorchScript made, and
+            lazy ones that have not run, are in both.
 
     Returns:
         The converted model; `model` itself if inplace.
+
+    Raises:
+        TypeError: `model` is no module.
 
     Warns:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
@@ -59,6 +65,9 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
     Returns:
         The model with torch.nn's modules; `model` itself if inplace.
 
+    Raises:
+        TypeError: `model` is no module.
+
     Warns:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone. The warning
             names them.
@@ -69,6 +78,8 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
 def _swap(
     model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]], inplace: bool
 ) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
         model = _twin(model, {})
     left_alone = []
@@ -92,19 +103,27 @@ def _become(module: nn.Module, target: type[nn.Module]) -> None:
         module._init_flat_weights()
 
 
-# What every module keeps in dictionaries and sets of its own: parameters, buffers, hooks.
-_OWN = tuple(key for key, kept in vars(nn.Module()).items() if isinstance(kept, dict | set))
+def _has_no_twin(module: nn.Module) -> bool:
+    """Whether a module is bound to its own object.
+
+    What TorchScript compiled lives in C++, and a lazy module's hooks are about to change it.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
 def _twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
     """Returns another module over the same parameters and buffers, and so for those it holds."""
     if id(module) in twins:
         return twins[id(module)]
-    twin = module.__new__(type(module))
+    if _has_no_twin(module):
+        return module
+    twin = object.__new__(type(module))  # torch.fx's own __new__ makes another class
     twins[id(module)] = twin
-    twin.__dict__ = module.__dict__.copy()
-    for name in _OWN:
-        twin.__dict__[name] = copy.copy(module.__dict__[name])
+    for name, value in module.__dict__.items():  # parameters, buffers and hooks among them
+        is_container = isinstance(value, dict | list | set)
+        twin.__dict__[name] = copy.copy(value) if is_container else value
     for name, child in module._modules.items():
         twin._modules[name] = child if child is None else _twin(child, twins)
     if isinstance(twin, nn.RNNBase):

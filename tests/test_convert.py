@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,45 @@ def test_copies_are_independent_trees() -> None:
     converted.head.register_forward_hook(lambda *_: torch.zeros(3, 3))
     del converted.cells[0]
     assert torch.equal(model(x), expected)
+
+
+def test_containers_of_a_copy_are_its_own() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8))
+    model.scales = nn.ParameterDict({"a": torch.ones(1)})
+    model.notes = ["kept"]
+    converted = fastrnn.convert(model)
+    converted.scales["b"] = nn.Parameter(torch.ones(1))
+    converted.notes.append("added")
+    assert list(model.scales) == ["a"] and list(converted.scales) == ["a", "b"]
+    assert converted.scales["a"] is model.scales["a"]
+    assert model.notes == ["kept"]
+
+
+NEIGHBOURS: dict[str, Callable[[], nn.Module]] = {
+    "scripted": lambda: torch.jit.script(nn.Linear(5, 5)),
+    "jit_traced": lambda: torch.jit.trace(nn.Linear(5, 5), torch.ones(2, 5)),
+    "fx_traced": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(5, 5))),
+    "exported": lambda: torch.export.export(nn.Linear(5, 5), (torch.ones(4, 5),)).module(),
+    "lazy": lambda: nn.LazyLinear(5),
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+@pytest.mark.parametrize("neighbour", NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_beside_other_modules(neighbour: Callable[[], nn.Module], inplace: bool) -> None:
+    model = nn.Sequential(neighbour(), nn.LSTM(5, 8))
+    converted = fastrnn.convert(model, inplace=inplace)
+    assert type(converted[1]) is fastrnn.LSTM
+    x = torch.randn(4, 5)
+    expected = converted(x)
+    for each in (converted, model, fastrnn.revert(converted)):
+        torch.testing.assert_close(each(x), expected)
+
+
+def test_of_no_module() -> None:
+    for swap in (fastrnn.convert, fastrnn.revert):
+        with pytest.raises(TypeError, match=r"take a torch\.nn\.Module, not list$"):
+            swap([nn.LSTM(5, 8)])
 
 
 @pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
