@@ -10,7 +10,7 @@ from fastrnn._load import load_ops
 
 load_ops()
 
-from fastrnn import _build_info, _fakes  # noqa: E402, F401
+from fastrnn import _build_info, _fakes, _flops  # noqa: E402, F401
 from fastrnn._convert import convert, revert  # noqa: E402
 from fastrnn.cells import LSTMCell, RNNCell  # noqa: E402
 from fastrnn.modules import LSTM, RNN  # noqa: E402

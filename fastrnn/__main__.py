@@ -194,6 +194,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.epochs, args.threads) < 1:
         parser.error("--epochs and --threads must be 1 or more")
+    if not args.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {args.out.parent}")
     missing = [name for name, module in EXTRA.items() if find_spec(module) is None]
     if missing:
         sys.exit(f"The demo needs {', '.join(missing)}: pip install 'fastrnn[demo]'.")

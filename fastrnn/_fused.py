@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fastrnn import _transforms
 
@@ -34,10 +34,19 @@ def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | No
     """
     if hx is None:
         return None, None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError("hx must be a tuple")
     h0, c0 = hx
     if h0 is None or c0 is None:
         raise TypeError("hx must be None or two tensors")
     return h0, c0
+
+
+def call_traced(module: torch.nn.Module, x: fx.Proxy, hx: Any) -> Any:
+    """Records the call of `module` as one node, as torch.fx does with torch.nn's own modules."""
+    tracer: Any = x.tracer
+    arguments = (x,) if hx is None else (x, hx)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
 def is_refusal(error: Exception) -> bool:

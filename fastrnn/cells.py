@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
+from fastrnn._fused import REFUSALS, call_traced, can_fuse, is_refusal, unpack, weights_of
 
 __all__ = ["LSTMCell", "RNNCell"]
 
@@ -80,6 +80,8 @@ class RNNCell(nn.RNNCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
+        if isinstance(input, fx.Proxy):
+            return call_traced(self, input, hx)
         return super().forward(input, hx)
 
 
@@ -129,4 +131,6 @@ class LSTMCell(nn.LSTMCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
+        if isinstance(input, fx.Proxy):
+            return call_traced(self, input, hx)
         return super().forward(input, hx)

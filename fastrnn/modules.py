@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, can_fuse, is_refusal, unpack, weights_of
+from fastrnn._fused import REFUSALS, call_traced, can_fuse, is_refusal, unpack, weights_of
 
 __all__ = ["LSTM", "RNN"]
 
@@ -33,7 +33,16 @@ class _Recurrent(nn.RNNBase):
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor]) -> None:
-        pass
+        """Takes the weights that torch.nn's methods set, which are those that it has by name.
+
+        Raises:
+            AttributeError: They are others, which torch.nn would compute with.
+        """
+        for name, weight in zip(self._flat_weights_names, weights, strict=False):
+            if weight is not self._parameters.get(name, weight):
+                raise AttributeError(
+                    f"fastrnn reads weights by name at every call: set {name}, not _flat_weights"
+                )
 
     def _run(
         self, x: Any, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
@@ -90,6 +99,8 @@ class _Recurrent(nn.RNNBase):
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
         """torch.nn's own computation, and its words for arguments that it rejects."""
+        if isinstance(x, fx.Proxy):
+            return call_traced(self, x, hx)
         return self._torch_class.forward(self, x, hx)
 
 
@@ -145,6 +156,16 @@ class RNN(_Recurrent):
                 f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    @overload
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+    ) -> tuple[PackedSequence, Tensor]: ...
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:  # noqa: A002
         """Runs the RNN over whole sequences.
@@ -221,6 +242,20 @@ class LSTM(_Recurrent):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of torch.nn.LSTM."""
         super().__init__("LSTM", *args, **kwargs)
+
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
     def forward(self, input: Any, hx: tuple[Tensor, Tensor] | None = None) -> Any:  # noqa: A002
         """Runs the LSTM over whole sequences.

@@ -40,7 +40,14 @@ def test_missing_extra(missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--epochs", "0"], ["--threads", "0"], ["--epochs", "many"], ["--colour"]]
+    "arguments",
+    [
+        ["--epochs", "0"],
+        ["--threads", "0"],
+        ["--epochs", "many"],
+        ["--out", "no/such/folder.png"],
+        ["--colour"],
+    ],
 )
 def test_bad_arguments(arguments: list[str]) -> None:
     result = run_python("-m", "fastrnn", *arguments)

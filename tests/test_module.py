@@ -199,6 +199,15 @@ def test_writes_are_seen(kind: str, write: Callable[[nn.RNNBase], None]) -> None
     assert takes_fused_path(lambda: call(ours, inputs))
 
 
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
+def test_flat_weights(name: str) -> None:
+    # torch.nn computes with what _flat_weights holds, which here are the parameters themselves.
+    module = getattr(fastrnn, name)(5, 8)
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    with pytest.raises(AttributeError, match="set weight_ih_l0, not _flat_weights"):
+        module._flat_weights = [torch.zeros_like(weight) for weight in module._flat_weights]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_functional_call(kind: str) -> None:
     case = Case(kind, L=2)

@@ -1,0 +1,86 @@
+"""Tools that look into a model: the counter of its operations, and torch.fx."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastrnn
+from helpers import Case, build, call, cases, make_inputs, run
+
+STACKS = [
+    *cases(L=[1, 3], D=[1, 2], P=[0, 4], hx=[True], dtype=[torch.float64]),
+    *cases(N=[None, 1], bias=[False], hx=[True], dtype=[torch.float64]),
+    *cases(N=[4], lengths=[(3, 7, 1, 7)], hx=[True], dtype=[torch.float64]),
+]
+
+
+def flops(function: Any, *arguments: Any) -> int:
+    """Returns what torch counts of a call."""
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("case", STACKS, ids=str)
+def test_flops(case: Case) -> None:
+    # torch.nn's float64 modules multiply by operations that are counted.
+    inputs = make_inputs(case)
+    ours, theirs = build(fastrnn, case), build(nn, case)
+    assert flops(run, ours, inputs) == flops(run, theirs, inputs) > 0
+    with torch.no_grad():
+        assert flops(call, ours, inputs) == flops(call, theirs, inputs) > 0
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
+def test_flops_of_a_frozen_first_layer(name: str) -> None:
+    counts = []
+    for package in (fastrnn, nn):
+        module = getattr(package, name)(5, 8, num_layers=2, dtype=torch.float64)
+        module.weight_ih_l0.requires_grad_(False)
+        states = torch.zeros(2, 3, 8, dtype=torch.float64, requires_grad=True)
+        hx = (states, states) if name == "LSTM" else states
+        x = torch.randn(7, 3, 5, dtype=torch.float64)  # wants no gradient
+        counts.append(flops(lambda m=module, x=x, hx=hx: m(x, hx)[0].sum().backward()))
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell"])
+def test_flops_of_a_cell(name: str, training: bool) -> None:
+    def step(cell: nn.Module) -> None:
+        x, h = (torch.ones(3, n, dtype=torch.float64, requires_grad=True) for n in (5, 8))
+        with torch.set_grad_enabled(training):
+            outputs = cell(x, (h, h) if name == "LSTMCell" else h)
+        if training:
+            sum(output.sum() for output in outputs).backward()
+
+    counts = [flops(step, getattr(p, name)(5, 8, dtype=torch.float64)) for p in (fastrnn, nn)]
+    assert counts[0] == counts[1] > 0
+
+
+class Model(nn.Module):
+    """A module of each class, in what torch.fx can follow: it does not unpack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.rnn = fastrnn.LSTM(5, 8), fastrnn.RNN(8, 8)
+        self.lstm_cell, self.rnn_cell = fastrnn.LSTMCell(8, 8), fastrnn.RNNCell(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        results = self.lstm(x)
+        states = results[1]
+        y = self.rnn(results[0], hx=states[0])[0]
+        h = self.lstm_cell(y[0], (states[0][0], states[1][0]))[0]
+        return self.rnn_cell(h, self.rnn_cell(h))
+
+
+def test_fx_sees_modules_as_leaves() -> None:
+    model, x = Model(), torch.randn(7, 3, 5)
+    traced = fx.symbolic_trace(model)
+    called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    assert called == ["lstm", "rnn", "lstm_cell", "rnn_cell", "rnn_cell"]
+    assert torch.equal(traced(x), model(x))
+    assert torch.equal(traced(x[:2]), model(x[:2]))
