@@ -9,6 +9,7 @@ from helpers import run_python
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PAGES = [*PAGES, *sorted((ROOT / "benchmarks").glob("*.md")), *sorted(ROOT.glob("csrc/*/*.md"))]
 EXAMPLES = [
     pytest.param(code, id=f"{page.stem}-{number}")
     for page in PAGES
@@ -40,10 +41,10 @@ def test_streaming_example() -> None:
     assert sum(line.startswith(("RNN", "LSTM")) for line in lines) == 8
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_pages_name_exist(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     names = re.findall(r"`((?:csrc|fastrnn|tests|benchmarks|docs|examples)/[\w./]+\.\w+)`", text)
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [name for name in names if "NAME" not in name and not (ROOT / name).exists()]
