@@ -1,6 +1,6 @@
 // Autograd of the op recurrent: forward through recurrent_forward, backward through
 // recurrent_backward, or through the reference where the gradients must themselves be
-// differentiable.
+// differentiable. Tangents of forward-mode AD come from the reference too.
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -157,6 +157,14 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+  if (wants_tangent(x, h0, c0, weights)) {
+    const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers,
+                                        has_biases, bidirectional, batch_first, dropout);
+    const std::vector<Tensor> outputs =
+        run_reference(stack, x, h0.value_or(Tensor()), c0.value_or(Tensor()), weights,
+                      draw_noise(stack, x.options()));
+    return {outputs[0].contiguous(), outputs[1], outputs[2]};
+  }
   if (!wants_gradient(x, h0, c0, weights)) {
     static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
     at::AutoDispatchBelowADInplaceOrView guard;

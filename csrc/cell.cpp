@@ -50,7 +50,9 @@ std::tuple<Tensor, Tensor> cell_autograd(c10::string_view mode, const Tensor& x,
                                          const OptionalTensor& h0, const OptionalTensor& c0,
                                          at::TensorList weights, bool has_biases) {
   static const auto op = find_op<CellSignature>("fastrnn::cell");
-  if (wants_gradient(x, h0, c0, weights)) return cell(mode, x, h0, c0, weights, has_biases);
+  if (wants_gradient(x, h0, c0, weights) || wants_tangent(x, h0, c0, weights)) {
+    return cell(mode, x, h0, c0, weights, has_biases);
+  }
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(mode, x, h0, c0, weights, has_biases);
 }

@@ -5,7 +5,6 @@
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
-#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <string_view>
@@ -24,8 +23,7 @@ bool is_plain_context() {
   constexpr c10::DispatchKeySet usual(
       {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
   const c10::DispatchKeySet included = c10::impl::tls_local_dispatch_key_set().included_;
-  return (included - usual).empty() && !at::impl::torch_function_mode_enabled() &&
-         !torch::autograd::ForwardADLevel::try_get_by_idx(0);
+  return (included - usual).empty() && !at::impl::torch_function_mode_enabled() && !in_forward_ad();
 }
 
 // Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls.

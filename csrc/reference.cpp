@@ -124,6 +124,15 @@ std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Ten
       lstm ? at::stack(c_n).reshape(stack.state_sizes(stack.hidden)) : at::zeros({0}, x.options())};
 }
 
+std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options) {
+  std::vector<Tensor> noise;
+  for (int64_t layer = 0; stack.drops_after(layer); ++layer) {
+    draw_dropout(noise.emplace_back(at::empty({stack.rows, stack.layer_width()}, options)),
+                 stack.dropout);
+  }
+  return noise;
+}
+
 std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
   return reserve_views(stack, reserve).noise;
 }

@@ -14,6 +14,9 @@ std::vector<at::Tensor> run_reference(const Stack& stack, const at::Tensor& x, c
                                       const at::Tensor& c0, at::TensorList weights,
                                       const std::vector<at::Tensor>& noise);
 
+// The noise of a run, drawn as the op recurrent draws it.
+std::vector<at::Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options);
+
 // The noise that a forward pass kept in its reserve.
 std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve);
 

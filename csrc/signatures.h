@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/AutogradState.h>
+#include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
 #include <optional>
@@ -25,13 +27,33 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// Whether predicate(tensor) holds for one of an op's differentiable arguments.
+template <typename Predicate>
+bool any_argument(const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                  const std::optional<at::Tensor>& c0, at::TensorList weights,
+                  const Predicate& predicate) {
+  return predicate(x) || (h0.has_value() && predicate(*h0)) || (c0.has_value() && predicate(*c0)) ||
+         std::any_of(weights.begin(), weights.end(), predicate);
+}
+
 // Whether autograd is to record a call on these.
 inline bool wants_gradient(const at::Tensor& x, const std::optional<at::Tensor>& h0,
                            const std::optional<at::Tensor>& c0, at::TensorList weights) {
-  const auto wants = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
   return at::GradMode::is_enabled() &&
-         (wants(x) || (h0.has_value() && wants(*h0)) || (c0.has_value() && wants(*c0)) ||
-          std::any_of(weights.begin(), weights.end(), wants));
+         any_argument(x, h0, c0, weights, [](const at::Tensor& t) { return t.requires_grad(); });
+}
+
+// Whether forward-mode AD is active on this thread.
+inline bool in_forward_ad() {
+  return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
+}
+
+// Whether the results of a call on these are to have tangents.
+inline bool wants_tangent(const at::Tensor& x, const std::optional<at::Tensor>& h0,
+                          const std::optional<at::Tensor>& c0, at::TensorList weights) {
+  const auto has_tangent = [](const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
+  return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
+         any_argument(x, h0, c0, weights, has_tangent);
 }
 
 }  // namespace fastrnn

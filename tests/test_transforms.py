@@ -283,6 +283,44 @@ def test_functionalize(kind: str) -> None:
     assert_same({"dx": dx}, {"dx": grad(lambda x: module(x)[0].square().sum())(inputs.x)})
 
 
+def with_tangent(function: Callable[[Tensor], Results], x: Tensor) -> Results:
+    """Returns the tangents of function's results, for a tangent of ones at x."""
+    torch.manual_seed(3)
+    with forward_ad.dual_level():
+        outputs = function(forward_ad.make_dual(x, torch.ones_like(x)))
+        return {name: forward_ad.unpack_dual(t).tangent for name, t in outputs.items()}
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    "case", cases(L=[2], D=[2], P=[0, 3], batch_first=[False, True], dropout=[0, 0.5]), ids=str
+)
+def test_forward_mode_through_an_exported_module(case: Case, trained: bool) -> None:
+    module = build(fastrnn, case).requires_grad_(trained)
+    x = make_inputs(case).x
+    program = torch.export.export(module, (x,)).module()
+    program.mode = module.mode
+    expected = with_tangent(lambda x: call(module, Inputs(x)), x)
+    assert_same(with_tangent(lambda x: call(program, Inputs(x)), x), expected)
+    torch.manual_seed(3)
+    _, tangents = jvp(lambda x: call(program, Inputs(x)), (x,), (torch.ones_like(x),))
+    assert_same(tangents, expected)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_through_the_op_of_a_cell(kind: str, trained: bool) -> None:
+    case = Case(kind, T=1)
+    module, x = build(fastrnn, case).requires_grad_(trained), make_inputs(case).x
+
+    def step(x: Tensor) -> Results:
+        h, _ = torch.ops.fastrnn.cell(kind, x[0], None, None, module._flat_weights, True)
+        return {"y": h}
+
+    expected = with_tangent(lambda x: {"y": module(x)[0][0]}, x)
+    assert_same(with_tangent(step, x), expected)
+
+
 @pytest.mark.parametrize("dropout", [0.5, 1.0])
 @pytest.mark.parametrize("case", cases(L=[3], D=[1, 2], batch_first=[False, True]), ids=str)
 def test_dropout_draws_torch_nn_masks(case: Case, dropout: float) -> None:
