@@ -39,7 +39,8 @@ if X86:
     ISA_FLAGS["amx"] = [*ISA_FLAGS["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
     ISA_FLAGS["amx_fp16"] = [*ISA_FLAGS["amx"], "-DFASTRNN_AMX_FP16"]  # GCC 12 knows no -mamx-fp16
 KERNELS = [
-    f"csrc/cpu/{name}.cpp" for name in ("product", "forward", "backward", "gradients", "pack")
+    f"csrc/cpu/{name}.cpp"
+    for name in ("product", "forward", "backward", "gradients", "pack", "table")
 ]
 OPS = [
     *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "isa", "ops"),

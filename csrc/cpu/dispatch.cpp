@@ -1,5 +1,4 @@
-// The table of kernels of each instruction set that this build has, and what a processor adds to
-// AVX-512.
+// Which set's kernels serve an element type, and what a processor adds to AVX-512.
 #include <cstdlib>
 #include <string_view>
 #include <type_traits>
@@ -13,79 +12,40 @@
 
 namespace fastrnn {
 
-// Declares one set's kernels and gathers them in a table.
-#define FASTRNN_KERNEL_TABLE(ISA, BYTES, ROWS, UNIT)                                 \
-  namespace ISA {                                                                    \
-  template <typename E>                                                              \
-  void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t);   \
-  template <typename E>                                                              \
-  int64_t forward_scratch(const ForwardSizes&);                                      \
-  template <typename E>                                                              \
-  void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t, int64_t); \
-  template <typename E>                                                              \
-  void row_product(const RowProductArgs<E>&, int64_t, int64_t);                      \
-  template <typename E>                                                              \
-  int64_t row_product_scratch(int64_t, int64_t, int64_t);                            \
-  template <typename E>                                                              \
-  void outer_product(const OuterProductArgs<E>&, int64_t, int64_t);                  \
-  template <typename E>                                                              \
-  int64_t outer_product_scratch(int64_t, int64_t, int64_t, int64_t);                 \
-  template <typename E>                                                              \
-  void pack_gates(Cell, const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);  \
-  template <typename E>                                                              \
-  void pack_bias(Cell, const E*, const E*, int64_t, Compute<E>*, int64_t, int64_t);  \
-  template <typename E>                                                              \
-  void pack_columns(const E*, int64_t, int64_t, Compute<E>*, int64_t, int64_t);      \
-  template <typename E, int depth, int parts = 1>                                    \
-  constexpr Kernels<E> kernels = {BYTES / sizeof(Compute<E>),                        \
-                                  ROWS,                                              \
-                                  depth,                                             \
-                                  parts,                                             \
-                                  UNIT,                                              \
-                                  kIsComputed<E> && depth == 1,                      \
-                                  forward<E>,                                        \
-                                  forward_scratch<E>,                                \
-                                  backward<E>,                                       \
-                                  row_product<E>,                                    \
-                                  row_product_scratch<E>,                            \
-                                  outer_product<E>,                                  \
-                                  outer_product_scratch<E>,                          \
-                                  pack_gates<E>,                                     \
-                                  pack_bias<E>,                                      \
-                                  pack_columns<E>};                                  \
+// table.cpp, compiled for each.
+#define DECLARE_TABLE(ISA)          \
+  namespace ISA {                   \
+  template <typename E>             \
+  const Kernels<E>& kernel_table(); \
   }
-
-#if defined(__aarch64__)
-FASTRNN_KERNEL_TABLE(baseline, 16, 6, 1)
-#else
-FASTRNN_KERNEL_TABLE(baseline, 16, 3, 1)
-#endif
+DECLARE_TABLE(baseline)
 #ifdef FASTRNN_X86
-FASTRNN_KERNEL_TABLE(avx2, 32, 3, 1)
-FASTRNN_KERNEL_TABLE(avx512, 64, 6, 1)
-FASTRNN_KERNEL_TABLE(avx512_bf16, 64, 6, 1)
-FASTRNN_KERNEL_TABLE(amx, 64, 16, 16)
-FASTRNN_KERNEL_TABLE(amx_fp16, 64, 16, 16)
+DECLARE_TABLE(avx2)
+DECLARE_TABLE(avx512)
+DECLARE_TABLE(avx512_bf16)
+DECLARE_TABLE(amx)
+DECLARE_TABLE(amx_fp16)
 #endif
+#undef DECLARE_TABLE
 
 template <typename E>
 const Kernels<E>* find_kernels(Isa isa) {
   switch (isa) {
-    case Isa::baseline: return &baseline::kernels<E, 1>;
+    case Isa::baseline: return &baseline::kernel_table<E>();
 #ifdef FASTRNN_X86
-    case Isa::avx2: return &avx2::kernels<E, 1>;
-    case Isa::avx512: return &avx512::kernels<E, 1>;
+    case Isa::avx2: return &avx2::kernel_table<E>();
+    case Isa::avx512: return &avx512::kernel_table<E>();
     // From here on only products of 16-bit types differ from avx512's.
     case Isa::avx512_bf16:
-      if constexpr (std::is_same_v<E, BFloat16>) return &avx512_bf16::kernels<E, 2>;
-      return &avx512::kernels<E, 1>;
+      if constexpr (std::is_same_v<E, BFloat16>) return &avx512_bf16::kernel_table<E>();
+      return &avx512::kernel_table<E>();
     case Isa::amx:
-      if constexpr (std::is_same_v<E, Half>) return &amx::kernels<E, 2, 2>;
+      if constexpr (std::is_same_v<E, Half>) return &amx::kernel_table<E>();
       [[fallthrough]];
     case Isa::amx_fp16:
-      if constexpr (std::is_same_v<E, BFloat16>) return &amx::kernels<E, 2>;
-      if constexpr (std::is_same_v<E, Half>) return &amx_fp16::kernels<E, 2>;
-      return &avx512::kernels<E, 1>;
+      if constexpr (std::is_same_v<E, BFloat16>) return &amx::kernel_table<E>();
+      if constexpr (std::is_same_v<E, Half>) return &amx_fp16::kernel_table<E>();
+      return &avx512::kernel_table<E>();
 #endif
     default: return nullptr;
   }
@@ -94,7 +54,7 @@ const Kernels<E>* find_kernels(Isa isa) {
 template <>
 const Kernels<HighFloat>* find_kernels([[maybe_unused]] Isa isa) {
 #ifdef FASTRNN_X86
-  if (isa >= Isa::amx) return &amx::kernels<HighFloat, 2, 2>;
+  if (isa >= Isa::amx) return &amx::kernel_table<HighFloat>();
 #endif
   return nullptr;
 }
@@ -102,8 +62,8 @@ const Kernels<HighFloat>* find_kernels([[maybe_unused]] Isa isa) {
 template <>
 const Kernels<MediumFloat>* find_kernels([[maybe_unused]] Isa isa) {
 #ifdef FASTRNN_X86
-  if (isa >= Isa::amx) return &amx::kernels<MediumFloat, 2>;
-  if (isa == Isa::avx512_bf16) return &avx512_bf16::kernels<MediumFloat, 2>;
+  if (isa >= Isa::amx) return &amx::kernel_table<MediumFloat>();
+  if (isa == Isa::avx512_bf16) return &avx512_bf16::kernel_table<MediumFloat>();
 #endif
   return nullptr;
 }

@@ -49,7 +49,8 @@ struct Share {
 constexpr int kPanelVectors = 4;
 
 // With fewer rows than this in a step the input projection is computed ahead for up to kHoistRows
-// rows of several steps together, so that the weights are read once for all of them.
+// rows of several steps together, so that the weights are read once for all of them. (A matrix unit
+// has a limit of its own, and so have large weights: forward_scratch.h.)
 constexpr int64_t kHoistBelow = 6;
 constexpr int64_t kHoistRows = 48;
 
@@ -246,6 +247,10 @@ enum class Isa { baseline, avx2, avx512, avx512_bf16, amx, amx_fp16 };
 // MediumFloat where float32 itself is no slower.
 template <typename E>
 const Kernels<E>* find_kernels(Isa isa);
+template <>
+const Kernels<HighFloat>* find_kernels(Isa isa);
+template <>
+const Kernels<MediumFloat>* find_kernels(Isa isa);
 
 // The best of avx512 and those after it, on a processor that has avx512. Asks the system for the
 // matrix unit; FASTRNN_AMX=0 in the environment leaves it alone.

@@ -1,0 +1,50 @@
+// The table of this instruction set's kernels.
+#include "pack.h"
+
+namespace fastrnn::FASTRNN_ISA {
+
+// forward.cpp, backward.cpp, gradients.cpp, pack.cpp:
+template <typename E>
+void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t s_begin, int64_t s_end);
+template <typename E>
+int64_t forward_scratch(const ForwardSizes&);
+template <typename E>
+void backward(const BackwardArgs<E>&, const Share<Compute<E>>&, int64_t s_begin, int64_t s_end);
+template <typename E>
+void row_product(const RowProductArgs<E>&, int64_t row_begin, int64_t row_end);
+template <typename E>
+int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place);
+template <typename E>
+void outer_product(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
+template <typename E>
+int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows);
+template <typename E>
+void pack_bias(Cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<E>* out, int64_t begin,
+               int64_t end);
+
+template <typename E>
+const Kernels<E>& kernel_table() {
+  static constexpr Kernels<E> table = {kLanes<Compute<E>>,
+                                       kTileRows,
+                                       kDepth<E>,
+                                       kParts<E>,
+                                       kOperandUnit,
+                                       kIsOperand<E>,
+                                       forward<E>,
+                                       forward_scratch<E>,
+                                       backward<E>,
+                                       row_product<E>,
+                                       row_product_scratch<E>,
+                                       outer_product<E>,
+                                       outer_product_scratch<E>,
+                                       pack_gates<E>,
+                                       pack_bias<E>,
+                                       pack_columns<E>};
+  return table;
+}
+
+#define INSTANTIATE(E) template const Kernels<E>& kernel_table();
+FASTRNN_FOR_ELEMENTS(INSTANTIATE)
+#undef INSTANTIATE
+
+}  // namespace fastrnn::FASTRNN_ISA
