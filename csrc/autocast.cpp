@@ -22,6 +22,7 @@ struct Dtypes {
 // Whether torch.nn.LSTM leaves an input of that dtype to oneDNN, whose outputs are all of the lower
 // precision.
 bool is_onednn(ScalarType x, ScalarType lower) {
+  if (!at::hasMKLDNN()) return false;  // nor is there the op below
   static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported").call();
   return (x == at::kFloat || x == at::kBFloat16) && at::globalContext().userEnabledMkldnn() &&
          (lower != at::kBFloat16 || has_bf16);

@@ -2,6 +2,7 @@
 
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 
 namespace fastrnn {
@@ -14,6 +15,8 @@ constexpr Clock::duration kLeastLoss = std::chrono::milliseconds(1);
 constexpr int kLeastShare = 8;  // of the time, one part of so many
 
 constexpr int kRest = 10;  // for so many times the loss
+// No more counts: a process that was stopped for minutes found no other work on its cores.
+constexpr Clock::duration kMostLoss = std::chrono::milliseconds(100);
 
 // Until when cores count as contended, in the clock's ticks; 0 if they never were.
 std::atomic<Clock::rep> contended_until{0};
@@ -40,7 +43,8 @@ ContentionWatch::~ContentionWatch() {
   if (passed < kLeastLoss) return;  // saves the system call
   const Clock::duration lost = passed - (used_by_thread() - used_before_);
   if (lost < kLeastLoss || lost < passed / kLeastShare) return;
-  const Clock::rep until = (now + kRest * lost).time_since_epoch().count();
+  const Clock::duration counted = std::min(lost, kMostLoss);
+  const Clock::rep until = (now + kRest * counted).time_since_epoch().count();
   Clock::rep known = contended_until.load(std::memory_order_relaxed);
   while (known < until && !contended_until.compare_exchange_weak(known, until)) {
   }

@@ -8,7 +8,8 @@
 namespace fastrnn {
 
 // Whether teams have lately lost time to other work: for ten times as long as they lost, so that to
-// find out whether it still is so costs a tenth at most.
+// find out whether it still is so costs a tenth at most; for a second at most, if nothing more is
+// lost.
 bool cores_contended();
 
 // On a thread of a team, as long as it takes part: notes what the thread has lost to other work,

@@ -6,6 +6,11 @@
 #include "barrier.h"
 #include "contention.h"
 
+// A pool that keeps one caller's tasks waiting for another's would leave both teams incomplete.
+#if !AT_PARALLEL_OPENMP
+#error "fastrnn needs a torch whose threads are OpenMP's"
+#endif
+
 namespace fastrnn {
 
 // Calls body(Member) on at most `threads` threads at the same time. The pool may give fewer, so the
