@@ -137,8 +137,9 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
     check_kind("c0", *c0, x);
     check_sizes("c0", *c0, stack.state_sizes(stack.hidden));
   }
-  // Nothing that is computed below may overflow: the largest buffer is the reserve. In double, in
-  // which the product itself cannot.
+  // Nothing that is computed below may overflow: the largest buffer is the reserve, of which
+  // dropout takes three times the outputs more at most. In double, in which the product itself
+  // cannot.
   const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.cells()) *
                           static_cast<double>(stack.layer_width() + 6 * stack.hidden);
   TORCH_CHECK(elements < 0x1p59, "fastrnn: x is too large");

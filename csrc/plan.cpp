@@ -120,18 +120,11 @@ int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t pa
 
 std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part) {
   if (!stack.packed) return {stack.batch * part / parts, stack.batch * (part + 1) / parts};
-  int64_t t = stack.steps - 1, work = 0, begin = 0;
-  int current = 0;  // the part that row n is in
-  for (int64_t n = 0; n < stack.batch; ++n) {
-    while (n >= stack.batch_sizes[t]) --t;
-    work += t + 1;
-    while (current < parts - 1 && work * parts >= stack.rows * (current + 1)) {
-      if (current == part) return {begin, n + 1};
-      begin = n + 1;
-      ++current;
-    }
-  }
-  return {current == part ? begin : stack.batch, stack.batch};
+  std::pair<int64_t, int64_t> found;
+  for_packed_ranges(stack, parts, [&](int64_t begin, int64_t end) {
+    if (part-- == 0) found = {begin, end};
+  });
+  return found;
 }
 
 void GroupBarrier::wait(void* self) {

@@ -38,9 +38,35 @@ Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t pane
 // run better one after the other, each divided among `threads`. packed_bytes: of all weights.
 int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes);
 
-// The batch rows, from the first to before the last, of one of `parts` consecutive ranges of nearly
+// Calls f(begin, end) for each of `parts` consecutive ranges of a packed batch's rows, of nearly
 // equal work. Allocates nothing: no member of a team may throw.
+template <typename F>
+void for_packed_ranges(const Stack& stack, int parts, F&& f) {
+  int64_t t = stack.steps - 1, work = 0, begin = 0;
+  int part = 0;  // that row n is in
+  for (int64_t n = 0; n < stack.batch; ++n) {
+    while (n >= stack.batch_sizes[t]) --t;
+    work += t + 1;
+    for (; part < parts - 1 && work * parts >= stack.rows * (part + 1); ++part, begin = n + 1) {
+      f(begin, n + 1);
+    }
+  }
+  for (; part < parts; ++part, begin = stack.batch) f(begin, stack.batch);
+}
+
+// Likewise one of the ranges, of any batch.
 std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part);
+
+// Calls f(rows) for the numbers of rows that the ranges have.
+template <typename F>
+void for_range_sizes(const Stack& stack, int parts, F&& f) {
+  if (stack.packed) {
+    for_packed_ranges(stack, parts, [&](int64_t begin, int64_t end) { f(end - begin); });
+  } else {
+    f(stack.batch / parts);
+    f((stack.batch + parts - 1) / parts);
+  }
+}
 
 // The barrier of the threads that share the rows of one direction.
 struct GroupBarrier {
@@ -58,7 +84,7 @@ struct Assignment {
   Share<C> share;  // scratch is left to the caller
 };
 
-// group_barriers: one a direction group; sizes are set by the first who takes a share.
+// group_barriers: one a direction group, whose sizes the caller sets.
 template <typename C>
 Assignment<C> assign(const Plan& plan, const Stack& stack, int member, int64_t panels,
                      GroupBarrier* group_barriers) {

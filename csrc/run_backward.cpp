@@ -157,7 +157,8 @@ class BackwardRun {
   ColumnWeights<C> pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
                                 const Member& member);
   void pack(Direction<E>& direction, const Member& member);
-  int64_t collect_rows(const Direction<E>& direction, int64_t s_begin, int64_t s_end);
+  int64_t collect_rows(const Direction<E>& direction, int64_t s_begin, int64_t s_end,
+                       const Member& member);
   WeightGradients<C> gradients_of(const Direction<E>& direction);
   void finish_chunk(const Direction<E>& direction, const WeightGradients<C>& gradients,
                     int64_t rows, bool first, bool last, const Member& member);
@@ -224,21 +225,24 @@ void BackwardRun<E>::pack(Direction<E>& direction, const Member& member) {
   }
 }
 
-// Gathers pointers to the rows of steps [s_begin, s_end) of the loop; returns their number.
+// Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop; returns
+// the number of all.
 template <typename E>
-int64_t BackwardRun<E>::collect_rows(const Direction<E>& direction, int64_t s_begin,
-                                     int64_t s_end) {
+int64_t BackwardRun<E>::collect_rows(const Direction<E>& direction, int64_t s_begin, int64_t s_end,
+                                     const Member& member) {
   const BackwardArgs<E>& args = direction.args;
   const Schedule& schedule = args.schedule;
   const int64_t gates = kernels_.operands(stack_.gates());
   const int64_t width = kernels_.operands(stack_.width);
-  int64_t i = 0;
+  int64_t rows_before = 0;
   for (int64_t s = s_begin; s < s_end; ++s) {
     const int64_t t = args.step(s), slot_row = s % slots_ * stack_.batch;
     const int64_t previous = args.reverse ? t + 1 : t - 1;
     const bool exists = previous >= 0 && previous < schedule.steps;
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
-    for (int64_t n = 0; n < schedule.rows_at(t); ++n, ++i) {
+    const auto [n_begin, n_end] = member.part(schedule.rows_at(t));
+    for (int64_t n = n_begin; n < n_end; ++n) {
+      const int64_t i = rows_before + n;
       dgate_rows_[i] = dgates_ + (slot_row + n) * gates;
       x_rows_[i] = direction.x.row(schedule, t, n);
       h_rows_[i] = n < previous_rows ? args.h.row(schedule, previous, n)
@@ -249,8 +253,9 @@ int64_t BackwardRun<E>::collect_rows(const Direction<E>& direction, int64_t s_be
         m_rows_[i] = direction.unprojected + (schedule.offset(t) + n) * stack_.hidden;
       }
     }
+    rows_before += schedule.rows_at(t);
   }
-  return i;
+  return rows_before;
 }
 
 // Where the gradients of a direction's weights are summed.
@@ -351,7 +356,6 @@ void BackwardRun<E>::run(Direction<E>& direction) {
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   const StepWork work = backward_work(stack_);
   GroupBarrier barrier;
-  int64_t rows = 0;
   run_team(threads_, [&](const Member& member) {
     const Plan plan = make_plan(member.size, stack_, 1, panels, work);
     if (member.index == 0) barrier.size = plan.unit_parts;
@@ -361,7 +365,7 @@ void BackwardRun<E>::run(Direction<E>& direction) {
     for (int64_t s = 0; s < stack_.steps; s += chunk_steps_) {
       const int64_t s_end = std::min(s + chunk_steps_, stack_.steps);
       if (mine.works) kernels_.backward(args, mine.share, s, s_end);
-      if (member.index == 0) rows = collect_rows(direction, s, s_end);
+      const int64_t rows = collect_rows(direction, s, s_end, member);
       member.wait();
       finish_chunk(direction, gradients, rows, s == 0, s_end == stack_.steps, member);
       member.wait();

@@ -1,4 +1,4 @@
-// A stack of recurrent layers: its arguments, checked, and its runs over the CPU kernels.
+// A stack of recurrent layers: its arguments, checked, and its runs on a CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>

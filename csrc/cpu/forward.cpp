@@ -120,8 +120,8 @@ struct Forward {
     }
   }
 
-  // w_ih . x for the share's rows of as many steps, from step s to before s_end, as kHoistRows
-  // allows (one at least). Returns the end of those steps.
+  // w_ih . x for the share's rows of as many steps, from step s to before s_end, as
+  // scratch.hoist_rows allows (one at least). Returns the end of those steps.
   int64_t project_inputs(int64_t s, int64_t s_end) const {
     const C* rows[kMostHoisted];
     C* out[kMostHoisted];                 // of the first panel

@@ -93,7 +93,7 @@ struct ForwardScratch {
     const int64_t x = operands<E>(k), h = operands<E>(more);
     return 2 * (whole_spans(x) + whole_spans(h)) >= x + h;
   }
-  // Of more than one step, that few are a block at most (packs_weights of ../run_forward.cpp).
+  // Of more than one step, that few are a block at most (packs_weights of ../forward_plan.h).
   static FASTRNN_INLINE int64_t rows_in_place(const ForwardSizes& sizes) {
     return (mostly_spans(sizes.input, sizes.width) ? kBlocksInPlace : 1) * kTileRows;
   }

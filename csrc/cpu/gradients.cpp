@@ -234,6 +234,8 @@ struct OuterProducts {
         if constexpr (kDeep == 1) {
           if (j + R <= j_end) {
             __builtin_memcpy(target, args.a[k] + j, R * sizeof(C));
+          } else if constexpr (R <= L) {
+            store(target, load(args.a[k] + j, j_end - j), R);
           } else {
             for (int r = 0; r < R; ++r) target[r] = args.a[k][j + r < j_end ? j + r : j_end - 1];
           }

@@ -127,8 +127,8 @@ void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64
 
 // Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k), where
 // they lie: as packing followed by multiply_tile, to the bit, for weights that are used few times.
-// next: null, or the first of the weights that are read after those, which a single row then
-// fetches.
+// next: null, or the first of the weights that are read after those, which are then fetched by a
+// single row or, of 16 bits, by any.
 template <typename E>
 void multiply_in_place(const Compute<E>* const* a, const E* w, int64_t k_count,
                        const PanelRows& panel, int rows, Vec<Compute<E>>* sums, const E* next);

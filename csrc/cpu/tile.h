@@ -283,12 +283,13 @@ FASTRNN_INLINE Vec<Compute<E>> row_operands(const E* row, int64_t count) {
   }
 }
 
-// Calls f(Constant<part>) for each part.
 template <int N>
 struct Constant {
   static constexpr int value = N;
   constexpr operator int64_t() const { return N; }
 };
+
+// Calls f(Constant<part>) for each part.
 template <typename E, typename F>
 FASTRNN_INLINE void for_parts(F&& f) {
   f(Constant<0>{});

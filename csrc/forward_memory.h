@@ -1,0 +1,115 @@
+// The working memory of a forward pass.
+#pragma once
+
+#include <algorithm>
+
+#include "buffers.h"
+#include "forward_plan.h"
+
+namespace fastrnn {
+
+// Memory that the layers use in turn or, if they run at the same time, each.
+template <typename E>
+class Workspace {
+ public:
+  using C = Compute<E>;
+
+  // What a direction of a layer needs: see ForwardArgs.
+  struct CellMemory {
+    C *packed_ih, *packed_hh, *bias, *packed_w_hr, *unprojected, *c;
+  };
+  c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
+  C* zeros = nullptr;                     // room for the initial state where none is given
+
+  Workspace(const Stack& stack, const Kernels<E>& kernels, const ForwardPlan& plan, bool training)
+      : cells(plan.diagonal ? stack.cells() : stack.directions),
+        stack_(stack),
+        kernels_(kernels),
+        plan_(plan),
+        training_(training),
+        panels_(kernels.cell_panels(stack.cell, stack.hidden)),
+        input_(stack.widest_input()),
+        scratch_size_(measure_scratch()),
+        arena_(measure(), !training) {
+    for_parts([&](C*& part, int64_t elements) { part = arena_.take(elements); });
+    std::fill_n(initial_zeros(), std::max(stack.hidden, stack.width), E{});
+  }
+
+  void check() const { arena_.check(); }
+  E* initial_zeros() const { return reinterpret_cast<E*>(zeros); }
+  // A member's own scratch: what a team of fewer members gets is shared out among them.
+  C* scratch_of(const Member& member) const {
+    return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
+  }
+
+ private:
+  static constexpr int64_t kPartUnit = Arena<C>::padded(1);
+
+  // Calls f(pointer, elements) for each part.
+  template <typename F>
+  void for_parts(F&& f) {
+    for (size_t i = 0; i < cells.size(); ++i) {
+      CellMemory& cell = cells[i];
+      const int64_t input = plan_.diagonal ? stack_.layer_input(i) : input_;
+      if (plan_.packs_ih) {
+        f(cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden));
+      }
+      if (plan_.packs_hh) {
+        f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
+      }
+      f(cell.bias, panels_ * kPanelVectors * kernels_.lanes);
+      if (stack_.projected) {
+        if (plan_.packs_hr) {
+          f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+        }
+        f(cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden);
+      }
+      if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
+        f(cell.c, stack_.batch * stack_.hidden);
+      }
+    }
+    f(zeros, std::max(stack_.hidden, stack_.width));
+    f(scratch_, scratch_size_);
+  }
+  int64_t measure() {
+    int64_t total = 0;
+    for_parts([&](C*&, int64_t elements) { total += Arena<C>::guarded(elements); });
+    return total;
+  }
+
+  // Of all members of a team, of which torch may make a smaller one.
+  int64_t measure_scratch() const {
+    if (plan_.diagonal) return plan_.threads * scratch_for(stack_.batch, panels_);
+    const StepWork work = forward_work(stack_);
+    int64_t most = 0;
+    for (int size = 1; size <= plan_.threads; ++size) {
+      const Plan plan = make_plan(size, stack_, stack_.directions, panels_, work);
+      const int64_t share_panels = Kernels<E>::divide_up(panels_, plan.unit_parts);
+      for_range_sizes(stack_, plan.row_parts, [&](int64_t rows) {
+        most = std::max(most, size * scratch_for(rows, share_panels));
+      });
+    }
+    return most;
+  }
+  int64_t scratch_for(int64_t share_rows, int64_t share_panels) const {
+    int64_t most = 0;
+    for (const int64_t input : stack_.layer_inputs()) {
+      most = std::max(most, kernels_.forward_scratch({stack_.steps, input, stack_.hidden,
+                                                      stack_.width, plan_.packs_ih, plan_.packs_hh,
+                                                      stack_.projected, share_rows, share_panels}));
+    }
+    return Arena<C>::padded(most);
+  }
+
+  const Stack& stack_;
+  const Kernels<E>& kernels_;
+  const ForwardPlan plan_;
+  const bool training_;
+  const int64_t panels_;
+  const int64_t input_;  // the widest layer's
+  const int64_t scratch_size_;
+  C* scratch_ = nullptr;
+  Arena<C> arena_;
+};
+
+}  // namespace fastrnn

@@ -1,0 +1,89 @@
+// How the forward pass of a stack runs: threads, layers in turn or along the diagonal, and which
+// weights are packed.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/kernels.h"
+#include "diagonal.h"
+#include "isa.h"
+#include "plan.h"
+
+namespace fastrnn {
+
+// Most steps at which weights are read in place: by whether vectors have 512 bits, whether elements
+// are what is computed with, what is in spans (all columns, half of them and more, fewer), and the
+// batch: 1, 2 to 3, 4 to 5; or 1, 2, 3 where a tile has no more rows.
+constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
+    {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
+    {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {3, 2, 1}}}};
+
+// Whether weights are packed as a whole before the first step. Reading them where they lie at each
+// step costs less for few steps of one block of rows, the more so if they are in spans; so does
+// packing a panel before it is used, for one step.
+template <typename E>
+bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
+  if (stack.steps == 1) return false;
+  for (const int64_t input : stack.layer_inputs()) {
+    if (!kernels.reads_rows_in_place(input)) return true;
+  }
+  if (!kernels.reads_rows_in_place(stack.width)) return true;
+  if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
+  const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
+  const int64_t in_spans = whole_spans(x) + whole_spans(h);
+  const int columns = in_spans == x + h ? 0 : 2 * in_spans >= x + h ? 1 : 2;
+  const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
+  const int64_t batch = kernels.tile_rows > 3 ? stack.batch / 2 : stack.batch - 1;
+  return stack.steps > kMostStepsInPlace[wide][kIsComputed<E>][columns][batch];
+}
+
+// Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough
+// rows to be multiplied ahead at once: its panels, each wanted once, are then packed when they are,
+// into memory that is in cache. But where rows are divided among threads, each would pack all.
+template <typename E>
+bool packs_input(const Stack& stack, int threads, int64_t panels) {
+  constexpr int64_t kSmallBytes = 128 << 10;
+  const int64_t input = stack.widest_input();
+  if (stack.gates() * input * int64_t{sizeof(E)} <= kSmallBytes) return true;
+  // The products then take up to twice the memory of the packed weights.
+  if (stack.rows > std::min(2 * input, kMostHoisted)) return true;
+  return make_plan(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
+}
+
+// As diagonal_threads.
+template <typename E>
+int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads) {
+  int64_t packed = 0;
+  for (int64_t layer = 0; layer < stack.layers; ++layer) {
+    for (const int64_t k : {stack.layer_input(layer), stack.width}) {
+      packed += kernels.packed_gates(stack.cell, k, stack.hidden);
+    }
+  }
+  return diagonal_threads(stack, threads, kernels.cell_panels(stack.cell, stack.hidden),
+                          packed * sizeof(Compute<E>));
+}
+
+struct ForwardPlan {
+  int threads;
+  bool diagonal;  // all layers at the same time
+  // Which weights are packed as a whole before the first step.
+  bool packs_ih, packs_hh, packs_hr;
+};
+
+template <typename E>
+ForwardPlan plan_forward(const Stack& stack, const Kernels<E>& kernels) {
+  ForwardPlan plan{};
+  const int64_t weights = stack.directions * stack.gates() * (stack.input + stack.width);
+  plan.threads = thread_count(stack, weights, 2. * stack.rows);
+  const int at_once = find_diagonal(stack, kernels, plan.threads);
+  plan.diagonal = at_once > 0;
+  if (plan.diagonal) plan.threads = at_once;
+  const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
+  plan.packs_hh = packs_weights(stack, kernels);
+  plan.packs_ih = plan.packs_hh && (plan.diagonal || packs_input<E>(stack, plan.threads, panels));
+  // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
+  plan.packs_hr = plan.packs_hh || !kernels.reads_in_place || stack.batch > kernels.tile_rows;
+  return plan;
+}
+
+}  // namespace fastrnn
