@@ -1,0 +1,115 @@
+// The working memory of a backward pass.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "backward_plan.h"
+#include "buffers.h"
+
+namespace fastrnn {
+
+// Where the gradients of one direction's weights are summed, if in memory; null: not wanted.
+template <typename C>
+struct WeightGradients {
+  C *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
+template <typename E>
+class BackwardMemory {
+ public:
+  using C = Compute<E>;
+
+  C *packed_w_hh = nullptr, *packed_w_hr = nullptr;
+  C *dgates = nullptr, *dprojected = nullptr;  // of the slots
+  C* zeros = nullptr;                          // a row
+  WeightGradients<C> sums{};                   // if gradients of the weights are not C
+  // The rows of a chunk, in the order of the loop:
+  std::vector<const C*> dgate_rows, dprojected_rows;
+  std::vector<const E*> x_rows, h_rows, m_rows;
+  std::vector<E*> dx_rows;
+
+  BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan<E>& plan)
+      : stack_(stack),
+        kernels_(kernels),
+        plan_(plan),
+        scratch_size_(Arena<C>::padded(measure_scratch())),
+        arena_(measure(), false) {
+    for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
+    std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
+    clear_padding(dgates, stack.gates());
+    if (stack.projected) clear_padding(dprojected, stack.width);
+    const int64_t rows = plan.chunk_row_count();
+    dgate_rows.resize(rows);
+    x_rows.resize(rows);
+    h_rows.resize(rows);
+    dx_rows.resize(rows);
+    if (stack.projected) {
+      dprojected_rows.resize(rows);
+      m_rows.resize(rows);
+    }
+  }
+
+  void check() const { arena_.check(); }
+  C* scratch_of(const Member& member) const { return scratch_ + member.index * scratch_size_; }
+
+ private:
+  struct Part {
+    C** pointer;
+    int64_t elements;
+  };
+
+  std::vector<Part> parts() {
+    const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
+    const int64_t slot_rows = plan_.slot_row_count();
+    std::vector<Part> parts = {
+        {&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_size(gates, width, plan_.w_hh_rows)},
+        {&dgates, slot_rows * kernels_.operands(gates)},
+        {&zeros, std::max(hidden, width)},
+        {&scratch_, plan_.threads * scratch_size_}};
+    if (stack_.projected) {
+      parts.push_back({&packed_w_hr, plan_.packed_size(width, hidden, stack_.rows)});
+      parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
+    }
+    if (!kIsComputed<E>) {
+      const auto in_blocks = [&](int64_t elements) { return plan_.in_one_block ? 0 : elements; };
+      parts.push_back({&sums.w_ih, in_blocks(gates * stack_.widest_input())});
+      parts.push_back({&sums.w_hh, in_blocks(gates * width)});
+      parts.push_back({&sums.b_ih, gates});
+      if (stack_.projected) parts.push_back({&sums.w_hr, in_blocks(width * hidden)});
+    }
+    return parts;
+  }
+  int64_t measure() {
+    int64_t total = 0;
+    for (const Part& part : parts()) total += Arena<C>::guarded(part.elements);
+    return total;
+  }
+  // Of the products over a chunk's rows, one after the other.
+  int64_t measure_scratch() const {
+    const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
+    const int64_t rows = std::min(stack_.rows, plan_.chunk_row_count());
+    int64_t most = 0;
+    for (const int64_t input : stack_.layer_inputs()) {
+      most = std::max({most, kernels_.outer_product_scratch(gates, input, width, rows),
+                       kernels_.row_product_scratch(gates, input,
+                                                    plan_.reads_w_ih_in_place ? stack_.rows : 0)});
+    }
+    if (!stack_.projected) return most;
+    return std::max(most, kernels_.outer_product_scratch(width, hidden, 0, rows));
+  }
+  // What follows a row's last element in its operands is read, and never written.
+  void clear_padding(C* rows, int64_t width) const {
+    if (!kernels_.pads(width)) return;
+    std::fill_n(rows, plan_.slot_row_count() * kernels_.operands(width), C(0));
+  }
+
+  const Stack& stack_;
+  const Kernels<E>& kernels_;
+  const BackwardPlan<E>& plan_;
+  const int64_t scratch_size_;
+  C* scratch_ = nullptr;
+  Arena<C> arena_;
+};
+
+}  // namespace fastrnn
