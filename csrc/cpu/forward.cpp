@@ -1,7 +1,8 @@
 // The forward time loop of one direction of one layer: at each step, for each panel of hidden units
 // and each block of rows, the product with the weights and the cell's arithmetic, in registers.
+#include "forward_cell.h"
 #include "forward_scratch.h"
-#include "pack.h"
+#include "forward_weights.h"
 
 namespace fastrnn::FASTRNN_ISA {
 namespace {
@@ -38,16 +39,14 @@ struct Forward {
   C* const staged_m = share.scratch + scratch.staged_m;
 
   // The state of a step that its tiles read.
-  struct Step {
-    int64_t t, previous;    // previous: the step whose h is read, -1 if none
+  struct Step : StepResults<E> {
+    int64_t previous;       // the step whose h is read, -1 if none
     int64_t previous_rows;  // rows that the previous step has; the others start from h0
-    int64_t rows_before;    // rows of all steps before t
     int64_t row_end;        // of the share, at this step
     bool backwards;         // the order of panels
     const C* products;      // hoisted, of this step's first row of the share
     // The weights, as ForwardArgs; those of the panel at work if need be.
     const C *packed_ih, *packed_hh;
-    E* unprojected;  // o * tanh(c), row 0 of the batch
   };
 
   void run(int64_t s_begin, int64_t s_end) const {
@@ -148,9 +147,9 @@ struct Forward {
               : args.packed_ih;
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_weights(rows + first, input_weights(packed_ih), panel, block, vectors, sums.at,
-                         false, next_quarter(args.packed_ih, x_stride, panel + 1, first),
-                         rows_ahead);
+        multiply_panel<E>(rows + first, input_weights(packed_ih), panel, block, vectors, sums.at,
+                          false, next_quarter(args.packed_ih, x_stride, panel + 1, first),
+                          rows_ahead);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -239,10 +238,13 @@ struct Forward {
       const int64_t end = n + block;
       if (rows + kTileRows <= kFinishedTiles * kTileRows && end < step.row_end) return;
       const int64_t first = end - rows;
+      const auto finish = [&](auto* finish_rows) {
+        finish_rows(args, step, first, rows, panel, vectors, sums);
+      };
       switch (args.cell) {
-        case Cell::lstm: finish<Cell::lstm>(step, first, rows, panel, vectors, sums); break;
-        case Cell::rnn_tanh: finish<Cell::rnn_tanh>(step, first, rows, panel, vectors, sums); break;
-        case Cell::rnn_relu: finish<Cell::rnn_relu>(step, first, rows, panel, vectors, sums); break;
+        case Cell::lstm: finish(finish_rows<Cell::lstm, E>); break;
+        case Cell::rnn_tanh: finish(finish_rows<Cell::rnn_tanh, E>); break;
+        case Cell::rnn_relu: finish(finish_rows<Cell::rnn_relu, E>); break;
       }
       rows = 0;
     });
@@ -266,23 +268,23 @@ struct Forward {
       for (int r = 0; r < rows; ++r) {
         a[r] = staged_row(args.x.row(args.schedule, step.t, n + r), args.input, staged_x, i + r);
       }
-      Weights w_ih = input_weights(step.packed_ih);
+      GateWeights<E> w_ih = input_weights(step.packed_ih);
       if (scratch.fetches_rows) w_ih.next = panel_rows(args.w_hh, args.width, panel);
-      multiply_weights(a, w_ih, panel, rows, vectors, sums, false,
-                       next_quarter(args.packed_ih, x_stride, next_panel, i), unit_rows);
+      multiply_panel<E>(a, w_ih, panel, rows, vectors, sums, false,
+                        next_quarter(args.packed_ih, x_stride, next_panel, i), unit_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
                               : staged_row(previous_h(step, n + r), args.width, staged_h, i + r);
     }
-    Weights w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
+    GateWeights<E> w_hh{args.cell, step.packed_hh, args.w_hh, args.width, hidden};
     if (scratch.fetches_rows) {
       w_hh.next = hoist ? panel_rows(args.w_hh, args.width, next_panel)
                         : panel_rows(args.w_ih, args.input, next_panel);
     }
-    multiply_weights(a, w_hh, panel, rows, vectors, sums, true,
-                     next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
-                     scratch.reorders);
+    multiply_panel<E>(a, w_hh, panel, rows, vectors, sums, true,
+                      next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
+                      scratch.reorders);
   }
 
   // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
@@ -296,15 +298,7 @@ struct Forward {
     return packed + next_panel * stride + quarter * (stride / kPanelVectors);
   }
 
-  // Weights as pack_gates takes them: those of a cell of so many hidden units, (G, k).
-  struct Weights {
-    Cell cell;
-    const C* packed;  // or null: read in place
-    const E* w;
-    int64_t k, hidden;
-    const E* next = nullptr;  // or the weights in place that are read after a panel of these
-  };
-  Weights input_weights(const C* packed) const {
+  GateWeights<E> input_weights(const C* packed) const {
     return {args.cell, packed, args.w_ih, args.input, hidden};
   }
 
@@ -312,103 +306,6 @@ struct Forward {
   const E* panel_rows(const E* w, int64_t k, int64_t panel) const {
     const bool exists = panel >= share.panel_begin && panel < share.panel_end;
     return w + (exists ? panel * panel_units * k : 0);
-  }
-
-  // Leaves a . w in sums, or adds it. ordered: a is in the order of summation, and w packed. If
-  // scratch.left_weights, a has the columns at its first row.
-  FASTRNN_INLINE void multiply_weights(const C* const* a, const Weights& weights, int64_t panel,
-                                       int rows, int vectors, Vec<C>* sums, bool accumulate,
-                                       const C* next, int unit_rows, bool ordered = false) const {
-    if constexpr (kReadsRows<E> || kHasMatrixUnit) {
-      if (!weights.packed) {
-        const PanelRows of_w = cell_panel_rows<C>(weights.cell, weights.hidden, panel);
-        if constexpr (kHasMatrixUnit) {
-          multiply_left_weights(a[0], weights.w, weights.k, of_w, rows, accumulate, sums);
-        } else {
-          for (int i = 0; !accumulate && i < rows * vectors; ++i) sums[i] = Vec<C>{};
-          multiply_in_place(a, weights.w, weights.k, of_w, rows, sums, weights.next);
-        }
-        return;
-      }
-    }
-    const int64_t k_count = operands<E>(weights.k), stride = k_count * kPanelColumns<C>;
-    const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * L;
-    multiply_tile<Part<E>, kParts<E>>({a, 1, weights.packed + panel * stride, w_stride, stride,
-                                       k_count, !ordered, accumulate, next, unit_rows},
-                                      rows, vectors, sums);
-  }
-
-  // From the products (rows, vectors) of rows n .. n + rows - 1 to their state.
-  template <Cell cell>
-  __attribute__((noinline)) void finish(const Step& step, int64_t n, int rows, int64_t panel,
-                                        int vectors, Vec<C>* sums) const {
-    constexpr int G = gate_count(cell);
-    const int64_t first_unit = panel * panel_units, H = hidden;
-    const C* const bias = args.bias + panel * kPanelColumns<C>;
-    // Calls f(first of a unit's vectors, unit, lanes) for each vector of units; lanes is a constant
-    // if all are units.
-    const auto for_units = [&](auto&& f) {
-      for (int v = 0; v < vectors; v += G) {
-        const int64_t unit = first_unit + v / G * L;
-        if (H - unit >= L) {
-          f(v, unit, Constant<L>{});
-        } else {
-          f(v, unit, H - unit);
-        }
-      }
-    };
-    E* const h = args.w_hr ? step.unprojected + n * H : args.h.row(args.schedule, step.t, n);
-    const int64_t h_stride = args.w_hr ? H : args.h.row_stride;
-    if constexpr (cell == Cell::lstm) {
-      // c of all rows before h of any: c to h takes as long as all before it, and a processor does
-      // not look that far ahead for something else to do.
-      for_units([&](int v, int64_t unit, auto lanes) {
-        update_c(step, n, rows, unit, lanes, bias + v * L, sums + v, vectors);
-      });
-      for_units([&](int v, int64_t unit, auto lanes) {
-        for (int r = 0; r < rows; ++r) {
-          const Vec<C> c = load(args.c + (n + r) * H + unit, lanes);
-          store_as(h + r * h_stride + unit, sums[r * vectors + v] * Math<E>::tanh(c), lanes);
-        }
-      });
-    } else {
-      for_units([&](int v, int64_t unit, auto lanes) {
-        const Vec<C> bias_v = load(bias + v * L, lanes);
-        for (int r = 0; r < rows; ++r) {
-          const Vec<C> pre = sums[r * vectors + v] + bias_v;
-          store_as(h + r * h_stride + unit, rnn_pointwise_forward<Math<E>, cell>(pre), lanes);
-        }
-      });
-    }
-  }
-
-  // c of the units from `unit` on, of which sums has the first gate's products in vector 0 of every
-  // row; there it leaves the activation of the output gate. Keeps what the backward pass wants.
-  template <typename Lanes>
-  FASTRNN_INLINE void update_c(const Step& step, int64_t n, int rows, int64_t unit, Lanes lanes,
-                               const C* bias, Vec<C>* sums, int vectors) const {
-    const int64_t H = hidden, row = step.rows_before + n;
-    C* c_row = args.c + n * H + unit;
-    E* gates = args.gates ? args.gates + row * kGates * H + unit : nullptr;
-    E* cells = args.gates ? args.cells + row * H + unit : nullptr;
-    for (int r = 0; r < rows; ++r, sums += vectors, c_row += H) {
-      const C* const products = reinterpret_cast<const C*>(sums);
-      Vec<C> gate[kGates];
-      for (int g = 0; g < kGates; ++g) {
-        // The gates of fewer units than a vector has lanes lie side by side. The bias is added
-        // last: where it is large, every sum on top of it would be rounded to it.
-        gate[g] = load(products + g * lanes, lanes) + load(bias + g * lanes, lanes);
-      }
-      const Vec<C> c = lstm_pointwise_c<Math<E>>(gate, load(c_row, lanes));
-      store(c_row, c, lanes);
-      if (gates) {
-        for (int g = 0; g < kGates; ++g) store_as(gates + g * H, gate[g], lanes);
-        store_as(cells, c, lanes);
-        gates += kGates * H;
-        cells += H;
-      }
-      sums[0] = gate[kOutput];
-    }
   }
 
   // h = w_hr . (o * tanh(c)), for the rows and columns of the share.
@@ -428,9 +325,9 @@ struct Forward {
           a[r] = staged_row(step.unprojected + (n + r) * hidden, hidden, staged_m,
                             n + r - share.row_begin);
         }
-        const Weights w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
-        multiply_weights(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums.at, false, nullptr,
-                         unit_rows);
+        const GateWeights<E> w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
+        multiply_panel<E>(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums.at, false,
+                          nullptr, unit_rows);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);
