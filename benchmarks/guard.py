@@ -23,7 +23,6 @@ from trees import ROOT
 
 BASE, NOW = "base", "now"
 LOSS = 1.10  # how many times as long a call may take before it counts
-_MIN_ROUNDS = 9  # so that a quartile is more than the second-best round
 
 Job = tuple[str, str, int]  # cell, mode, threads
 
@@ -145,7 +144,7 @@ def compare(job: Job, sides: dict[str, Worker], seconds: float) -> Comparison:
         for side in (NOW, BASE):
             sides[side].ask(cell=cell, mode=mode, threads=threads)
         timers = {side: sides[side].seconds_a_call for side in (BASE, NOW)}
-        times = alternate(timers, seconds, min_rounds=_MIN_ROUNDS)
+        times = alternate(timers, seconds)
     except WorkerError as error:
         return Comparison(*job, "broken" if error.side == NOW else "new", {}, str(error))
     spreads = {side: Spread.of(values) for side, values in times.items()}

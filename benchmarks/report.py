@@ -111,7 +111,11 @@ def loss_summary(records: list[Record], most: int = 30) -> list[str]:
         f"{record.threads}"
         for spread, name, record in losses[:most]
     ]
-    title = f"{len(losses)} ratios below 1 beyond noise (their third quartile is below 1)"
+    slower = sum(s.median < 1 for record in records for s in record.ratios.values())
+    title = (
+        f"{len(losses)} ratios below 1 beyond noise (their third quartile is below 1; of "
+        f"{slower} the median is)"
+    )
     return [title, *lines] if records else []
 
 

@@ -17,8 +17,8 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Whether nothing is active on this thread that is to see calls of torch.ops or that the ops' own
-// kernels do not know: no mode, transform, tracer or forward-mode AD. (Autocast they know.)
+// Whether nothing is active that is to see calls of torch.ops or that the ops' own kernels do not
+// know: no mode, transform or tracer on this thread, nor forward-mode AD. (Autocast they know.)
 bool is_plain_context() {
   constexpr c10::DispatchKeySet usual(
       {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});

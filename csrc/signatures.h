@@ -43,7 +43,7 @@ inline bool wants_gradient(const at::Tensor& x, const std::optional<at::Tensor>&
          any_argument(x, h0, c0, weights, [](const at::Tensor& t) { return t.requires_grad(); });
 }
 
-// Whether forward-mode AD is active on this thread.
+// Whether forward-mode AD is active, on whatever thread: its levels are the process's.
 inline bool in_forward_ad() {
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
 }

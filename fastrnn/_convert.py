@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from types import MethodType
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
           (0): LSTM(5, 8)
         )
     """
-    return _swap(model, _FUSED, inplace)
+    return _swap(model, _FUSED, inplace, swapped=tuple(_PLAIN))
 
 
 def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -72,12 +73,16 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone. The warning
             names them.
     """
-    return _swap(model, _PLAIN, inplace)
+    return _swap(model, _PLAIN, inplace, swapped=())
 
 
 def _swap(
-    model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]], inplace: bool
+    model: nn.Module,
+    classes: Mapping[type[nn.Module], type[nn.Module]],
+    inplace: bool,
+    swapped: tuple[type[nn.Module], ...],
 ) -> nn.Module:
+    """Swaps modules of `classes`; warns of those of subclasses, but for the classes `swapped`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
@@ -86,7 +91,7 @@ def _swap(
     for name, module in model.named_modules():
         if type(module) in classes:
             _become(module, classes[type(module)])
-        elif isinstance(module, tuple(classes)) and not isinstance(module, tuple(classes.values())):
+        elif isinstance(module, tuple(classes)) and not isinstance(module, swapped):
             left_alone.append(f"{name or 'the model itself'} ({type(module).__qualname__})")
     if left_alone:
         warnings.warn(
@@ -122,10 +127,11 @@ def _twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
     twin = object.__new__(type(module))  # torch.fx's own __new__ makes another class
     twins[id(module)] = twin
     for name, value in module.__dict__.items():  # parameters, buffers and hooks among them
-        is_container = isinstance(value, dict | list | set)
-        twin.__dict__[name] = copy.copy(value) if is_container else value
+        if isinstance(value, dict | list | set):
+            value = copy.copy(value)
+        elif isinstance(value, MethodType) and value.__self__ is module:
+            value = MethodType(value.__func__, twin)
+        twin.__dict__[name] = value
     for name, child in module._modules.items():
         twin._modules[name] = child if child is None else _twin(child, twins)
-    if isinstance(twin, nn.RNNBase):
-        twin._init_flat_weights()
     return twin

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 _ops = torch.ops.fastrnn
@@ -41,17 +42,17 @@ def _cell(mode: str, x: Shape, h0: Any, c0: Any, weights: list[Shape], *_: Any, 
     return sum(_products(x, weights))
 
 
-@register_flop_formula(_ops.recurrent_backward)
+@register_flop_formula(_ops.recurrent_backward, get_raw=True)
 def _recurrent_backward(
     mode: str,
     dy: Any,
     dh_n: Any,
     dc_n: Any,
-    x: Shape,
-    batch_sizes: Any,
+    x: Tensor,
+    batch_sizes: Tensor | None,
     h0: Any,
     c0: Any,
-    weights: list[Shape],
+    weights: list[Tensor],
     y: Any,
     reserve: Any,
     num_layers: int,
@@ -62,10 +63,18 @@ def _recurrent_backward(
     needs: list[bool],
     **_: Any,
 ) -> int:
-    products = _products(x, weights)
-    needs_x, _h0, _c0, *needs_weights = needs
-    of_weights = sum(p for p, needed in zip(products, needs_weights, strict=True) if needed)
+    products = _products(x.shape, [weight.shape for weight in weights])
+    needs_x, needs_h0, _c0, *needs_weights = needs
+    total = sum(products)
+    total += sum(p for p, needed in zip(products, needs_weights, strict=True) if needed)
     directions = 2 if bidirectional else 1
-    weights_per_cell = len(weights) // (num_layers * directions)
-    of_x = sum(products[: directions * weights_per_cell : weights_per_cell])
-    return of_weights + sum(products) - (0 if needs_x else of_x)
+    per_cell = len(weights) // (num_layers * directions)
+    if not needs_x:
+        total -= sum(products[: directions * per_cell : per_cell])
+    if not needs_h0:  # nothing goes back from the first step
+        if batch_sizes is not None:
+            first_rows = int(batch_sizes[0])
+        else:
+            first_rows = x.shape[:-1].numel() // x.size(1 if batch_first and x.dim() == 3 else 0)
+        total -= 2 * first_rows * sum(w_hh.numel() for w_hh in weights[1::per_cell])
+    return total

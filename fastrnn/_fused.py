@@ -43,8 +43,20 @@ def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | No
 
 
 def call_traced(module: torch.nn.Module, x: fx.Proxy, hx: Any) -> Any:
-    """Records the call of `module` as one node, as torch.fx does with torch.nn's own modules."""
+    """Records the call of `module` as one node, as torch.fx does with torch.nn's own modules.
+
+    Raises:
+        fx.proxy.TraceError: `module` is what is traced; or its call does more than its forward,
+            which would be done twice: once while the call is traced, once by the node.
+    """
     tracer: Any = x.tracer
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks)
+    hooked = any(hooks) or bool(module._backward_hooks)
+    if hooked or type(module).__module__.split(".")[0] != "fastrnn" or module is tracer.root:
+        raise fx.proxy.TraceError(
+            f"{type(module).__qualname__} has hooks, is a subclass of fastrnn's, or is itself what "
+            "is traced: let is_leaf_module of a torch.fx.Tracer say that it is a leaf"
+        )
     arguments = (x,) if hx is None else (x, hx)
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 

@@ -38,11 +38,13 @@ class _Recurrent(nn.RNNBase):
         Raises:
             AttributeError: They are others, which torch.nn would compute with.
         """
-        for name, weight in zip(self._flat_weights_names, weights, strict=False):
-            if weight is not self._parameters.get(name, weight):
-                raise AttributeError(
-                    f"fastrnn reads weights by name at every call: set {name}, not _flat_weights"
-                )
+        names = self._flat_weights_names
+        own = [self._parameters.get(name, w) for name, w in zip(names, weights, strict=False)]
+        if len(names) != len(weights) or any(a is not b for a, b in zip(own, weights, strict=True)):
+            raise AttributeError(
+                f"fastrnn reads weights by name at every call: set {names[0]} and the others, not "
+                "_flat_weights"
+            )
 
     def _run(
         self, x: Any, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
@@ -90,11 +92,11 @@ class _Recurrent(nn.RNNBase):
     def _torch_takes_over(self, error: Exception, x: Any) -> bool:
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
-        Not for weights of a wrong shape in a float32 LSTM, which torch.nn does not check but reads
-        past.
+        Not for weights of a wrong shape in an LSTM, which oneDNN, torch.nn's kernels for all dtypes
+        but float64, does not check but reads past.
         """
         if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
-            return not (self.mode == "LSTM" and x.dtype == torch.float32)
+            return not (self.mode == "LSTM" and x.dtype != torch.float64)
         return is_refusal(error)
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
@@ -112,9 +114,9 @@ class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
-    results. On a CPU whole sequences run in one fused kernel (float32, float64, bfloat16, float16),
-    under torch.compile, autocast and the transforms of torch.func too; other dtypes and devices are
-    computed by torch.nn's own implementation.
+    results. On a CPU, and on a GPU in a build with CUDA, whole sequences run in fused kernels
+    (float32, float64, bfloat16, float16), under torch.compile, autocast and the transforms of
+    torch.func too; other dtypes and devices are computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.
@@ -203,9 +205,9 @@ class LSTM(_Recurrent):
     """Long short-term memory: a drop-in for torch.nn.LSTM.
 
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
-    results. On a CPU whole sequences run in one fused kernel (float32, float64, bfloat16, float16),
-    under torch.compile, autocast and the transforms of torch.func too; other dtypes and devices are
-    computed by torch.nn's own implementation.
+    results. On a CPU, and on a GPU in a build with CUDA, whole sequences run in fused kernels
+    (float32, float64, bfloat16, float16), under torch.compile, autocast and the transforms of
+    torch.func too; other dtypes and devices are computed by torch.nn's own implementation.
 
     Args:
         input_size: Features of the input, I.

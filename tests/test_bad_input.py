@@ -260,13 +260,14 @@ def test_weight(weight: tuple[str, Tensor | None], name: str) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 5), (32, 4), (32,)], ids=["rows", "columns", "1d"])
 @pytest.mark.parametrize("parameter", ["weight_ih_l0", "weight_hh_l0"])
-def test_float32_lstm_checks_the_weights_that_torch_does_not(
-    parameter: str, shape: tuple[int, ...]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_lstm_checks_the_weights_that_torch_does_not(
+    dtype: torch.dtype, parameter: str, shape: tuple[int, ...]
 ) -> None:
-    module = fastrnn.LSTM(5, 8)
-    setattr(module, parameter, nn.Parameter(zeros(shape)))
-    with pytest.raises(RuntimeError):
-        module(X)
+    module = fastrnn.LSTM(5, 8, dtype=dtype)
+    setattr(module, parameter, nn.Parameter(zeros(shape, dtype=dtype)))
+    with pytest.raises(RuntimeError, match=r"^fastrnn: weight"):
+        module(X.to(dtype))
 
 
 @pytest.mark.parametrize("case", cases(hx=[True]), ids=str)

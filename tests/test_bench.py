@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastrnn.bench.__main__ import main
+from fastrnn.bench.check import mismatches
 from fastrnn.bench.report import sentence, verdict
 from fastrnn.bench.timing import Spread, cuda_timer
 from fastrnn.bench.work import time_limit
@@ -34,7 +35,7 @@ def test_figures(tmp_path: Path) -> None:
     assert found["torch"] == torch.__version__ and found["machine"]["cores"]
     assert [result["threads"] for result in found["results"]] == [1, 2]
     for result in found["results"]:
-        assert result["rounds"] >= 5
+        assert result["rounds"] >= 9
         names = {"torch", "fastrnn", "torch.compile"}
         assert result["seconds"].keys() | result["problems"].keys() == names
         for name, ratio in result["ratios"].items():
@@ -160,3 +161,17 @@ def test_time_limit() -> None:
         pass
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_wrong_results_are_seen(dtype: torch.dtype) -> None:
+    right = {"output": torch.linspace(-1, 1, 100).to(dtype)}
+    assert mismatches(right, right) == []
+    assert mismatches({}, right) == ["output is missing"]
+    shorter = {"output": right["output"][1:]}
+    assert mismatches(shorter, right) == ["output has shape (99,), not (100,)"]
+    close = {"output": right["output"] * (1 + torch.finfo(dtype).eps)}
+    assert mismatches(close, right) == []
+    for wrong in (right["output"] * 1.1, torch.full_like(right["output"], torch.nan)):
+        (line,) = mismatches({"output": wrong}, right)
+        assert line.startswith("output differs by ")

@@ -108,13 +108,42 @@ def test_copies_are_independent_trees() -> None:
 def test_containers_of_a_copy_are_its_own() -> None:
     model = nn.Sequential(nn.LSTM(5, 8))
     model.scales = nn.ParameterDict({"a": torch.ones(1)})
-    model.notes = ["kept"]
+    model.notes, model.seen = ["kept"], {"kept"}
     converted = fastrnn.convert(model)
     converted.scales["b"] = nn.Parameter(torch.ones(1))
     converted.notes.append("added")
+    converted.seen.add("added")
     assert list(model.scales) == ["a"] and list(converted.scales) == ["a", "b"]
     assert converted.scales["a"] is model.scales["a"]
-    assert model.notes == ["kept"]
+    assert model.notes == ["kept"] and model.seen == {"kept"}
+
+
+class WithMethod(nn.Module):
+    """Calls a method of its own by an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 8)
+        self.step = self.run
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(x)
+
+
+def test_bound_methods_of_a_copy_are_its_own() -> None:
+    model, x = WithMethod(), torch.randn(4, 5)
+    converted = fastrnn.convert(model)
+    assert takes_fused_path(lambda: converted(x)) and not takes_fused_path(lambda: model(x))
+
+
+def test_a_lazy_module_that_has_run_is_copied() -> None:
+    model = nn.Sequential(nn.LazyLinear(5), nn.LSTM(5, 8))
+    model(torch.ones(4, 3))
+    converted = fastrnn.convert(model)
+    assert converted[0] is not model[0] and converted[0].weight is model[0].weight
 
 
 NEIGHBOURS: dict[str, Callable[[], nn.Module]] = {
@@ -193,6 +222,10 @@ class MyFastLSTM(fastrnn.LSTM):
     """A subclass of the other side."""
 
 
+class MyFastCell(fastrnn.LSTMCell):
+    """Another, whose base is itself a subclass of torch.nn's."""
+
+
 def test_subclasses_are_left_alone_and_reported() -> None:
     model = nn.Sequential(
         nn.LSTM(5, 8), MyLSTM(5, 8), parametrizations.weight_norm(nn.Linear(5, 8))
@@ -201,11 +234,13 @@ def test_subclasses_are_left_alone_and_reported() -> None:
     with pytest.warns(UserWarning, match=r"1 \(MyLSTM\), 3 \(ParametrizedRNN\)$"):
         converted = fastrnn.convert(model)
     assert classes(converted)[1:3] == [fastrnn.LSTM, MyLSTM]
-    with pytest.warns(UserWarning, match=r"the model itself \(MyFastLSTM\)$"):
-        assert type(fastrnn.revert(MyFastLSTM(5, 8))) is MyFastLSTM
+    for subclass in (MyFastLSTM, MyFastCell):
+        with pytest.warns(UserWarning, match=rf"the model itself \({subclass.__name__}\)$"):
+            assert type(fastrnn.revert(subclass(5, 8))) is subclass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastrnn.convert(fastrnn.convert(make()[0]))
+        assert type(fastrnn.convert(MyFastCell(5, 8))) is MyFastCell
 
 
 def as_numpy(outputs: Any) -> list[np.ndarray]:

@@ -204,8 +204,10 @@ def test_flat_weights(name: str) -> None:
     # torch.nn computes with what _flat_weights holds, which here are the parameters themselves.
     module = getattr(fastrnn, name)(5, 8)
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-    with pytest.raises(AttributeError, match="set weight_ih_l0, not _flat_weights"):
+    with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
         module._flat_weights = [torch.zeros_like(weight) for weight in module._flat_weights]
+    with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
+        module._flat_weights = module._flat_weights[:2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

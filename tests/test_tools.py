@@ -8,12 +8,14 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
+from fastrnn.bench.cells import Cell
+from fastrnn.bench.work import build_from_modules, make_workload
 from helpers import Case, build, call, cases, make_inputs, run
 
 STACKS = [
-    *cases(L=[1, 3], D=[1, 2], P=[0, 4], hx=[True], dtype=[torch.float64]),
-    *cases(N=[None, 1], bias=[False], hx=[True], dtype=[torch.float64]),
-    *cases(N=[4], lengths=[(3, 7, 1, 7)], hx=[True], dtype=[torch.float64]),
+    *cases(L=[1, 3], D=[1, 2], P=[0, 4], hx=[False, True], dtype=[torch.float64]),
+    *cases(N=[None, 1], bias=[False], batch_first=[False, True], dtype=[torch.float64]),
+    *cases(N=[4], lengths=[(3, 7, 1, 7)], hx=[False, True], dtype=[torch.float64]),
 ]
 
 
@@ -34,17 +36,26 @@ def test_flops(case: Case) -> None:
         assert flops(call, ours, inputs) == flops(call, theirs, inputs) > 0
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("name", ["RNN", "LSTM"])
-def test_flops_of_a_frozen_first_layer(name: str) -> None:
+def test_flops_of_a_frozen_first_layer(name: str, bidirectional: bool) -> None:
     counts = []
     for package in (fastrnn, nn):
-        module = getattr(package, name)(5, 8, num_layers=2, dtype=torch.float64)
+        options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": torch.float64}
+        module = getattr(package, name)(5, 8, **options)
         module.weight_ih_l0.requires_grad_(False)
-        states = torch.zeros(2, 3, 8, dtype=torch.float64, requires_grad=True)
-        hx = (states, states) if name == "LSTM" else states
         x = torch.randn(7, 3, 5, dtype=torch.float64)  # wants no gradient
-        counts.append(flops(lambda m=module, x=x, hx=hx: m(x, hx)[0].sum().backward()))
+        counts.append(flops(lambda m=module, x=x: m(x)[0].sum().backward()))
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize("cell", ["rnn-B3-T7-I5-H9-L2-bi", "lstm-B3-T7-I5-H9-L2-bi-proj4-hx"])
+def test_flops_of_benchmarks(cell: str, mode: str) -> None:
+    cell = Cell.parse(cell)
+    step = build_from_modules(fastrnn, make_workload(cell, mode))
+    with torch.inference_mode(mode == "inference"):
+        assert flops(step.run) == pytest.approx(cell.flops(mode), rel=0.1)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -84,3 +95,33 @@ def test_fx_sees_modules_as_leaves() -> None:
     assert called == ["lstm", "rnn", "lstm_cell", "rnn_cell", "rnn_cell"]
     assert torch.equal(traced(x), model(x))
     assert torch.equal(traced(x[:2]), model(x[:2]))
+
+
+class Last(fastrnn.LSTM):
+    """A subclass whose forward does more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0][-1]
+
+
+def hooked() -> nn.Module:
+    """Returns a module whose call does more than its forward."""
+    module = fastrnn.RNN(5, 8)
+    module.register_forward_hook(lambda module, x, y: y[0])
+    return module
+
+
+@pytest.mark.parametrize("make", [lambda: Last(5, 8), hooked])
+def test_fx_traces_no_call_twice(make: Any) -> None:
+    model, x = nn.Sequential(make()), torch.randn(7, 3, 5)
+    with pytest.raises(fx.proxy.TraceError, match="is_leaf_module"):
+        fx.symbolic_trace(model)
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            return isinstance(module, nn.RNNBase)
+
+    traced = fx.GraphModule(model, Tracer().trace(model))
+    assert torch.equal(traced(x), model(x))
+    with pytest.raises(fx.proxy.TraceError):
+        fx.symbolic_trace(fastrnn.LSTM(5, 8))

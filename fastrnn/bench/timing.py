@@ -17,7 +17,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 SLICE_SECONDS = 0.01  # one implementation's share of a round: a few scheduler ticks
-MIN_ROUNDS, MAX_ROUNDS = 5, 200
+MIN_ROUNDS, MAX_ROUNDS = 9, 200  # so that a quartile is more than the second-best round
 SETTLE_SECONDS = 0.002  # how long the process must be idle to count as settled
 SETTLE_LIMIT = 0.2  # and how long it is waited for
 
@@ -90,16 +90,14 @@ def alternate(
     seconds: float,
     rest: Callable[[], None] = lambda: None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    min_rounds: int = MIN_ROUNDS,
 ) -> dict[str, list[float]]:
     """Has each of timers measure in alternating rounds.
 
     Args:
         timers: By name, what makes a number of calls and returns the seconds a call.
-        seconds: Rough total to spend, warm-up included. Slow work takes longer: min_rounds.
+        seconds: Rough total to spend, warm-up included. Slow work takes longer: MIN_ROUNDS.
         rest: Called before each slice.
         progress: Wraps the rounds, to show how far they are; tqdm, say.
-        min_rounds: How many there are at least.
 
     Returns:
         Seconds a call, one entry a round, by name.
@@ -115,7 +113,7 @@ def alternate(
     number = {name: max(1, round(slice_seconds / cost[name])) for name in timers}
     working = sum(cost[name] * (number[name] + _warm_up(number[name])) for name in timers)
     round_seconds = resting + working
-    rounds = min(MAX_ROUNDS, max(min_rounds, round(seconds / round_seconds)))
+    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(seconds / round_seconds)))
 
     times: dict[str, list[float]] = {name: [] for name in timers}
     for index in progress(range(rounds)):
