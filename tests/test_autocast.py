@@ -98,6 +98,20 @@ def test_results_and_gradients(case: Case, lower: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_with_a_transform_torch_computes(kind: str) -> None:
+    case = Case(kind)
+    ours, theirs = build(fastrnn, case), build(nn, case)
+    x = make_inputs(case).x
+
+    def tangent(module: nn.RNNBase) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return torch.func.vjp(lambda x: module(x)[0].sum(), x)[1](torch.ones(()))[0]
+
+    assert torch.equal(tangent(ours), tangent(theirs))
+    assert not takes_fused_path(lambda: tangent(ours))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_autocast_disabled_inside(kind: str) -> None:
     module, inputs = build(fastrnn, Case(kind)), make_inputs(Case(kind))
     with torch.autocast("cpu"), torch.autocast("cpu", enabled=False):

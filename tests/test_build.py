@@ -24,11 +24,15 @@ def test_build_info() -> None:
     assert info["version"] == fastrnn.__version__
     assert info["torch"].split(".")[:2] == torch.__version__.split(".")[:2]
     assert info["cpu_capability"] == torch.ops.fastrnn.cpu_capability()
+    assert info["amx"] == tuple(torch.ops.fastrnn.amx_dtypes())
+    assert info["matmul_precisions"] == tuple(torch.ops.fastrnn.matmul_precisions())
     assert isinstance(info["compiler"], str) and info["compiler"]
 
 
 def test_public_names() -> None:
-    assert {"RNN", "LSTM", "build_info"} <= set(fastrnn.__all__)
+    modules = {"RNN", "LSTM", "RNNCell", "LSTMCell"}
+    functions = {"build_info", "convert", "release_memory", "revert"}
+    assert modules | functions == set(fastrnn.__all__)
     assert all(hasattr(fastrnn, name) for name in fastrnn.__all__)
 
 

@@ -157,6 +157,20 @@ def test_gradients_of_an_ensemble(case: Case) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_x_over_weights(kind: str) -> None:
+    case = Case(kind, T=4, N=2, H=9)
+    models = models_of(case)
+    weights, _ = stack_module_state(models)
+    x = make_inputs(case).x
+
+    def gradient(weights: Results) -> Results:
+        return {"dx": grad(lambda x: functional_call(models[0], weights, (x,))[0].sum())(x)}
+
+    expected = loop(gradient, [dict(model.named_parameters()) for model in models])
+    assert_same(vmap(gradient)(weights), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_nested(kind: str) -> None:
     case = Case(kind, T=4, N=2, H=9, L=2)
     module = build(fastrnn, case)
