@@ -33,7 +33,7 @@ class BackwardMemory {
       : stack_(stack),
         kernels_(kernels),
         plan_(plan),
-        scratch_size_(Arena<C>::padded(measure_scratch())),
+        scratch_(plan.threads),
         arena_(measure(), false) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
@@ -51,7 +51,7 @@ class BackwardMemory {
   }
 
   void check() const { arena_.check(); }
-  C* scratch_of(const Member& member) const { return scratch_ + member.index * scratch_size_; }
+  C* scratch_of(const Member& member) const { return scratch_[member.index]; }
 
  private:
   struct Part {
@@ -65,8 +65,9 @@ class BackwardMemory {
     std::vector<Part> parts = {
         {&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_size(gates, width, plan_.w_hh_rows)},
         {&dgates, slot_rows * kernels_.operands(gates)},
-        {&zeros, std::max(hidden, width)},
-        {&scratch_, plan_.threads * scratch_size_}};
+        {&zeros, std::max(hidden, width)}};
+    const int64_t scratch_size = measure_scratch();
+    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size});
     if (stack_.projected) {
       parts.push_back({&packed_w_hr, plan_.packed_size(width, hidden, stack_.rows)});
       parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
@@ -107,8 +108,7 @@ class BackwardMemory {
   const Stack& stack_;
   const Kernels<E>& kernels_;
   const BackwardPlan<E>& plan_;
-  const int64_t scratch_size_;
-  C* scratch_ = nullptr;
+  std::vector<C*> scratch_;  // of each thread
   Arena<C> arena_;
 };
 
