@@ -33,6 +33,7 @@ class BackwardMemory {
       : stack_(stack),
         kernels_(kernels),
         plan_(plan),
+        scratch_size_(measure_scratch()),
         scratch_(plan.threads),
         arena_(measure(), false) {
     for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
@@ -66,8 +67,7 @@ class BackwardMemory {
         {&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_size(gates, width, plan_.w_hh_rows)},
         {&dgates, slot_rows * kernels_.operands(gates)},
         {&zeros, std::max(hidden, width)}};
-    const int64_t scratch_size = measure_scratch();
-    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size});
+    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
     if (stack_.projected) {
       parts.push_back({&packed_w_hr, plan_.packed_size(width, hidden, stack_.rows)});
       parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
@@ -108,6 +108,7 @@ class BackwardMemory {
   const Stack& stack_;
   const Kernels<E>& kernels_;
   const BackwardPlan<E>& plan_;
+  const int64_t scratch_size_;
   std::vector<C*> scratch_;  // of each thread
   Arena<C> arena_;
 };

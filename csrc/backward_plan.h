@@ -25,6 +25,9 @@ constexpr int64_t kRowsInPlace = 2;
 
 template <typename E>
 class BackwardPlan {
+  const Stack& stack_;
+  const Kernels<E>& kernels_;
+
  public:
   // sums_dw_hh: whether every w_hh wants its gradient.
   BackwardPlan(const Stack& stack, const Kernels<E>& kernels, bool wants_dh0, bool sums_dw_hh)
@@ -41,11 +44,6 @@ class BackwardPlan {
             packed_size(stack.gates(), stack.width, w_hh_rows) <= stack.gates() * stack.width),
         reads_w_ih_in_place(kernels.reads_in_place && w_ih_is_better_in_place()) {}
 
- private:
-  const Stack& stack_;
-  const Kernels<E>& kernels_;
-
- public:
   const int threads;
   const int64_t chunk_steps;  // of the time loop
   const int64_t slots;        // steps whose gate gradients are kept: a chunk's and the one before

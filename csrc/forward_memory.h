@@ -10,7 +10,7 @@ namespace fastrnn {
 
 // Memory that the layers use in turn or, if they run at the same time, each.
 template <typename E>
-class Workspace {
+class ForwardMemory {
  public:
   using C = Compute<E>;
 
@@ -21,13 +21,13 @@ class Workspace {
   c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
   C* zeros = nullptr;                     // room for the initial state where none is given
 
-  Workspace(const Stack& stack, const Kernels<E>& kernels, const ForwardPlan& plan, bool training)
+  ForwardMemory(const Stack& stack, const Kernels<E>& kernels, const ForwardPlan& plan,
+                bool training)
       : cells(plan.diagonal ? stack.cells() : stack.directions),
         stack_(stack),
         kernels_(kernels),
         plan_(plan),
         training_(training),
-        panels_(kernels.cell_panels(stack.cell, stack.hidden)),
         input_(stack.widest_input()),
         scratch_size_(measure_scratch()),
         arena_(measure(), !training) {
@@ -57,7 +57,7 @@ class Workspace {
       if (plan_.packs_hh) {
         f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
       }
-      f(cell.bias, panels_ * kPanelVectors * kernels_.lanes);
+      f(cell.bias, plan_.panels * kPanelVectors * kernels_.lanes);
       if (stack_.projected) {
         if (plan_.packs_hr) {
           f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
@@ -79,12 +79,12 @@ class Workspace {
 
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch() const {
-    if (plan_.diagonal) return plan_.threads * scratch_for(stack_.batch, panels_);
+    if (plan_.diagonal) return plan_.threads * scratch_for(stack_.batch, plan_.panels);
     const StepWork work = forward_work(stack_);
     int64_t most = 0;
     for (int size = 1; size <= plan_.threads; ++size) {
-      const Plan plan = make_plan(size, stack_, stack_.directions, panels_, work);
-      const int64_t share_panels = Kernels<E>::divide_up(panels_, plan.unit_parts);
+      const Plan plan = make_plan(size, stack_, stack_.directions, plan_.panels, work);
+      const int64_t share_panels = Kernels<E>::divide_up(plan_.panels, plan.unit_parts);
       for_range_sizes(stack_, plan.row_parts, [&](int64_t rows) {
         most = std::max(most, size * scratch_for(rows, share_panels));
       });
@@ -103,9 +103,8 @@ class Workspace {
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const ForwardPlan plan_;
+  const ForwardPlan& plan_;
   const bool training_;
-  const int64_t panels_;
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;

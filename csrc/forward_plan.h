@@ -52,18 +52,18 @@ bool packs_input(const Stack& stack, int threads, int64_t panels) {
 
 // As diagonal_threads.
 template <typename E>
-int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads) {
+int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads, int64_t panels) {
   int64_t packed = 0;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
     for (const int64_t k : {stack.layer_input(layer), stack.width}) {
       packed += kernels.packed_gates(stack.cell, k, stack.hidden);
     }
   }
-  return diagonal_threads(stack, threads, kernels.cell_panels(stack.cell, stack.hidden),
-                          packed * sizeof(Compute<E>));
+  return diagonal_threads(stack, threads, panels, packed * sizeof(Compute<E>));
 }
 
 struct ForwardPlan {
+  int64_t panels;  // of the hidden units of a cell
   int threads;
   bool diagonal;  // all layers at the same time
   // Which weights are packed as a whole before the first step.
@@ -73,14 +73,15 @@ struct ForwardPlan {
 template <typename E>
 ForwardPlan plan_forward(const Stack& stack, const Kernels<E>& kernels) {
   ForwardPlan plan{};
+  plan.panels = kernels.cell_panels(stack.cell, stack.hidden);
   const int64_t weights = stack.directions * stack.gates() * (stack.input + stack.width);
   plan.threads = thread_count(stack, weights, 2. * stack.rows);
-  const int at_once = find_diagonal(stack, kernels, plan.threads);
+  const int at_once = find_diagonal(stack, kernels, plan.threads, plan.panels);
   plan.diagonal = at_once > 0;
   if (plan.diagonal) plan.threads = at_once;
-  const int64_t panels = kernels.cell_panels(stack.cell, stack.hidden);
   plan.packs_hh = packs_weights(stack, kernels);
-  plan.packs_ih = plan.packs_hh && (plan.diagonal || packs_input<E>(stack, plan.threads, panels));
+  plan.packs_ih =
+      plan.packs_hh && (plan.diagonal || packs_input<E>(stack, plan.threads, plan.panels));
   // A panel of w_hr is not packed before it is used, as those of w_hh are for more rows.
   plan.packs_hr = plan.packs_hh || !kernels.reads_in_place || stack.batch > kernels.tile_rows;
   return plan;

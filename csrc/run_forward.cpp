@@ -23,9 +23,9 @@ class ForwardRun {
              const at::Tensor& reserve, int64_t steps_before)
       : stack_(stack),
         plan_(plan_forward(stack, kernels_)),
-        workspace_(stack, kernels_, plan_, reserve.defined()),
-        initial_h_(h0, workspace_.initial_zeros(), stack.batch, stack.width),
-        initial_c_(c0, workspace_.initial_zeros(), stack.batch, stack.hidden),
+        memory_(stack, kernels_, plan_, reserve.defined()),
+        initial_h_(h0, memory_.initial_zeros(), stack.batch, stack.width),
+        initial_c_(c0, memory_.initial_zeros(), stack.batch, stack.hidden),
         final_h_(mutable_elements<E>(h_n)),
         final_c_(stack.cell == Cell::lstm ? mutable_elements<E>(c_n) : nullptr),
         steps_before_(steps_before),
@@ -49,7 +49,7 @@ class ForwardRun {
       input = read_only(output);
     }
     if (plan_.diagonal) run_diagonally();
-    workspace_.check();
+    memory_.check();
   }
 
  private:
@@ -62,9 +62,8 @@ class ForwardRun {
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
-  const int64_t panels_ = kernels_.cell_panels(stack_.cell, stack_.hidden);
   const ForwardPlan plan_;
-  Workspace<E> workspace_;
+  ForwardMemory<E> memory_;
   const State<E> initial_h_, initial_c_;
   E* const final_h_;
   E* const final_c_;
@@ -90,7 +89,7 @@ template <typename E>
 void ForwardRun<E>::set_up(int64_t layer, int64_t d, const Sequence<const E>& input,
                            const Sequence<E>& output) {
   const int64_t cell = layer * stack_.directions + d;
-  const auto& memory = workspace_.cells[cell % workspace_.cells.size()];
+  const auto& memory = memory_.cells[cell % memory_.cells.size()];
   ForwardArgs<E>& args = args_[cell];
   args.cell = stack_.cell;
   args.reverse = d == 1;
@@ -132,8 +131,8 @@ template <typename E>
 void ForwardRun<E>::pack(int64_t cell, const Member& member) const {
   const ForwardArgs<E>& args = args_[cell];
   const CellWeights<E>& weights = weights_[cell];
-  const auto& memory = workspace_.cells[cell % workspace_.cells.size()];
-  const auto [begin, end] = member.part(panels_);
+  const auto& memory = memory_.cells[cell % memory_.cells.size()];
+  const auto [begin, end] = member.part(plan_.panels);
   kernels_.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
   const auto pack_gates = [&](const E* w, int64_t k, C* packed) {
     if (packed) kernels_.pack_gates(args.cell, w, k, args.hidden, packed, begin, end);
@@ -153,7 +152,7 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
   GroupBarrier barriers[2];
   run_team(plan_.threads, [&](const Member& member) {
     const Plan plan =
-        make_plan(member.size, stack_, stack_.directions, panels_, forward_work(stack_));
+        make_plan(member.size, stack_, stack_.directions, plan_.panels, forward_work(stack_));
     if (member.index == 0) barriers[0].size = barriers[1].size = plan.unit_parts;
     // Each direction by those who read it.
     const int group_size = member.size / plan.direction_groups;
@@ -162,9 +161,9 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
       if (d % plan.direction_groups == member.index / group_size) pack(first_cell + d, packer);
     }
     member.wait();
-    auto mine = assign<C>(plan, stack_, member.index, panels_, barriers);
+    auto mine = assign<C>(plan, stack_, member.index, plan_.panels, barriers);
     if (!mine.works) return;
-    mine.share.scratch = workspace_.scratch_of(member);
+    mine.share.scratch = memory_.scratch_of(member);
     for (int64_t d = 0; d < stack_.directions; ++d) {
       if (d % plan.direction_groups != mine.direction_group) continue;
       kernels_.forward(args_[first_cell + d], mine.share, 0, stack_.steps);
@@ -179,8 +178,8 @@ void ForwardRun<E>::run_diagonally() const {
   run_team(plan_.threads, [&](const Member& member) {
     for (int64_t layer = 0; layer < stack_.layers; ++layer) pack(layer, member);
     member.wait();
-    C* const scratch = workspace_.scratch_of(member);
-    const Share<C> share{0, stack_.batch, 0, panels_, scratch, nullptr, nullptr};
+    C* const scratch = memory_.scratch_of(member);
+    const Share<C> share{0, stack_.batch, 0, plan_.panels, scratch, nullptr, nullptr};
     diagonal.work([&](int64_t layer, int64_t block) {
       const int64_t begin = block * kDiagonalSteps;
       kernels_.forward(args_[layer], share, begin, std::min(begin + kDiagonalSteps, stack_.steps));

@@ -39,8 +39,8 @@ class _Recurrent(nn.RNNBase):
             AttributeError: They are others, which torch.nn would compute with.
         """
         names = self._flat_weights_names
-        own = [self._parameters.get(name, w) for name, w in zip(names, weights, strict=False)]
-        if len(names) != len(weights) or any(a is not b for a, b in zip(own, weights, strict=True)):
+        pairs = zip(names, weights, strict=False)
+        if len(names) != len(weights) or any(self._parameters.get(n, w) is not w for n, w in pairs):
             raise AttributeError(
                 f"fastrnn reads weights by name at every call: set {names[0]} and the others, not "
                 "_flat_weights"
