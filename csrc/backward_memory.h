@@ -22,6 +22,7 @@ class BackwardMemory {
 
   C *packed_w_hh = nullptr, *packed_w_hr = nullptr;
   C *dgates = nullptr, *dprojected = nullptr;  // of the slots
+  C* dc = nullptr;                             // of one direction, (N, H), LSTM only
   C* zeros = nullptr;                          // a row
   WeightGradients<C> sums{};                   // if gradients of the weights are not C
   // The rows of a chunk, in the order of the loop:
@@ -29,10 +30,12 @@ class BackwardMemory {
   std::vector<const E*> x_rows, h_rows, m_rows;
   std::vector<E*> dx_rows;
 
-  BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan<E>& plan)
+  BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan<E>& plan,
+                 bool needs_dc)
       : stack_(stack),
         kernels_(kernels),
         plan_(plan),
+        needs_dc_(needs_dc && stack.cell == Cell::lstm),
         scratch_size_(measure_scratch()),
         scratch_(plan.threads),
         arena_(measure(), false) {
@@ -66,6 +69,7 @@ class BackwardMemory {
     std::vector<Part> parts = {
         {&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_size(gates, width, plan_.w_hh_rows)},
         {&dgates, slot_rows * kernels_.operands(gates)},
+        {&dc, needs_dc_ ? stack_.batch * hidden : 0},
         {&zeros, std::max(hidden, width)}};
     for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
     if (stack_.projected) {
@@ -108,6 +112,7 @@ class BackwardMemory {
   const Stack& stack_;
   const Kernels<E>& kernels_;
   const BackwardPlan<E>& plan_;
+  const bool needs_dc_;
   const int64_t scratch_size_;
   std::vector<C*> scratch_;  // of each thread
   Arena<C> arena_;

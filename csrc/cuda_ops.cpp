@@ -23,9 +23,10 @@ struct CudaBackend {
   }
   template <typename... Args>
   static void backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
+                       const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                        const Args&... args) {
-    const c10::cuda::CUDAGuard guard(dh.device());
-    gpu::run_backward(stack, dy, dh, args...);
+    const c10::cuda::CUDAGuard guard(x.device());
+    gpu::run_backward(stack, dy, dh, dc, wants_dh0, x, args...);
   }
 };
 

@@ -3,7 +3,10 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
+
+#include <array>
 
 #include "gpu.h"
 
@@ -114,9 +117,12 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
   const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
   const at::Tensor initial_c = lstm ? initial_state(stack, c0, stack.hidden, given) : at::Tensor();
-  const at::Tensor all_dh = dh.view({stack.cells(), stack.batch, stack.width});
-  const at::Tensor all_dc =
-      lstm ? dc.view({stack.cells(), stack.batch, stack.hidden}) : at::Tensor();
+  const auto by_cell = [&](const at::Tensor& gradient, int64_t width) {
+    const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+    return gradient.defined() ? gradient.view(sizes) : at::zeros(sizes, computed);
+  };
+  const at::Tensor all_dh = by_cell(dh, stack.width);
+  const at::Tensor all_dc = lstm ? by_cell(dc, stack.hidden) : at::Tensor();
 
   at::Tensor output_gradient = dy.defined() ? as_rows(stack, dy) : at::Tensor();
   for (int64_t l = stack.layers - 1; l >= 0; --l) {

@@ -60,12 +60,13 @@ inline void check_gradient(const char* name, const std::optional<at::Tensor>& gr
               gradient->sizes());
 }
 
-// A state's gradient, to be worked on: a copy of the one given, or zeros.
-inline at::Tensor working_copy(const std::optional<at::Tensor>& gradient, at::IntArrayRef sizes,
-                               const at::Tensor& x) {
+// A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
+// given and none wanted.
+inline at::Tensor working_copy(const std::optional<at::Tensor>& gradient, bool wanted,
+                               at::IntArrayRef sizes, const at::Tensor& x) {
   const at::TensorOptions options = x.options().dtype(compute_type(x.scalar_type()));
-  if (!gradient.has_value()) return at::zeros(sizes, options);
-  return at::empty(sizes, options).copy_(*gradient);
+  if (gradient.has_value()) return at::empty(sizes, options).copy_(*gradient);
+  return wanted ? at::zeros(sizes, options) : at::Tensor();
 }
 
 template <typename Backend>
@@ -92,8 +93,9 @@ std::vector<at::Tensor> recurrent_backward(
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
               " entries, got ", needs.size());
 
-  const at::Tensor dh = working_copy(dh_n, h_sizes, x);
-  const at::Tensor dc = working_copy(dc_n, c_sizes, x);
+  const bool wants_dh0 = needs[1] && h0.has_value(), wants_dc0 = needs[2] && c0.has_value();
+  const at::Tensor dh = working_copy(dh_n, wants_dh0, h_sizes, x);
+  const at::Tensor dc = working_copy(dc_n, wants_dc0, c_sizes, x);
   const at::Tensor dx = needs[0] ? at::empty(x.sizes(), x.options()) : at::Tensor();
   std::vector<at::Tensor> dweights(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -104,13 +106,13 @@ std::vector<at::Tensor> recurrent_backward(
     }
   }
   if (stack.rows > 0) {
-    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, needs[1], x, h0, c0, weights, y,
+    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, wants_dh0, x, h0, c0, weights, y,
                       reserve, dx, dweights);
   }
   std::vector<at::Tensor> wanted;
   if (needs[0]) wanted.push_back(dx);
-  if (needs[1] && h0.has_value()) wanted.push_back(dh.to(x.scalar_type()));
-  if (needs[2] && c0.has_value()) wanted.push_back(dc.to(x.scalar_type()));
+  if (wants_dh0) wanted.push_back(dh.to(x.scalar_type()));
+  if (wants_dc0) wanted.push_back(dc.to(x.scalar_type()));
   for (size_t i = 0; i < weights.size(); ++i) {
     if (needs[3 + i]) wanted.push_back(dweights[i]);
   }

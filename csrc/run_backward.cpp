@@ -25,11 +25,11 @@ class BackwardRun {
         weights_(weights),
         dweights_(dweights),
         plan_(stack, kernels_, wants_dh0, sums_every_dw_hh()),
-        memory_(stack, kernels_, plan_),
+        memory_(stack, kernels_, plan_, /*needs_dc=*/!dc.defined()),
         initial_h_(h0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.width),
         initial_c_(c0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.hidden),
-        dh_(dh.mutable_data_ptr<C>()),
-        dc_(stack.cell == Cell::lstm ? dc.mutable_data_ptr<C>() : nullptr),
+        dh_(dh.defined() ? dh.mutable_data_ptr<C>() : nullptr),
+        dc_(dc.defined() ? dc.mutable_data_ptr<C>() : nullptr),
         // It is only read; Reserve serves the forward pass too.
         reserve_(stack, const_cast<E*>(elements<E>(reserve))) {}
 
@@ -140,8 +140,8 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.c0 = initial_c_.of_cell(cell);
   args.c0_stride = initial_c_.row_stride;
   args.wants_dh0 = wants_dh0_;
-  args.dh = dh_ + cell * stack_.batch * stack_.width;
-  if (dc_) args.dc = dc_ + cell * stack_.batch * stack_.hidden;
+  if (dh_) args.dh = dh_ + cell * stack_.batch * stack_.width;
+  args.dc = dc_ ? dc_ + cell * stack_.batch * stack_.hidden : memory_.dc;
   args.dgates = memory_.dgates;
   args.dprojected = memory_.dprojected;
   args.slots = plan_.slots;
@@ -324,6 +324,10 @@ void BackwardRun<E>::run_direction(Direction& direction) {
     const Plan plan = make_plan(member.size, stack_, 1, panels, work);
     if (member.index == 0) barrier.size = plan.unit_parts;
     pack(direction, member);
+    if (!dc_ && stack_.cell == Cell::lstm) {
+      const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
+      std::fill(args.dc + begin, args.dc + end, C(0));
+    }
     member.wait();
     const Assignment<C> mine = assign<C>(plan, stack_, member.index, panels, &barrier);
     for (int64_t s = 0; s < stack_.steps; s += plan_.chunk_steps) {

@@ -63,8 +63,9 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
                  const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
 
 // Gradients of a run whose output was y, which may have any strides. dh and dc (L * D, N, P or H),
-// of compute_type, hold those of h_n and c_n on entry, of h0 (if wants_dh0) and c0 on return; dx
-// and each of dweights are outputs, contiguous, or undefined where not wanted.
+// of compute_type, hold those of h_n and c_n on entry, of h0 (if wants_dh0) and c0 on return;
+// either is undefined if those are zeros and these not wanted. dx and each of dweights are outputs,
+// contiguous, or undefined where not wanted.
 void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
                   const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
                   const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,

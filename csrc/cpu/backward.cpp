@@ -121,7 +121,7 @@ struct Backward {
       const C* a[kTileRows];
       for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gates;
       multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at, unit_rows);
-    } else {
+    } else if (args.dh) {
       for (int r = 0; r < rows; ++r) {
         const C* row = args.dh + (n + r) * args.width;
         for (int v = 0; v < vectors; ++v) {
@@ -129,6 +129,8 @@ struct Backward {
           dh.at[r * vectors + v] = load(row + at, args.width - at);
         }
       }
+    } else {
+      for (int i = 0; i < rows * vectors; ++i) dh.at[i] = Vec<C>{};
     }
     if (!step.dgates) {
       for (int r = 0; r < rows; ++r) {

@@ -139,8 +139,8 @@ struct BackwardArgs {
   ColumnWeights<C> w_hr;  // (P, H), projection only
   bool projected;
   bool wants_dh0;  // else dh is left undefined
-  C* dh;           // (N, P), in: gradient of h_n; out: gradient of h0
-  C* dc;           // (N, H), likewise, LSTM only
+  C* dh;           // (N, P), in: gradient of h_n; out: gradient of h0. Null: zeros, not wanted
+  C* dc;           // (N, H), likewise but never null, LSTM only
   C* dgates;       // (slots, N, operands(G)) gradients of the pre-activations, out
   C* dprojected;   // (slots, N, operands(P)) gradients of h, out, projection only
   int64_t slots;   // step s of the loop is kept in slot s % slots
