@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Mapping
+from functools import partial
 from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.module import _WrappedHook
 
 from fastrnn.cells import LSTMCell, RNNCell
 from fastrnn.modules import LSTM, RNN
@@ -22,8 +26,11 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 }
 _PLAIN = {ours: theirs for theirs, ours in _FUSED.items()}
 
+# A model keeps its class, unless it is itself one of those that are swapped.
+Model = TypeVar("Model", bound=nn.Module)
 
-def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
+
+def convert(model: Model, inplace: bool = False) -> Model:
     """Puts fastrnn's modules in the place of every torch.nn RNN, LSTM, RNNCell and LSTMCell.
 
     Parameters and buffers stay the very same objects, so that optimizers keep working, and so do
@@ -33,8 +40,9 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     Args:
         model: A module; itself one of the four, or holding them at any depth.
         inplace: Whether `model` itself changes. If not, it stays as it is, and the result is
-            another tree of modules over the same parameters. Modules that TorchScript made, and
-            lazy ones that have not run, are in both.
+            another tree of modules over the same parameters, with containers, bound methods and
+            hooks of its own. Modules that TorchScript made, and lazy ones that have not run, are in
+            both, and so is what else the model holds.
 
     Returns:
         The converted model; `model` itself if inplace.
@@ -56,7 +64,7 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     return _swap(model, _FUSED, inplace, swapped=tuple(_PLAIN))
 
 
-def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
+def revert(model: Model, inplace: bool = False) -> Model:
     """Undoes `convert`: puts torch.nn's modules back, on the very same parameters.
 
     Args:
@@ -77,16 +85,16 @@ def revert(model: nn.Module, inplace: bool = False) -> nn.Module:
 
 
 def _swap(
-    model: nn.Module,
+    model: Model,
     classes: Mapping[type[nn.Module], type[nn.Module]],
     inplace: bool,
     swapped: tuple[type[nn.Module], ...],
-) -> nn.Module:
+) -> Model:
     """Swaps modules of `classes`; warns of those of subclasses, but for the classes `swapped`."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
-        model = _twin(model, {})
+        model = _Twins(model).of(model)
     left_alone = []
     for name, module in model.named_modules():
         if type(module) in classes:
@@ -118,20 +126,53 @@ def _has_no_twin(module: nn.Module) -> bool:
     return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
-def _twin(module: nn.Module, twins: dict[int, nn.Module]) -> nn.Module:
-    """Returns another module over the same parameters and buffers, and so for those it holds."""
-    if id(module) in twins:
-        return twins[id(module)]
-    if _has_no_twin(module):
-        return module
-    twin = object.__new__(type(module))  # torch.fx's own __new__ makes another class
-    twins[id(module)] = twin
-    for name, value in module.__dict__.items():  # parameters, buffers and hooks among them
-        if isinstance(value, dict | list | set):
-            value = copy.copy(value)
-        elif isinstance(value, MethodType) and value.__self__ is module:
-            value = MethodType(value.__func__, twin)
-        twin.__dict__[name] = value
-    for name, child in module._modules.items():
-        twin._modules[name] = child if child is None else _twin(child, twins)
-    return twin
+class _Twins:
+    """Other modules over the same parameters and buffers: one for each in a model.
+
+    An attribute is the original's, but for what leads to a module of the model: containers,
+    methods, hooks and functools.partial are made anew, and lead to its twin.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # Of each value met its copy, by its id. torch.fx's own __new__ makes another class.
+        self.copies: dict[int, Any] = {
+            id(module): object.__new__(type(module))
+            for module in model.modules()
+            if not _has_no_twin(module)
+        }
+        for module in model.modules():
+            if id(module) in self.copies:
+                twin = self.copies[id(module)]
+                for name, value in module.__dict__.items():
+                    twin.__dict__[name] = self.of(value)
+
+    def of(self, value: Any) -> Any:
+        """Returns a module's twin, or a value that leads to twins as `value` to modules."""
+        if id(value) in self.copies:
+            return self.copies[id(value)]
+        if isinstance(value, MethodType):
+            return MethodType(value.__func__, self.of(value.__self__))
+        if type(value) is partial:
+            keywords = {name: self.of(argument) for name, argument in value.keywords.items()}
+            return partial(self.of(value.func), *map(self.of, value.args), **keywords)
+        if isinstance(value, _WrappedHook):  # torch's, of a function that takes its module
+            hook = copy.copy(value)
+            hook.hook = self.of(value.hook)
+            if value.with_module:
+                hook.module = weakref.ref(self.of(value.module()))
+            return hook
+        if type(value) is tuple:
+            return tuple(map(self.of, value))
+        if not isinstance(value, dict | list | set):
+            return value
+        # Registered before it is filled: it may hold itself.
+        container: Any = copy.copy(value)
+        self.copies[id(value)] = container
+        container.clear()
+        if isinstance(value, dict):
+            container.update({self.of(key): self.of(item) for key, item in value.items()})
+        elif isinstance(value, list):
+            container.extend(map(self.of, value))
+        else:
+            container.update(map(self.of, value))
+        return container

@@ -1,6 +1,7 @@
 """convert and revert: the same parameters, hooks, flags and names under other classes."""
 
 import copy
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -118,25 +119,93 @@ def test_containers_of_a_copy_are_its_own() -> None:
     assert model.notes == ["kept"] and model.seen == {"kept"}
 
 
-class WithMethod(nn.Module):
-    """Calls a method of its own by an attribute."""
+class Leading(nn.Module):
+    """Runs an LSTM with dropout to which attributes lead, as `lead` makes them."""
+
+    def __init__(self, lead: Callable[["Leading"], Callable[[Tensor], Any]]) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 8, num_layers=2, dropout=0.5)
+        self.step = lead(self)
+
+    def run(self, x: Tensor, scale: float = 1) -> Any:
+        return self.lstm(x * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if callable(self.step):
+            return self.step(x)[0]
+        held = self.step.values() if isinstance(self.step, dict) else self.step
+        return next(iter(held))(x)[0]
+
+
+LEADS: dict[str, Callable[[Leading], Any]] = {
+    "method": lambda model: model.run,
+    "partial": lambda model: functools.partial(model.run, scale=2),
+    "list": lambda model: [model.lstm],
+    "tuple": lambda model: (model.lstm,),
+    "set": lambda model: {model.lstm},
+    "dict_of_lists": lambda model: {"all": Held([model.lstm])},
+}
+
+
+class Held(list[nn.Module]):
+    """A list of one module, which can be called."""
+
+    def __call__(self, x: Tensor) -> Any:
+        return self[0](x)
+
+
+@pytest.mark.parametrize("lead", LEADS.values(), ids=LEADS)
+def test_what_leads_to_modules_leads_to_the_copys(lead: Callable[[Leading], Any]) -> None:
+    model, x = Leading(lead), torch.randn(4, 5)
+    converted = fastrnn.convert(model).eval()
+    assert model.lstm.training
+    assert takes_fused_path(lambda: converted(x)) and not takes_fused_path(lambda: model(x))
+    assert torch.equal(converted(x), converted(x))
+    reverted = fastrnn.revert(converted)
+    assert not takes_fused_path(lambda: reverted(x))
+    torch.testing.assert_close(reverted(x), converted(x))
+
+
+def test_a_method_of_a_child() -> None:
+    model, x = Leading(lambda model: model.lstm.forward), torch.randn(4, 5)
+    converted = fastrnn.convert(model).eval()  # whose step is still what torch.nn computes
+    assert torch.equal(converted(x), converted(x))
+    torch.testing.assert_close(converted(x), converted.lstm(x)[0])
+
+
+def test_containers_that_hold_themselves() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8))
+    model.loop = [model[0]]
+    model.loop.append(model.loop)
+    converted = fastrnn.convert(model)
+    assert converted.loop[0] is converted[0] and converted.loop[1] is converted.loop
+
+
+class Probe(nn.Module):
+    """Keeps an activation by a hook that is a method."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lstm = nn.LSTM(5, 8)
-        self.step = self.run
+        self.last: Tensor | None = None
+        self.lstm.register_forward_hook(self.keep)
+        self.loaded: list[nn.Module] = []
+        self.register_load_state_dict_pre_hook(lambda module, *_: self.loaded.append(module))
 
-    def run(self, x: Tensor) -> Tensor:
-        return self.lstm(x)[0]
+    def keep(self, module: nn.Module, arguments: Any, outputs: Any) -> None:
+        assert module is self.lstm
+        self.last = outputs[0].detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.step(x)
+        return self.lstm(x)[0]
 
 
-def test_bound_methods_of_a_copy_are_its_own() -> None:
-    model, x = WithMethod(), torch.randn(4, 5)
+def test_hooks_of_a_copy_are_its_own() -> None:
+    model, x = Probe(), torch.randn(4, 5)
     converted = fastrnn.convert(model)
-    assert takes_fused_path(lambda: converted(x)) and not takes_fused_path(lambda: model(x))
+    assert torch.equal(converted(x), converted.last) and model.last is None
+    converted.load_state_dict(model.state_dict())
+    assert model.loaded == [converted]  # the function is the model's, and is given the copy
 
 
 def test_a_lazy_module_that_has_run_is_copied() -> None:
