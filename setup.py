@@ -6,18 +6,23 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
 
+if sys.platform != "linux":
+    raise SystemExit("fastrnn builds on Linux only")
+
 try:
     import pybind11
     import torch
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     raise SystemExit(
         f"fastrnn compiles against the torch that you use, and {error.name} is missing: install it "
-        "with `pip install torch ninja pybind11 setuptools`, then run "
+        "with `pip install torch ninja pybind11 'setuptools>=77'`, then run "
         "`pip install --no-build-isolation .`"
     ) from None
 
@@ -28,9 +33,10 @@ VERSION = re.search(
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 # One object of each kernel source for each instruction set; which one runs is chosen at load.
-ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
+# -march: CFLAGS, or the compiler's default, may ask for more than every processor has.
+ISA_FLAGS: dict[str, list[str]] = {"baseline": ["-march=x86-64"] if X86 else []}
 if X86:
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx2"] = [*ISA_FLAGS["baseline"], "-mavx2", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] = [
         *ISA_FLAGS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
@@ -54,7 +60,8 @@ DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
 
 # Messages name the source that they come from: as torch/include/... and csrc/..., not by where
 # these lie on the machine that builds.
-FOLDERS = [f"{ROOT.resolve()}/", f"{Path(torch.__file__).resolve().parents[1]}/"]
+TORCH = Path(torch.__file__).parents[1]
+FOLDERS = [f"{folder}/" for path in (ROOT, TORCH) for folder in {path.absolute(), path.resolve()}]
 COMMON_FLAGS = [
     *("-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
     *(f"-ffile-prefix-map={folder}=" for folder in FOLDERS),
@@ -98,8 +105,12 @@ def find_cuda() -> str | None:
             f"is built for CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
             "release, or FASTRNN_CUDA=0 to build for the CPU alone"
         )
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
-    too_low = [a for a in re.findall(r"\d+\.\d+", archs) if float(a) < LOWEST_CUDA_ARCH]
+    os.environ["TORCH_CUDA_ARCH_LIST"] = (
+        os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+    )
+    flags = " ".join(cpp_extension._get_cuda_arch_flags())  # of "9.0+PTX", and of "Hopper"
+    archs = sorted({int(number) / 10 for number in re.findall(r"compute_(\d+)", flags)})
+    too_low = [str(arch) for arch in archs if arch < LOWEST_CUDA_ARCH]
     if too_low:
         raise SystemExit(
             f"TORCH_CUDA_ARCH_LIST names {', '.join(too_low)}, but fastrnn's CUDA kernels need "
@@ -115,9 +126,9 @@ TORCH_RELEASE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
 class BuildKernels(BuildExtension):
     """Compiles the kernels once for each instruction set, and the rest as torch does."""
 
-    def finalize_options(self) -> None:
+    def initialize_options(self) -> None:
         """Keeps objects in one place, so that the next build compiles only what changed."""
-        super().finalize_options()
+        super().initialize_options()
         self.build_temp = str(ROOT / "build" / f"temp.torch-{torch.__version__}")
 
     def build_extension(self, ext: Extension) -> None:
@@ -127,7 +138,7 @@ class BuildKernels(BuildExtension):
                 ext.extra_objects += self.compiler.compile(
                     [str(ROOT / source) for source in KERNELS],
                     output_dir=os.path.join(self.build_temp, isa),
-                    extra_postargs=[*KERNEL_FLAGS, *flags],
+                    extra_postargs=[*KERNEL_FLAGS, f'-DFASTRNN_SET="{isa}"', *flags],
                 )
         super().build_extension(ext)
 

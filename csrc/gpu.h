@@ -30,6 +30,17 @@ inline void check(int error) {
   TORCH_CHECK(error == 0, "CUDA error in fastrnn: ", cuda::take_error(error));
 }
 
+// Likewise of a persistent kernel, but false where the device refused so many blocks.
+inline bool check_persistent(int error) {
+  const bool refused = cuda::is_too_large(error);
+  if (refused) {
+    cuda::take_error(error);
+  } else {
+    check(error);
+  }
+  return !refused;
+}
+
 inline cuda::Element element_of(at::ScalarType type) {
   switch (type) {
     case at::kFloat: return cuda::Element::f32;

@@ -23,12 +23,13 @@ struct Layer {
   at::Tensor dprojected;         // (D, rows, P), projection only
 };
 
-void run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
+// False where the device refused.
+bool run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
                     cuda::Stream stream) {
   RECORD_FUNCTION("fastrnn::persistent_backward", c10::ArrayRef<const c10::IValue>());
   const void* w_hh[cuda::kDirections] = {};
   for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
-  check(cuda::launch_persistent_backward(layer.args, teams, w_hh, stream));
+  return check_persistent(cuda::launch_persistent_backward(layer.args, teams, w_hh, stream));
 }
 
 // The running gradient of h is dh, which a row that has ended, or not begun, keeps.
@@ -160,9 +161,7 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
         args.cells[d] = kept.parts[first_cell + d].cells.const_data_ptr();
       }
     }
-    if (teams) {
-      run_persistent(stack, layer, *teams, stream);
-    } else {
+    if (!teams || !run_persistent(stack, layer, *teams, stream)) {
       run_stepwise(stack, layer, computed, stream);
     }
 

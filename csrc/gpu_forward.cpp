@@ -21,15 +21,16 @@ struct Layer {
   at::Tensor unprojected[cuda::kDirections];
 };
 
-void run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
+// False where the device refused.
+bool run_persistent(const Stack& stack, const Layer& layer, const cuda::Teams& teams,
                     cuda::Stream stream) {
   RECORD_FUNCTION("fastrnn::persistent_forward", c10::ArrayRef<const c10::IValue>());
   const void* w_hh[cuda::kDirections] = {};
   for (int64_t d = 0; d < stack.directions; ++d) w_hh[d] = layer.weights[d].w_hh.const_data_ptr();
   const at::Tensor exchange =
       at::empty({2, stack.directions, stack.batch, stack.hidden}, layer.h_n.options());
-  check(cuda::launch_persistent_forward(layer.args, teams, w_hh, layer.h0.const_data_ptr(),
-                                        exchange.mutable_data_ptr(), stream));
+  return check_persistent(cuda::launch_persistent_forward(
+      layer.args, teams, w_hh, layer.h0.const_data_ptr(), exchange.mutable_data_ptr(), stream));
 }
 
 // The running h is h_n, which a row that has ended, or not begun, keeps.
@@ -146,9 +147,7 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
         args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
       }
     }
-    if (teams) {
-      run_persistent(stack, layer, *teams, stream);
-    } else {
+    if (!teams || !run_persistent(stack, layer, *teams, stream)) {
       run_stepwise(stack, layer, computed, stream);
     }
 

@@ -27,6 +27,7 @@ constexpr int kLowestCapability = 80;  // LOWEST_CUDA_ARCH of setup.py
 constexpr double kGridBarrierUs = 1.1, kClusterBarrierUs = 0.5;
 constexpr int64_t kRoundDepth = 256;       // of K: a chunk for each warp of a block
 constexpr double kTileBytesPerUs = 2.5e6;  // of tiles, from L2 to all multiprocessors together
+constexpr double kFillBytesPerUs = 4e3;    // of weights, to a block, once: estimated, not measured
 // A persistent kernel's costs.
 struct Costs {
   double tile_us, row_us;  // of a tile and of each of its rows, beside the product
@@ -64,7 +65,10 @@ double persistent_step_us(const Stack& stack, Element element, const Pass& pass,
   const auto sharing = static_cast<double>(divide_up(blocks, multiprocessors));
   const double product = std::max(
       {rounds, reads / kTileBytesPerUs, sharing * flops * multiprocessors / costs.flops_per_us});
-  return (teams.clusters ? kClusterBarrierUs : kGridBarrierUs) +
+  const double weights =
+      static_cast<double>(pass.depth * pass.columns * tile.units) * bytes_of(element);
+  const double fill = weights / kFillBytesPerUs / static_cast<double>(stack.steps);
+  return fill + (teams.clusters ? kClusterBarrierUs : kGridBarrierUs) +
          static_cast<double>(tiles) * (costs.tile_us + tile.rows * costs.row_us + product);
 }
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+# Without the cache: pip's wheel there may be for another torch.
 REBUILD = (
-    "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps fastrnn`, "
-    "or `pip install --no-build-isolation --force-reinstall --no-deps .` in its source tree"
+    "rebuild it in its source tree with "
+    "`pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps .`"
 )
+LIBRARIES = ("_build_info", "_direct", "_ops")
 
 
 def _release(version: str) -> tuple[str, ...]:
@@ -25,29 +27,45 @@ def load_ops() -> None:
         ImportError: fastrnn is not built, or was built against a torch whose C++ ABI differs from
             the installed one's.
     """
-    try:
-        from fastrnn import _build_info
-    except ImportError as error:
-        raise ImportError(
-            f"fastrnn's compiled part is missing ({error}): build it with "
-            "`pip install --no-build-isolation .`"
-        ) from None
+    folder = Path(__file__).parent
+    files = {name: _find(folder, name) for name in LIBRARIES}
+    if not all(files.values()):
+        raise ImportError(_missing(folder))
+    from fastrnn import _build_info
+
     built, installed = _build_info.torch_version, str(torch.__version__)
     if _release(built) != _release(installed):
         raise ImportError(
             f"fastrnn was built against torch {built}, but torch {installed} is installed, and "
             f"their C++ ABIs differ: {REBUILD}"
         )
-    folder = Path(__file__).parent
-    library = next(
-        (path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_ops{suffix}").exists()), None
-    )
-    if library is None:
-        raise ImportError(f"fastrnn's ops are missing from {folder}: {REBUILD}")
     try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
+        torch.ops.load_library(str(files["_ops"]))
+    except OSError as error:  # torch's own; the cause has the linker's words
         raise ImportError(
             f"fastrnn, built against torch {built}, does not load with torch {installed} "
-            f"({error}): {REBUILD}"
+            f"({error.__cause__ or error}): {REBUILD}"
         ) from None
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Returns the library of that name for this Python, or None."""
+    paths = (folder / f"{name}{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _missing(folder: Path) -> str:
+    """Says that a library is missing, and what to do."""
+    what = f"fastrnn's compiled part is missing from {folder}"
+    others = sorted(path.name for name in LIBRARIES for path in folder.glob(f"{name}.*.so"))
+    if others:
+        what += (
+            f" for this Python, which loads *{EXTENSION_SUFFIXES[0]} (there: {', '.join(others)})"
+        )
+    if (folder.parent / "setup.py").exists():
+        return (
+            f"{what}: this is the source tree. Build it in place with "
+            "`pip install --no-build-isolation -e .`, or run Python from another folder to use "
+            "the fastrnn that is installed"
+        )
+    return f"{what}: {REBUILD}"

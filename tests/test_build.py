@@ -1,5 +1,6 @@
 """The installed package: import from anywhere, build information, metadata, wrong torch."""
 
+import shutil
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -15,6 +16,47 @@ def test_import_from_another_folder(tmp_path: Path) -> None:
     result = run_python("-W", "error", "-c", code, cwd=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"{fastrnn.__version__} {fastrnn.build_info()}"
+
+
+# As where mock.patch.dict(sys.modules) ends, or Ctrl-C stopped the first import.
+def test_import_twice() -> None:
+    code = """
+import sys, torch
+import fastrnn
+for name in [n for n in sys.modules if n.split(".")[0] == "fastrnn"]:
+    del sys.modules[name]
+import fastrnn
+module = fastrnn.LSTM(5, 8)
+module(torch.ones(4, 3, 5))[0].sum().backward()
+torch.compile(module, fullgraph=True, backend="aot_eager")(torch.ones(4, 3, 5))
+torch.vmap(module)(torch.ones(2, 4, 3, 5))
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def imported_from(folder: Path, **libraries: str) -> str:
+    """Returns how an import of the package's Python files, and of no others, from there ends."""
+    package = folder / "fastrnn"
+    shutil.copytree(Path(fastrnn.__file__).parent, package, ignore=shutil.ignore_patterns("*.so"))
+    for name, suffix in libraries.items():
+        (package / f"{name}.{suffix}").touch()
+    result = run_python("-c", "import fastrnn", cwd=str(folder))
+    assert result.returncode != 0
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_import_of_a_source_tree_that_is_not_built(tmp_path: Path) -> None:
+    (tmp_path / "setup.py").touch()
+    message = imported_from(tmp_path)
+    assert message.startswith(f"ImportError: fastrnn's compiled part is missing from {tmp_path}")
+    assert "this is the source tree" in message and "-e ." in message
+
+
+def test_import_of_a_build_for_another_python(tmp_path: Path) -> None:
+    message = imported_from(tmp_path, _ops="cpython-39-x86_64-linux-gnu.so")
+    assert "for this Python" in message and "_ops.cpython-39" in message
+    assert "--force-reinstall" in message
 
 
 def test_build_info() -> None:
@@ -65,7 +107,7 @@ def test_import_with_another_torch(version: str) -> None:
     message = errors.strip().splitlines()[-1]
     assert message.startswith("ImportError")
     assert version in message and fastrnn.build_info()["torch"] in message
-    assert "pip install --no-build-isolation --force-reinstall" in message
+    assert "pip install --no-build-isolation --no-cache-dir --force-reinstall" in message
 
 
 def test_import_with_another_patch_of_torch() -> None:

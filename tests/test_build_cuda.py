@@ -84,9 +84,18 @@ def test_another_major_release_stops(tmp_path: Path, wish: str) -> None:
     assert "FASTRNN_CUDA=0" in said
 
 
-def test_architectures(tmp_path: Path) -> None:
-    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs="7.5;8.0;9.0+PTX")
-    assert "names 7.5" in said and "8.0" in said
+@pytest.mark.parametrize(
+    ("archs", "low"), [("7.5;8.0;9.0+PTX", "7.5"), ("Volta", "7.0"), ("Pascal Hopper", "6.0, 6.1")]
+)
+def test_architectures(tmp_path: Path, archs: str, low: str) -> None:
+    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
+    assert f"names {low}, but" in said and "8.0" in said
+
+
+@pytest.mark.parametrize("archs", ["10.0", "Ampere", "9.0a 12.0+PTX"])
+def test_newer_architectures(tmp_path: Path, archs: str) -> None:
+    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
+    assert said == "CUDA 13.0"
 
 
 def test_wrong_wish(tmp_path: Path) -> None:

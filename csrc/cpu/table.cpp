@@ -1,6 +1,14 @@
 // The table of this instruction set's kernels.
 #include "pack.h"
 
+// The set that setup.py compiles for must be the one that simd.h finds in the compiler's macros.
+#if defined(FASTRNN_SET)
+#define FASTRNN_TEXT(x) #x
+#define FASTRNN_TEXT_OF(x) FASTRNN_TEXT(x)
+static_assert(__builtin_strcmp(FASTRNN_SET, FASTRNN_TEXT_OF(FASTRNN_ISA)) == 0,
+              "compiled for another instruction set than meant: do CFLAGS or CXXFLAGS name one?");
+#endif
+
 namespace fastrnn::FASTRNN_ISA {
 
 // forward.cpp, backward.cpp, gradients.cpp, pack.cpp:
@@ -24,12 +32,12 @@ void pack_bias(Cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<E>* o
 
 template <typename E>
 const Kernels<E>& kernel_table() {
-  static constexpr Kernels<E> table = {kLanes<Compute<E>>,
-                                       kTileRows,
-                                       kDepth<E>,
-                                       kParts<E>,
-                                       kOperandUnit,
-                                       kIsOperand<E>,
+  static constexpr Kernels<E> table = {/*lanes=*/kLanes<Compute<E>>,
+                                       /*tile_rows=*/kTileRows,
+                                       /*depth=*/kDepth<E>,
+                                       /*parts=*/kParts<E>,
+                                       /*operand_unit=*/kOperandUnit,
+                                       /*reads_in_place=*/kIsOperand<E>,
                                        forward<E>,
                                        forward_scratch<E>,
                                        backward<E>,

@@ -129,4 +129,8 @@ int launch_previous_h(const PreviousArgs& args, Stream stream);
 // look at that would blame another kernel.
 const char* take_error(int error);
 
+// Whether a launcher's error says that the device does not run as many blocks at once as it said it
+// would, as where it has been divided since. Nothing was started then.
+bool is_too_large(int error);
+
 }  // namespace fastrnn::cuda

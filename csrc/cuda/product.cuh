@@ -15,6 +15,16 @@
 
 namespace fastrnn::cuda {
 
+// What other blocks write, from L2. CUDA's own function for the 16-bit types leaves the compiler
+// free to move the read across a barrier.
+__device__ __forceinline__ float load_from_l2(const float* p) { return __ldcg(p); }
+__device__ __forceinline__ __half load_from_l2(const __half* p) {
+  return __ushort_as_half(__ldcg(reinterpret_cast<const unsigned short*>(p)));
+}
+__device__ __forceinline__ __nv_bfloat16 load_from_l2(const __nv_bfloat16* p) {
+  return __ushort_as_bfloat16(__ldcg(reinterpret_cast<const unsigned short*>(p)));
+}
+
 constexpr int kWarp = 32;
 constexpr int kWarps = 8;
 constexpr int kBlockThreads = kWarps * kWarp;
@@ -78,7 +88,9 @@ struct VectorProduct {
 
   template <typename Load>
   __device__ __forceinline__ void fill(Load&& load) const {
-    for (int64_t i = threadIdx.x; i < weight_elements(k); i += blockDim.x) {
+    // Several at a time on their way from memory, or each would be waited for.
+#pragma unroll 8
+    for (int64_t i = threadIdx.x; i < weight_elements(k); i += kBlockThreads) {
       const int lane = static_cast<int>(i % kWarp);
       const int64_t slot = i / kWarp;  // (chunk, kDepth, kPerLane)
       const int c = static_cast<int>(slot % kPerLane);
@@ -103,7 +115,8 @@ struct VectorProduct {
       const int64_t at = chunk * kChunk + lane;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        left.row[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at) : 0.f;
+        left.row[r] =
+            rows[r] && at < k + is(Mutant::depth_past_end) ? load_from_l2(rows[r] + at) : 0.f;
       }
     };
     each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, [&](Left& left, int64_t chunk) {
@@ -220,7 +233,7 @@ struct TensorProduct {
       const int64_t at = chunk * kChunk + lane;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        left.row[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? __ldcg(rows[r] + at)
+        left.row[r] = rows[r] && at < k + is(Mutant::depth_past_end) ? load_from_l2(rows[r] + at)
                                                                      : from_compute<Half>(0.f);
       }
     };

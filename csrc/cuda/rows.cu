@@ -94,6 +94,10 @@ int query_device(DeviceLimits* limits) {
   return error;
 }
 
+bool is_too_large(int error) {
+  return error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize;
+}
+
 const char* take_error(int error) {
   cudaGetLastError();
   return cudaGetErrorString(static_cast<cudaError_t>(error));

@@ -79,14 +79,26 @@ int allow_shared_memory(Kernel kernel) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
+// Whether a kernel was compiled with the barrier of a cluster: a device that has clusters may run
+// what its driver made of an older PTX.
+template <typename Kernel>
+int knows_clusters(Kernel kernel, bool* knows) {
+  cudaFuncAttributes compiled{};
+  const int error = cudaFuncGetAttributes(&compiled, kernel);
+  *knows = compiled.ptxVersion >= 90;
+  return error;
+}
+
 // Teams of so many blocks that the device runs at once.
 template <typename Kernel>
 int count_teams(Kernel kernel, int64_t blocks, int64_t shared_bytes, bool clusters, int* teams) {
   *teams = 0;
   DeviceLimits limits{};
   int error = query_device(&limits);
+  bool can = limits.cooperative;
+  if (!error && clusters) error = knows_clusters(kernel, &can);
   if (error) return error;
-  const bool can = clusters ? limits.clusters && blocks <= kMaxCluster : limits.cooperative;
+  if (clusters) can = can && limits.clusters && blocks <= kMaxCluster;
   if (!can || shared_bytes > limits.shared_bytes) return cudaSuccess;
   error = allow_shared_memory(kernel);
   if (error) return error;
@@ -101,7 +113,11 @@ int count_teams(Kernel kernel, int64_t blocks, int64_t shared_bytes, bool cluste
   if (error) return error;
   const Launch how(dim3(static_cast<unsigned>(blocks)), kBlockThreads, shared_bytes,
                    Together::along_x, nullptr);
-  return cudaOccupancyMaxActiveClusters(teams, kernel, &how.config);
+  error = cudaOccupancyMaxActiveClusters(teams, kernel, &how.config);
+  if (error != cudaErrorInvalidClusterSize) return error;
+  take_error(error);  // this device takes fewer blocks than kMaxCluster
+  *teams = 0;
+  return cudaSuccess;
 }
 
 // Launches a persistent kernel: a block for each tile of hidden units, direction and slice.

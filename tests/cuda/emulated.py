@@ -24,10 +24,11 @@ COMPILE = ["-std=c++20", "-fvisibility=hidden", *(f"-isystem{path}" for path in 
 LINK = [*(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu"]
 
 
-def load() -> None:
-    """Replaces the CPU kernels of fastrnn's ops in this process."""
+def load() -> Path:
+    """Replaces the CPU kernels of fastrnn's ops in this process; returns the library's path."""
     library = build([*GLUE, *KERNELS], shared=True, extra=COMPILE, link=LINK)
     torch.ops.load_library(str(library))
+    return library
 
 
-load()
+LIBRARY = load()

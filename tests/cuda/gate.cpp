@@ -175,7 +175,8 @@ class Trial {
  private:
   bool persists() const { return element_ != Element::f64 && random_.between(0, 2); }
 
-  Teams draw_teams() const {
+  // count: forward_teams or backward_teams.
+  Teams draw_teams(decltype(forward_teams) count) const {
     PersistentTile tile{16, 16};
     if (element_ == Element::f32) {
       const int rows[] = {1, 4, 8};
@@ -183,8 +184,9 @@ class Trial {
       tile = {units, rows[random_.between(0, 2)]};
     }
     const auto slices = static_cast<int>(random_.between(1, 3));
-    const bool fits = (h_ - 1) / tile.units < 16;
-    return {tile, slices, fits && random_.between(0, 1)};
+    int teams = 0;
+    succeed(count(element_, cell, h_, tile, /*clusters=*/true, &teams));
+    return {tile, slices, teams > 0 && random_.between(0, 1)};
   }
 
   void forward() {
@@ -222,7 +224,8 @@ class Trial {
     if (persistent) {
       const void* w[] = {w_[0].get(), w_[1].get()};
       const Array<E> exchange(2 * d_ * n_ * h_);
-      succeed(launch_persistent_forward(args, draw_teams(), w, h0_.get(), exchange.get(), nullptr));
+      succeed(launch_persistent_forward(args, draw_teams(forward_teams), w, h0_.get(),
+                                        exchange.get(), nullptr));
     } else {
       const Array<C> recurrent(d_ * n_ * g_);
       for (int64_t s = 0; s < shape_.steps; ++s) {
@@ -320,7 +323,7 @@ class Trial {
     }
     if (persists()) {
       const void* w[] = {w_[0].get(), w_[1].get()};
-      succeed(launch_persistent_backward(args, draw_teams(), w, nullptr));
+      succeed(launch_persistent_backward(args, draw_teams(backward_teams), w, nullptr));
     } else {
       for (int64_t s = 0; s < shape_.steps; ++s) {
         succeed(launch_pointwise_backward(args, s, nullptr));

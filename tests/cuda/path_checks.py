@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
+import emulated
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -47,6 +49,24 @@ def test_float64_and_projections_go_step_by_step() -> None:
 def test_as_many_blocks_as_fit() -> None:
     few = os.environ.get("FASTRNN_EMULATED_SMS") == "4"
     assert paths(fastrnn.LSTM(5, 800), batch=1, steps=2) == (STEPWISE if few else PERSISTENT)
+
+
+# As where other work, or a partition, has taken multiprocessors since the first call.
+def test_what_the_device_no_longer_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRNN_CUDA_PATH", "persistent")
+    emulator = ctypes.CDLL(str(emulated.LIBRARY))
+    ours, x = fastrnn.LSTM(5, 800), torch.randn(2, 1, 5)
+    before = paths(ours, batch=1, steps=2)
+    expected = torch.autograd.grad(ours(x)[0].sum(), ours.weight_hh_l0)[0]
+    sms = os.environ["FASTRNN_EMULATED_SMS"]
+    assert emulator.fastrnn_emulator_set(b"sms", b"1") == 0
+    try:
+        assert paths(ours, batch=1, steps=2) >= STEPWISE
+        actual = torch.autograd.grad(ours(x)[0].sum(), ours.weight_hh_l0)[0]
+    finally:
+        assert emulator.fastrnn_emulator_set(b"sms", sms.encode()) == 0
+    torch.testing.assert_close(actual, expected)
+    assert before == (STEPWISE if sms == "4" else PERSISTENT)
 
 
 def test_weights_beyond_shared_memory_go_step_by_step() -> None:

@@ -51,6 +51,12 @@ def test_races(schedule: str) -> None:
     assert_clean(run_gate("tsan", 2000, 25, schedule=schedule))
 
 
+# As a driver may compile what was built for an A100, on a GPU that has clusters.
+def test_ptx_that_knows_no_clusters() -> None:
+    program = build([GATE, *KERNELS], extra=["-DFASTRNN_MUTANTS", "-D__CUDA_ARCH__=800"])
+    assert_clean(run(program, 0, 40))
+
+
 def test_failed_launch_leaves_no_error_behind() -> None:
     done = run_gate("plain", "fail")
     assert (done.returncode, done.stdout) == (0, "cudaErrorInvalidValue\n")

@@ -8,6 +8,8 @@ struct __nv_bfloat16 {
   uint16_t bits;
 };
 
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
+
 inline float __bfloat162float(__nv_bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float value;

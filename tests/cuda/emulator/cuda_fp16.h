@@ -10,6 +10,8 @@ struct __half {
   uint16_t bits;
 };
 
+inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
+
 inline float __half2float(__half x) {
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t exponent = x.bits >> 10 & 0x1fu, fraction = x.bits & 0x3ffu;

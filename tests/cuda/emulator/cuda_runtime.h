@@ -51,6 +51,10 @@ enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed = 14
 };
 
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeIgnore = 0,
   cudaLaunchAttributeCooperative = 2,
@@ -100,6 +104,17 @@ const void* address(Kernel* kernel) {
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   return fastrnn_emulator::set_attribute(fastrnn_emulator::address(kernel), attribute, value);
+}
+
+// Of the architecture that a test compiles for, or the newest.
+template <typename Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
+#if defined(__CUDA_ARCH__)
+  attributes->ptxVersion = __CUDA_ARCH__ / 10;
+#else
+  attributes->ptxVersion = 90;
+#endif
+  return cudaSuccess;
 }
 
 // Knows nothing of registers: a real device may hold fewer blocks.
