@@ -1,6 +1,7 @@
 // Autograd of the op recurrent: forward through recurrent_forward, backward through
 // recurrent_backward, or through the reference where the gradients must themselves be
 // differentiable. Tangents of forward-mode AD come from the reference too.
+#include <ATen/ops/alias.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -130,21 +131,25 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     const bool create_graph = at::GradMode::is_enabled();
     const at::AutoGradMode record(true);
     const Options options(ctx);
-    const at::TensorList weights = at::TensorList(inputs).slice(3);
+    // Gradients of this call alone: what one input hands on to another, before it, and hooks on
+    // them, are not passed through here.
+    variable_list own;
+    for (const Tensor& input : inputs) own.push_back(input.defined() ? at::alias(input) : input);
+    const at::TensorList weights = at::TensorList(own).slice(3);
     const Stack stack =
-        check_arguments(options.mode, saved[0], optional(saved[3]), optional(saved[1]),
-                        optional(saved[2]), weights, options.num_layers, options.has_biases,
+        check_arguments(options.mode, own[0], optional(saved[3]), optional(own[1]),
+                        optional(own[2]), weights, options.num_layers, options.has_biases,
                         options.bidirectional, options.batch_first, options.dropout);
-    const variable_list outputs = run_reference(stack, saved[0], saved[1], saved[2], weights,
-                                                reserved_noise(stack, saved[5]));
+    const variable_list outputs =
+        run_reference(stack, own[0], own[1], own[2], weights, reserved_noise(stack, saved[5]));
     variable_list differentiated, output_gradients, wanted;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
       differentiated.push_back(outputs[i]);
       output_gradients.push_back(gradients[i]);
     }
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (needs[i]) wanted.push_back(inputs[i]);
+    for (size_t i = 0; i < own.size(); ++i) {
+      if (needs[i]) wanted.push_back(own[i]);
     }
     if (differentiated.empty()) return variable_list(wanted.size());
     return torch::autograd::grad(differentiated, wanted, output_gradients,

@@ -1,5 +1,9 @@
 """Gradients of gradients, which torch.nn gives for every module and dtype."""
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,6 +65,114 @@ def test_gradient_penalty(case: Case) -> None:
     inputs = make_inputs(case)
     ours = penalty_gradients(build(fastrnn, case), inputs)
     assert_same(ours, penalty_gradients(build(nn, case), inputs), factor=10)
+
+
+class Call(NamedTuple):
+    """A module, or a cell, its input, and how many times a graph was told of its gradient."""
+
+    module: nn.Module
+    x: Tensor
+    hooks: list[str]
+
+    @property
+    def weights(self) -> list[str]:
+        """The names of w_ih and w_hh."""
+        names = [name for name, _ in self.module.named_parameters() if name.startswith("weight")]
+        assert len(names) == 2
+        return names
+
+    def run(self, state: Any = None) -> tuple[Tensor, Any]:
+        """Returns the output, and the state to go on from."""
+        outputs = self.module(self.x, state)
+        if isinstance(self.module, nn.RNNBase):
+            return outputs
+        return (outputs[0] if isinstance(outputs, tuple) else outputs), outputs
+
+    def state(self, h: Tensor) -> Any:
+        """Returns h, or h as h and as c."""
+        is_lstm = isinstance(self.module, nn.LSTMCell) or getattr(self.module, "mode", "") == "LSTM"
+        return (h, h) if is_lstm else h
+
+
+def chained(call: Call) -> Tensor:
+    state = None
+    for _ in range(3):
+        y, state = call.run(state)
+    return y
+
+
+def state_of_input(call: Call) -> Tensor:
+    h = call.x[:1] if isinstance(call.module, nn.RNNBase) else call.x
+    return call.run(call.state(h * 2))[0]
+
+
+def one_weight_twice(call: Call) -> Tensor:
+    w_ih, w_hh = call.weights
+    setattr(call.module, w_hh, getattr(call.module, w_ih))
+    return call.run()[0]
+
+
+def weight_of_a_weight(call: Call) -> Tensor:
+    w_ih, w_hh = call.weights
+    original = getattr(call.module, w_ih)
+    names = {w_hh: original * 3 + 1}
+    y = torch.func.functional_call(call.module, names, (call.x,))
+    return y[0] if isinstance(y, tuple) else y
+
+
+def hooked(call: Call) -> Tensor:
+    for tensor in (call.x, getattr(call.module, call.weights[0])):
+        tensor.register_hook(lambda gradient: (call.hooks.append("called"), gradient * 2)[1])
+    return call.run()[0]
+
+
+GRAPHS = [chained, state_of_input, one_weight_twice, weight_of_a_weight, hooked]
+
+
+def gradients_of_graph(
+    package: ModuleType, name: str, graph: Callable[[Call], Tensor], how: str
+) -> dict[str, Tensor]:
+    """Returns gradients of what `graph` makes of a call, and how often its hooks were called."""
+    torch.manual_seed(1)
+    module = getattr(package, name)(4, 4).double()
+    size = (2, 4) if name.endswith("Cell") else (5, 2, 4)
+    call = Call(module, torch.randn(size, dtype=torch.double).requires_grad_() * 1, [])
+    y = graph(call)
+    wanted = [call.x, *dict.fromkeys(module.parameters())]
+    if how == "batched":
+        vectors = torch.randn(3, *y.shape, dtype=torch.double)
+        results = torch.autograd.grad(y, wanted, vectors, is_grads_batched=True, allow_unused=True)
+    else:
+        results = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True, allow_unused=True)
+    if how == "twice":
+        total = sum(result.square().sum() for result in results if result is not None)
+        results = torch.autograd.grad(total, wanted, allow_unused=True)
+    named = {f"{i}": result.detach() for i, result in enumerate(results) if result is not None}
+    return named | {"hooks": torch.tensor(float(len(call.hooks)))}
+
+
+@pytest.mark.parametrize("how", ["once", "twice", "batched"])
+@pytest.mark.parametrize("graph", GRAPHS, ids=lambda graph: graph.__name__)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_inputs_that_depend_on_each_other(
+    name: str, graph: Callable[[Call], Tensor], how: str
+) -> None:
+    ours = gradients_of_graph(fastrnn, name, graph, how)
+    assert_same(ours, gradients_of_graph(nn, name, graph, how), factor=10)
+    assert ours["hooks"] == (0 if graph is not hooked else 4 if how == "twice" else 2)
+
+
+def test_hooks_of_parameters_when_the_graph_is_kept() -> None:
+    seen = []
+    for package in (nn, fastrnn):
+        torch.manual_seed(1)
+        module = package.RNN(4, 4).double()
+        module.weight_ih_l0.register_hook(lambda gradient: gradient * 2)
+        x = torch.randn(5, 2, 4, dtype=torch.double).requires_grad_() * 1
+        x.retain_grad()
+        module(x)[0].sum().backward(create_graph=True)
+        seen.append({"x": x.grad.detach(), "w_ih": module.weight_ih_l0.grad.detach()})
+    assert_same(seen[1], seen[0], factor=10)
 
 
 def derivatives(module: nn.RNNBase, x: Tensor, vectorize: bool) -> dict[str, Tensor]:
