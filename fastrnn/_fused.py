@@ -17,7 +17,9 @@ def can_fuse(x: Any) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
     if not isinstance(x, Tensor):
         return False
-    if not (x.is_cpu or (HAS_CUDA and x.is_cuda)) or x.layout is not torch.strided:
+    if not (x.is_cpu or (HAS_CUDA and x.is_cuda)):
+        return False
+    if x.layout is not torch.strided or x.is_nested:
         return False
     if torch._C._is_any_autocast_enabled():
         return x.dtype in FUSED_DTYPES and not _transforms.active()

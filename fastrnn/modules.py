@@ -106,6 +106,14 @@ class _Recurrent(nn.RNNBase):
         return self._torch_class.forward(self, x, hx)
 
 
+def _torch_reads_past(hx: Any) -> bool:
+    """Whether torch.nn.LSTM, which checks no state of packed input, would read past these."""
+    if not isinstance(hx, (tuple, list)) or not all(isinstance(state, Tensor) for state in hx):
+        return False
+    dims = [state.dim() for state in hx]
+    return max(dims) > 3 or (dims == [3, 3] and hx[1].size(0) < hx[0].size(0))
+
+
 def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
@@ -291,5 +299,7 @@ class LSTM(_Recurrent):
                     return _repack(y, input), states
         except REFUSALS as error:
             if not self._torch_takes_over(error, input.data if packed else input):
+                raise
+            if packed and str(error).startswith("fastrnn:") and _torch_reads_past(hx):
                 raise
         return self._torch_forward(input, hx)

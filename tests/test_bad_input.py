@@ -290,3 +290,29 @@ def test_warnings(name: str, num_layers: int) -> None:
         found.append([(record.category, str(record.message)) for record in records])
     assert found[0] == found[1]
     assert len(found[0]) == (num_layers == 1)
+
+
+NESTED = torch.nested.nested_tensor([torch.ones(3, 5), torch.ones(2, 5)])
+
+
+@pytest.mark.parametrize("name", [*CLASSES, "RNNCell", "LSTMCell"])
+def test_nested_tensors(name: str) -> None:
+    assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(NESTED), name)
+
+
+# torch.nn.LSTM ends the process with these.
+@pytest.mark.parametrize("layers", [(2, 1), (1, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_packed_states_that_torch_reads_past(layers: tuple[int, int], dtype: torch.dtype) -> None:
+    packed = PackedSequence(zeros(5, 3, dtype=dtype), torch.tensor([2, 2, 1]))
+    states = tuple(zeros(count, 2, 4, dtype=dtype) for count in layers)
+    with pytest.raises(RuntimeError, match=r"^fastrnn: [hc]0 must have size"):
+        fastrnn.LSTM(3, 4, dtype=dtype)(packed, states)
+    with pytest.raises(RuntimeError, match=r"^fastrnn: h0 must have size"):
+        fastrnn.LSTM(3, 4, dtype=dtype)(packed, (zeros(1, 1, 2, 4, dtype=dtype), states[0][:1]))
+
+
+def test_packed_states_that_torch_takes() -> None:
+    packed = PackedSequence(zeros(5, 3), torch.tensor([2, 2, 1]))
+    states = zeros(1, 2, 4), zeros(2, 2, 4)  # more of c0 than it needs
+    assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, states), "LSTM")
