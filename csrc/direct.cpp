@@ -32,7 +32,8 @@ bool covers(const Tensor& x) {
                                    .findSchemaOrThrow("fastrnn::recurrent", "")
                                    .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
   const at::ScalarType dtype = x.scalar_type();
-  return (x.is_cpu() || (has_cuda && x.is_cuda())) && x.layout() == at::kStrided && !x.is_nested() &&
+  return (x.is_cpu() || (has_cuda && x.is_cuda())) && x.layout() == at::kStrided &&
+         !x.is_nested() &&
          (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
           dtype == at::kHalf);
 }
