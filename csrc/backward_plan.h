@@ -21,10 +21,11 @@ int64_t chunk_rows(const Stack& stack) {
 }
 
 // Weights that serve at most so many tiles of rows are not worth a copy.
-constexpr int64_t kRowsInPlace = 2;
+constexpr int64_t kTilesInPlace = 2;
 
 template <typename E>
 class BackwardPlan {
+  // First, as the members below are initialised from them.
   const Stack& stack_;
   const Kernels<E>& kernels_;
 
@@ -62,7 +63,7 @@ class BackwardPlan {
 
   // Whether weights that serve so many rows are better read where they lie.
   bool reads_in_place(int64_t rows) const {
-    return kernels_.reads_in_place && rows <= kRowsInPlace * kernels_.tile_rows;
+    return kernels_.reads_in_place && rows <= kTilesInPlace * kernels_.tile_rows;
   }
   // What pack_columns needs for w (k, columns), or for the panel of it that is not full.
   int64_t packed_size(int64_t k, int64_t columns, int64_t rows) const {

@@ -42,7 +42,7 @@ auto with_element(at::ScalarType type, F&& f) {
         case Float32Products::two_bfloat16: return f(HighFloat{});
         case Float32Products::one_bfloat16: return f(MediumFloat{});
       }
-      [[fallthrough]];
+      TORCH_CHECK(false, "fastrnn: no kernels for these products of float32");
     case at::kDouble: return f(double{});
     case at::kHalf: return f(Half{});
     case at::kBFloat16: return f(BFloat16{});

@@ -194,6 +194,7 @@ PyMODINIT_FUNC PyInit__direct() {
       method("recurrent", recurrent, "torch.ops.fastrnn.recurrent, or NotImplemented."),
       method("cell", cell, "torch.ops.fastrnn.cell, or NotImplemented."),
       {nullptr, nullptr, 0, nullptr}};
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -32,7 +32,7 @@ struct Stack {
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
   int64_t layer_input(int64_t layer) const { return layer == 0 ? input : layer_width(); }
-  // Of the first layer and of the others. What a kernel needs for one is no bound for a narrower.
+  // Of the first layer and of the others. A narrower one may take more memory of a kernel.
   std::array<int64_t, 2> layer_inputs() const { return {input, layer_input(layers - 1)}; }
   int64_t widest_input() const {
     const auto [first, others] = layer_inputs();

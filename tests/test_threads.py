@@ -23,7 +23,7 @@ from helpers import (
     run,
 )
 
-# csrc/plan.cpp takes another thread for each 1e6 floating-point operations.
+# csrc/plan.cpp takes another thread for each 1e6 floating-point operations; here no case is near.
 FLOPS_PER_THREAD = 2e6
 
 # Layers that run at the same time, each a block of steps behind the one below.

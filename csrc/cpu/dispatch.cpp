@@ -35,7 +35,7 @@ const Kernels<E>* find_kernels(Isa isa) {
 #ifdef FASTRNN_X86
     case Isa::avx2: return &avx2::kernel_table<E>();
     case Isa::avx512: return &avx512::kernel_table<E>();
-    // From here on only products of 16-bit types differ from avx512's.
+    // From here on only products of 16-bit numbers differ from avx512's.
     case Isa::avx512_bf16:
       if constexpr (std::is_same_v<E, BFloat16>) return &avx512_bf16::kernel_table<E>();
       return &avx512::kernel_table<E>();

@@ -78,7 +78,7 @@ struct ForwardArgs {
 
   Cell cell;
   bool reverse;
-  int64_t steps_before;  // of earlier calls: of them all every other runs through panels backwards
+  int64_t steps_before;  // of earlier calls; of all steps every other takes the last panels first
   Schedule schedule;
   int64_t input, hidden, width;  // I, H, P
   Sequence<const E> x;           // (T, N, I)
@@ -119,7 +119,7 @@ struct ColumnWeights {
   const C* partial;      // the last panel, packed, if not all of its columns exist
 };
 
-// One direction of one layer, backward through time. Step s of the loop is the last but s of
+// One direction of one layer, backward through time. Step s of the loop is step T - 1 - s of
 // forward.
 template <typename E>
 struct BackwardArgs {

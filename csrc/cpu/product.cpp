@@ -45,13 +45,13 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   // Whether all weights of a k are held, and one element of a row after the other; or else all
   // elements, and one weight. One register too many would put a sum into memory at every k.
   constexpr bool holds_weights = R * V + V + 1 <= FASTRNN_REGISTERS;
-  const int64_t spans_end = product.interleaved ? product.k_count / kSpan * kSpan : 0;
+  const int64_t spans_end = product.interleaved ? whole_spans(product.k_count) : 0;
   for (int64_t done = 0; done < product.k_count; done += kSumBlock) {
     const int64_t left = product.k_count - done;
     const int64_t count = left < kSumBlock ? left : kSumBlock;
     int64_t offset = done * product.a_stride, step = product.a_stride;
     if (done < spans_end) {
-      offset = (done / kSpan * kSpan + done / kSumBlock % kInterleave) * product.a_stride;
+      offset = (whole_spans(done) + done / kSumBlock % kInterleave) * product.a_stride;
       step *= kInterleave;
     }
     Vec<C> block[R][V] = {};

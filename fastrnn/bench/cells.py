@@ -107,7 +107,7 @@ class Cell:
 
     @property
     def compute_bound(self) -> bool:
-        """Whether the targets hold this cell against the FMA peak."""
+        """Whether products bound its time: N >= 32, H >= 256, float32."""
         return self.N >= 32 and self.H >= 256 and self.dtype == torch.float32
 
     def flops(self, mode: str) -> int:
