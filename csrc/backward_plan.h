@@ -9,14 +9,15 @@
 namespace fastrnn {
 
 // Rows of gate gradients in a chunk: the order of summation of a weight's gradient follows it, so
-// that nothing but the arguments may decide. Longer chunks are 2% faster for an LSTM; for the
-// others torch.nn takes less memory, and it is memory that counts. Of narrow rows so many bytes are
-// a chunk: all threads wait for each other twice a chunk.
+// that nothing but the arguments may decide. Longer chunks are 2% faster for an LSTM; where it is
+// packed, and for the others, torch.nn takes less memory, and it is memory that counts. Of narrow
+// rows so many bytes are a chunk: all threads wait for each other twice a chunk.
 constexpr int64_t kChunkBytes = 96 << 10;
 
 template <typename E>
 int64_t chunk_rows(const Stack& stack) {
-  const int64_t rows = stack.cell == Cell::lstm && !stack.projected && kIsComputed<E> ? 768 : 256;
+  const bool lstm = stack.cell == Cell::lstm && !stack.projected && kIsComputed<E>;
+  const int64_t rows = !lstm ? 256 : stack.packed ? 512 : 768;
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 

@@ -5,9 +5,9 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-// Columns of the left operand packed together: with float, 192 x 256 values are 192 KB of the L2
-// cache.
-constexpr int64_t kBlockColumns = 192;
+// Columns of the left operand packed together, whole tiles: with float, 128 x 256 values are 128 KB
+// of the L2 cache.
+constexpr int64_t kBlockColumns = 128 / kTileRows * kTileRows;
 
 // Elements of the right operand that stay in L2: out is written along its rows for so many.
 template <typename C>
@@ -191,7 +191,7 @@ struct OuterProducts {
   // unit, (R, operands of rows); columns past the end are dropped when the tile is stored.
   void read_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end, bool packs, bool sums,
               bool accumulate) const {
-    C block_sums[kBlockColumns] = {};
+    C block_sums[(kBlockColumns + L - 1) / L * L] = {};
     for (int64_t i = 0; i < count; i += kTogether) {
       const int64_t rows = count - i < kTogether ? count - i : kTogether;
       if (sums) add_columns(row + i, rows, j_begin, j_end, block_sums);
