@@ -21,6 +21,14 @@ int64_t chunk_rows(const Stack& stack) {
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 
+// Steps of a chunk: chunks are as few as those rows allow, and of equal length.
+template <typename E>
+int64_t chunk_steps_of(const Stack& stack) {
+  const auto divide_up = Kernels<E>::divide_up;
+  const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch);
+  return divide_up(stack.steps, divide_up(stack.steps, most));
+}
+
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kTilesInPlace = 2;
 
@@ -36,8 +44,7 @@ class BackwardPlan {
       : stack_(stack),
         kernels_(kernels),
         threads(thread_count(stack, stack.gates() * (stack.input + stack.width), 4. * stack.rows)),
-        chunk_steps(
-            std::min(stack.steps, std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch))),
+        chunk_steps(chunk_steps_of<E>(stack)),
         slots(chunk_steps < stack.steps ? chunk_steps + 1 : chunk_steps),
         in_one_block(chunk_steps == stack.steps && stack.rows <= kGradientRows),
         w_hh_rows(stack.rows - (wants_dh0 ? 0 : stack.batch)),
