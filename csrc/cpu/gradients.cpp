@@ -289,6 +289,8 @@ struct OuterProducts {
         for (int v = 0; v < vectors; ++v) {
           __builtin_prefetch(product.out + (j + r) * product.columns + column + v * L, 0, 2);
         }
+        __builtin_prefetch(product.out + (j + r) * product.columns + column + vectors * L - 1, 0,
+                           2);
       }
       Tile<C> sums;
       multiply_tile<Part<E>, kParts<E>>(
