@@ -35,6 +35,11 @@ class _Stack:
         states: tuple[Tensor | None, ...],
     ) -> None:
         _check_devices(x, batch_sizes, (*states, *weights))
+        if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
+            raise RuntimeError(f"fastrnn: x has {x.dim()} dimensions")
+        if x.size(-1) != weights[0].size(1):
+            sizes = tuple(weights[0].shape)
+            raise RuntimeError(f"fastrnn: weight_ih has size {sizes}, x {x.size(-1)} features")
         self.x = x
         self.layers = num_layers
         self.cells = num_layers * (2 if bidirectional else 1)
@@ -51,6 +56,13 @@ class _Stack:
         elif x.dim() == 3:
             self.batch = (x.size(0 if batch_first else 1),)
         self.rows = x.numel() // x.size(-1)
+        for state, size in zip(states, (self.width, self.hidden), strict=True):
+            if state is None:
+                continue
+            # What lies between them may be known from data alone.
+            ends = (state.dim(), state.size(0), state.size(-1))
+            if ends != (len(self.batch) + 2, self.cells, size):
+                raise RuntimeError(f"fastrnn: a state has size {tuple(state.shape)}")
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
@@ -298,6 +299,25 @@ NESTED = torch.nested.nested_tensor([torch.ones(3, 5), torch.ones(2, 5)])
 @pytest.mark.parametrize("name", [*CLASSES, "RNNCell", "LSTMCell"])
 def test_nested_tensors(name: str) -> None:
     assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(NESTED), name)
+
+
+FAKES = {"features": ((4, 3, 6), None), "dimensions": ((4, 3, 2, 5), None)}
+FAKES |= {"hidden": ((4, 3, 5), (1, 3, 7)), "layers": ((4, 3, 5), (2, 3, 8))}
+FAKES |= {"unbatched": ((4, 3, 5), (1, 8)), "good": ((4, 3, 5), (1, 3, 8))}
+
+
+# No kernel runs there, which would look at the sizes.
+@pytest.mark.parametrize("sizes", FAKES.values(), ids=FAKES)
+@pytest.mark.parametrize("name", CLASSES)
+def test_fake_tensors(sizes: tuple[tuple[int, ...], tuple[int, ...] | None], name: str) -> None:
+    def action(package: ModuleType, name: str) -> tuple[int, ...]:
+        module = getattr(package, name)(5, 8)
+        x, hx = (None if size is None else zeros(size) for size in sizes)
+        state = (hx, hx) if name == "LSTM" and hx is not None else hx
+        return tuple(module(x, state)[0].shape)
+
+    with FakeTensorMode():
+        assert_same_outcome(action, name)
 
 
 # torch.nn.LSTM ends the process with these.
