@@ -48,7 +48,12 @@ def test_float64_and_projections_go_step_by_step() -> None:
 # 100 blocks of 8 units, or 50 of 16: whether they run at once is a matter of the device.
 def test_as_many_blocks_as_fit() -> None:
     few = os.environ.get("FASTRNN_EMULATED_SMS") == "4"
-    assert paths(fastrnn.LSTM(5, 800), batch=1, steps=2) == (STEPWISE if few else PERSISTENT)
+    assert paths(fastrnn.LSTM(5, 800), batch=1, steps=10) == (STEPWISE if few else PERSISTENT)
+
+
+# A persistent kernel first copies its weights, which one step does not make up for.
+def test_one_step_of_many_units_is_a_step() -> None:
+    assert paths(fastrnn.LSTM(5, 800), batch=1, steps=1) == STEPWISE
 
 
 # As where other work, or a partition, has taken multiprocessors since the first call.
