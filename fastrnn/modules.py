@@ -89,14 +89,19 @@ class _Recurrent(nn.RNNBase):
             dropout,
         )
 
-    def _torch_takes_over(self, error: Exception, x: Any) -> bool:
+    def _torch_takes_over(self, error: Exception, input: Any, hx: Any) -> bool:  # noqa: A002
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
-        Not for weights of a wrong shape in an LSTM, which oneDNN, torch.nn's kernels for all dtypes
-        but float64, does not check but reads past.
+        Not for what its LSTM does not check but reads past: weights of a wrong shape in oneDNN, its
+        kernels for all dtypes but float64, and some states of packed input.
         """
-        if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
-            return not (self.mode == "LSTM" and x.dtype != torch.float64)
+        if self.mode == "LSTM" and str(error).startswith("fastrnn:"):
+            packed = isinstance(input, PackedSequence)
+            x = input.data if packed else input
+            if packed and _torch_reads_past(hx):
+                return False
+            if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
+                return bool(x.dtype == torch.float64)
         return is_refusal(error)
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
@@ -204,7 +209,7 @@ class RNN(_Recurrent):
                     y, h_n, _ = outputs
                     return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
         except REFUSALS as error:
-            if not self._torch_takes_over(error, input.data if packed else input):
+            if not self._torch_takes_over(error, input, hx):
                 raise
         return self._torch_forward(input, hx)
 
@@ -298,8 +303,6 @@ class LSTM(_Recurrent):
                     states = self.permute_hidden((h_n, c_n), input.unsorted_indices)
                     return _repack(y, input), states
         except REFUSALS as error:
-            if not self._torch_takes_over(error, input.data if packed else input):
-                raise
-            if packed and str(error).startswith("fastrnn:") and _torch_reads_past(hx):
+            if not self._torch_takes_over(error, input, hx):
                 raise
         return self._torch_forward(input, hx)
