@@ -1,4 +1,6 @@
-// What the ops accept.
+// What the ops accept. Every refusal begins with "fastrnn:", by which fastrnn/_fused.py tells it
+// from a failure; one of a weight matrix with "fastrnn: weight", which fastrnn/modules.py looks
+// for.
 #include <ATen/core/Tensor.h>
 
 #include "contention.h"
@@ -56,47 +58,34 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
               " rows");
 }
 
-}  // namespace
-
-bool is_fused(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-         dtype == at::kBFloat16;
-}
-
-Stack check_arguments(c10::string_view mode, const at::Tensor& x,
-                      const std::optional<at::Tensor>& batch_sizes,
-                      const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                      at::TensorList weights, int64_t num_layers, bool has_biases,
-                      bool bidirectional, bool batch_first, double dropout) {
-  Stack stack{};
-  stack.cell = parse_mode(mode);
+// Steps, rows and I.
+void parse_input(const Inputs& inputs, bool batch_first, Stack& stack) {
+  const at::Tensor& x = inputs.x;
   TORCH_CHECK(x.defined(), "fastrnn: x is undefined");
   TORCH_CHECK(is_fused(x.scalar_type()),
               "fastrnn: x must be float32, float64, float16 or bfloat16, got ", x.scalar_type());
   check_kind("x", x, x);
-  TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);
-  stack.dropout = dropout;
-  stack.contended = cores_contended();
-
-  stack.packed = batch_sizes.has_value();
-  stack.batched = x.dim() == 3;
-  TORCH_CHECK(stack.packed ? x.dim() == 2 : (x.dim() == 2 || x.dim() == 3), "fastrnn: x has ",
-              x.dim(), " dimensions");
-  stack.batch_first = batch_first && stack.batched;
+  stack.packed = inputs.batch_sizes.has_value();
+  TORCH_CHECK(x.dim() == 2 || (x.dim() == 3 && !stack.packed), "fastrnn: x must have ",
+              stack.packed ? "2 dimensions, as it is packed" : "2 or 3 dimensions", ", got ",
+              x.dim());
   stack.input = x.size(-1);
+  stack.batched = stack.packed || x.dim() == 3;
+  stack.batch_first = batch_first && x.dim() == 3;
   if (stack.packed) {
-    stack.batched = true;
     stack.rows = x.size(0);
-    parse_batch_sizes(*batch_sizes, stack);
+    parse_batch_sizes(*inputs.batch_sizes, stack);
   } else {
     stack.steps = x.size(stack.batch_first ? 1 : 0);
     stack.batch = stack.batched ? x.size(stack.batch_first ? 0 : 1) : 1;
     stack.rows = stack.steps * stack.batch;
     TORCH_CHECK(stack.steps > 0, "fastrnn: x has no steps");
   }
+}
 
-  stack.directions = bidirectional ? 2 : 1;
-  stack.has_biases = has_biases;
+// Layers, H and P.
+void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
+  const at::TensorList weights = inputs.weights;
   const int64_t count = static_cast<int64_t>(weights.size());
   TORCH_CHECK(num_layers > 0 && num_layers <= count, "fastrnn: ", num_layers, " layers, but ",
               count, " weights");
@@ -106,10 +95,10 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
   TORCH_CHECK(stack.projected || count == unprojected_count, "fastrnn: expected ",
               unprojected_count, " weights, got ", count);
 
-  for (const at::Tensor& weight : weights) check_kind("a weight", weight, x);
+  for (const at::Tensor& weight : weights) check_kind("a weight", weight, inputs.x);
   TORCH_CHECK(weights[1].dim() == 2, "fastrnn: weight_hh must have 2 dimensions");
   stack.hidden = weights[1].size(0) / gate_count(stack.cell);
-  stack.width = weights[1].size(1);
+  stack.width = stack.projected ? weights[1].size(1) : stack.hidden;
   TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
               "fastrnn: weight_hh, and x, must have columns");
   const int64_t per_cell = stack.weights_per_cell();
@@ -117,26 +106,47 @@ Stack check_arguments(c10::string_view mode, const at::Tensor& x,
     const at::TensorList cell = weights.slice(i * per_cell, per_cell);
     check_sizes("weight_ih", cell[0], {stack.gates(), stack.layer_input(i / stack.directions)});
     check_sizes("weight_hh", cell[1], {stack.gates(), stack.width});
-    if (has_biases) {
+    if (stack.has_biases) {
       check_sizes("bias_ih", cell[2], {stack.gates()});
       check_sizes("bias_hh", cell[3], {stack.gates()});
     }
     if (stack.projected) {
       check_sizes("weight_hr", cell[per_cell - 1], {stack.width, stack.hidden});
-    } else {
-      TORCH_CHECK(stack.width == stack.hidden, "fastrnn: weight_hh must have size ", stack.gates(),
-                  " x ", stack.hidden);
     }
   }
-  if (h0.has_value()) {
-    check_kind("h0", *h0, x);
-    check_sizes("h0", *h0, stack.state_sizes(stack.width));
+}
+
+void check_states(const Inputs& inputs, const Stack& stack) {
+  if (inputs.h0.has_value()) {
+    check_kind("h0", *inputs.h0, inputs.x);
+    check_sizes("h0", *inputs.h0, stack.state_sizes(stack.width));
   }
-  if (c0.has_value()) {
+  if (inputs.c0.has_value()) {
     TORCH_CHECK(stack.cell == Cell::lstm, "fastrnn: only an LSTM has c0");
-    check_kind("c0", *c0, x);
-    check_sizes("c0", *c0, stack.state_sizes(stack.hidden));
+    check_kind("c0", *inputs.c0, inputs.x);
+    check_sizes("c0", *inputs.c0, stack.state_sizes(stack.hidden));
   }
+}
+
+}  // namespace
+
+bool is_fused(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+         dtype == at::kBFloat16;
+}
+
+Stack check_arguments(const Options& options, const Inputs& inputs) {
+  Stack stack{};
+  stack.cell = parse_mode(options.mode);
+  stack.directions = options.bidirectional ? 2 : 1;
+  stack.has_biases = options.has_biases;
+  TORCH_CHECK(options.dropout >= 0 && options.dropout <= 1,
+              "fastrnn: dropout must be in [0, 1], got ", options.dropout);
+  stack.dropout = options.dropout;
+  stack.contended = cores_contended();
+  parse_input(inputs, options.batch_first, stack);
+  parse_weights(inputs, options.num_layers, stack);
+  check_states(inputs, stack);
   // Nothing that is computed below may overflow: the largest buffer is the reserve, of which
   // dropout takes three times the outputs more at most. In double, in which the product itself
   // cannot.
@@ -158,7 +168,7 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
   return {cells(), batch, state_width};
 }
 
-// The layout is Reserve's, in buffers.h.
+// The layout is that of ReserveParts, in buffers.h.
 int64_t Stack::reserve_size() const {
   const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
   const int64_t between_layers = layer_width() * (dropout > 0 ? 3 : 1);

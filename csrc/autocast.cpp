@@ -13,7 +13,6 @@ namespace {
 
 using at::ScalarType;
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 struct Dtypes {
   ScalarType y, c_n;  // h_n is like y
@@ -65,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
   Dtypes dtypes = {given == at::kDouble ? given : lower, given == at::kDouble ? given : lower};
   if constexpr (device == c10::DeviceType::CPU) {
     const bool lstm = mode == "LSTM";
-    // The op has checked: there are two weights or more, and only a projection narrows the second.
-    const bool projected = lstm && weights[1].size(0) != 4 * weights[1].size(1);
+    const int64_t cells = num_layers * (bidirectional ? 2 : 1);
+    const bool projected =
+        lstm && static_cast<int64_t>(weights.size()) == cells * (has_biases ? 5 : 3);
     dtypes = cpu_dtypes(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given,
                         lower);
   }

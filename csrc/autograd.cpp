@@ -15,17 +15,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using OptionalTensor = std::optional<Tensor>;
-
-using ForwardSignature = std::tuple<Tensor, Tensor, Tensor, Tensor>(
-    c10::string_view, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-    const OptionalTensor&, at::TensorList, int64_t, bool, bool, bool, double);
-using BackwardSignature = std::vector<Tensor>(c10::string_view, const OptionalTensor&,
-                                              const OptionalTensor&, const OptionalTensor&,
-                                              const Tensor&, const OptionalTensor&,
-                                              const OptionalTensor&, const OptionalTensor&,
-                                              at::TensorList, const Tensor&, const Tensor&, int64_t,
-                                              bool, bool, bool, double, const c10::List<bool>&);
 
 // Whether the gradient is a batch of them under vmap (autograd's is_grads_batched).
 bool is_batched(const Tensor& gradient) {
@@ -38,34 +27,36 @@ OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// What forward saves beside tensors, as backward reads it.
-struct Options {
-  std::string mode;
-  int64_t num_layers;
-  bool has_biases, bidirectional, batch_first;
-  double dropout;
+void save(AutogradContext* ctx, const Options& options) {
+  ctx->saved_data["mode"] = std::string(options.mode);
+  ctx->saved_data["num_layers"] = options.num_layers;
+  ctx->saved_data["has_biases"] = options.has_biases;
+  ctx->saved_data["bidirectional"] = options.bidirectional;
+  ctx->saved_data["batch_first"] = options.batch_first;
+  ctx->saved_data["dropout"] = options.dropout;
+}
 
-  explicit Options(AutogradContext* ctx)
-      : mode(ctx->saved_data["mode"].toStringRef()),
-        num_layers(ctx->saved_data["num_layers"].toInt()),
-        has_biases(ctx->saved_data["has_biases"].toBool()),
-        bidirectional(ctx->saved_data["bidirectional"].toBool()),
-        batch_first(ctx->saved_data["batch_first"].toBool()),
-        dropout(ctx->saved_data["dropout"].toDouble()) {}
-};
+// As they were saved; mode is ctx's.
+Options saved_options(AutogradContext* ctx) {
+  return {ctx->saved_data["mode"].toStringRef(),   ctx->saved_data["num_layers"].toInt(),
+          ctx->saved_data["has_biases"].toBool(),  ctx->saved_data["bidirectional"].toBool(),
+          ctx->saved_data["batch_first"].toBool(), ctx->saved_data["dropout"].toDouble()};
+}
+
+// The tensors that are saved, in order; the weights are last.
+enum Saved { kX, kH0, kC0, kBatchSizes, kY, kReserve, kWeights };
 
 struct Recurrent : torch::autograd::Function<Recurrent> {
   // The differentiable arguments come first: backward returns a gradient for each in this order.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& h0,
                                const OptionalTensor& c0, at::TensorList weights,
-                               const OptionalTensor& batch_sizes, std::string mode,
-                               int64_t num_layers, bool has_biases, bool bidirectional,
-                               bool batch_first, double dropout) {
+                               const OptionalTensor& batch_sizes, const Options& options) {
     static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
     static const auto keep = find_op<Tensor(const Tensor&)>("fastrnn::keep");
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, h_n, c_n, reserve] = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers,
-                                          has_biases, bidirectional, batch_first, dropout);
+    auto [y, h_n, c_n, reserve] =
+        op.call(options.mode, x, batch_sizes, h0, c0, weights, options.num_layers,
+                options.has_biases, options.bidirectional, options.batch_first, options.dropout);
     variable_list saved = {x,
                            h0.value_or(Tensor()),
                            c0.value_or(Tensor()),
@@ -75,20 +66,15 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
-    ctx->saved_data["mode"] = std::move(mode);
-    ctx->saved_data["num_layers"] = num_layers;
-    ctx->saved_data["has_biases"] = has_biases;
-    ctx->saved_data["bidirectional"] = bidirectional;
-    ctx->saved_data["batch_first"] = batch_first;
-    ctx->saved_data["dropout"] = dropout;
+    save(ctx, options);
     return {y, h_n, c_n};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
-    const at::TensorList weights = at::TensorList(saved).slice(6);
+    const at::TensorList weights = at::TensorList(saved).slice(kWeights);
     // Inputs in the order of forward, and whether each wants its gradient.
-    variable_list inputs = {saved[0], saved[1], saved[2]};
+    variable_list inputs = {saved[kX], saved[kH0], saved[kC0]};
     inputs.insert(inputs.end(), weights.begin(), weights.end());
     std::vector<bool> needs(inputs.size());
     size_t edge = 0;
@@ -100,8 +86,8 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
         at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), is_batched);
     const variable_list wanted = plain ? reference(ctx, gradients, saved, inputs, needs)
                                        : fused(ctx, gradients, saved, weights, needs);
-    // One result for every argument of forward, undefined for the last seven.
-    variable_list results(inputs.size() + 7);
+    // One result for every argument of forward, undefined for the last two.
+    variable_list results(inputs.size() + 2);
     size_t next = 0;
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (needs[i]) results[i] = wanted[next++];
@@ -117,12 +103,12 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     at::AutoDispatchBelowADInplaceOrView guard;
     c10::List<bool> needs_list;
     for (const bool need : needs) needs_list.push_back(need);
-    const Options options(ctx);
+    const Options options = saved_options(ctx);
     return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
-                   optional(gradients[2]), saved[0], optional(saved[3]), optional(saved[1]),
-                   optional(saved[2]), weights, saved[4], saved[5], options.num_layers,
-                   options.has_biases, options.bidirectional, options.batch_first, options.dropout,
-                   needs_list);
+                   optional(gradients[2]), saved[kX], optional(saved[kBatchSizes]),
+                   optional(saved[kH0]), optional(saved[kC0]), weights, saved[kY], saved[kReserve],
+                   options.num_layers, options.has_biases, options.bidirectional,
+                   options.batch_first, options.dropout, needs_list);
   }
 
   static variable_list reference(AutogradContext* ctx, const variable_list& gradients,
@@ -130,18 +116,17 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                                  const std::vector<bool>& needs) {
     const bool create_graph = at::GradMode::is_enabled();
     const at::AutoGradMode record(true);
-    const Options options(ctx);
     // Gradients of this call alone: what one input hands on to another, before it, and hooks on
     // them, are not passed through here.
     variable_list own;
     for (const Tensor& input : inputs) own.push_back(input.defined() ? at::alias(input) : input);
     const at::TensorList weights = at::TensorList(own).slice(3);
-    const Stack stack =
-        check_arguments(options.mode, own[0], optional(saved[3]), optional(own[1]),
-                        optional(own[2]), weights, options.num_layers, options.has_biases,
-                        options.bidirectional, options.batch_first, options.dropout);
+    const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
+    const OptionalTensor h0 = optional(own[kH0]), c0 = optional(own[kC0]);
+    const Inputs differentiable{own[kX], batch_sizes, h0, c0, weights};
+    const Stack stack = check_arguments(saved_options(ctx), differentiable);
     const variable_list outputs =
-        run_reference(stack, own[0], own[1], own[2], weights, reserved_noise(stack, saved[5]));
+        run_reference(stack, differentiable, reserved_noise(stack, saved[kReserve]));
     variable_list differentiated, output_gradients, wanted;
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
@@ -162,12 +147,12 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   if (wants_tangent(x, h0, c0, weights)) {
-    const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers,
-                                        has_biases, bidirectional, batch_first, dropout);
+    const Inputs inputs{x, batch_sizes, h0, c0, weights};
+    const Stack stack = check_arguments(options, inputs);
     const std::vector<Tensor> outputs =
-        run_reference(stack, x, h0.value_or(Tensor()), c0.value_or(Tensor()), weights,
-                      draw_noise(stack, x.options()));
+        run_reference(stack, inputs, draw_noise(stack, x.options()));
     return {outputs[0].contiguous(), outputs[1], outputs[2]};
   }
   if (!wants_gradient(x, h0, c0, weights)) {
@@ -176,9 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
                    batch_first, dropout);
   }
-  const variable_list outputs =
-      Recurrent::apply(x, h0, c0, weights, batch_sizes, std::string(mode), num_layers, has_biases,
-                       bidirectional, batch_first, dropout);
+  const variable_list outputs = Recurrent::apply(x, h0, c0, weights, batch_sizes, options);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

@@ -12,7 +12,6 @@ namespace fastrnn {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Made of recurrent and views: for every dispatch key that has no kernel of its own.
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
@@ -33,16 +32,18 @@ std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
   check_cell_input(x);
   const Tensor sequence = at::native::unsqueeze(x, 0);
   const OptionalTensor h_start = stacked(h0), c_start = stacked(c0);
-  const Stack stack = check_arguments(mode, sequence, std::nullopt, h_start, c_start, weights,
-                                      /*num_layers=*/1, has_biases, /*bidirectional=*/false,
-                                      /*batch_first=*/false, /*dropout=*/0);
+  const OptionalTensor no_sizes;
+  const Inputs inputs{sequence, no_sizes, h_start, c_start, weights};
+  const Stack stack = check_arguments({mode, /*num_layers=*/1, has_biases, /*bidirectional=*/false,
+                                       /*batch_first=*/false, /*dropout=*/0},
+                                      inputs);
   TORCH_CHECK(!stack.projected, "fastrnn: a cell has no projection");
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = stack.hidden;
   const Tensor h = at::empty(sizes, x.options());
   const Tensor c =
       stack.cell == Cell::lstm ? at::empty(sizes, x.options()) : at::empty({0}, x.options());
-  if (stack.rows > 0) run_forward(stack, sequence, h_start, c_start, weights, h, h, c, {});
+  if (stack.rows > 0) run_forward(stack, inputs, {h, h, c, /*reserve=*/{}});
   return {h, c};
 }
 

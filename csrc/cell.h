@@ -11,7 +11,8 @@ namespace fastrnn {
 
 // Raises c10::Error unless x is (N, I) or (I).
 inline void check_cell_input(const at::Tensor& x) {
-  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x has ", x.dim(), " dimensions");
+  TORCH_CHECK(x.dim() == 1 || x.dim() == 2, "fastrnn: x must have 1 or 2 dimensions, got ",
+              x.dim());
 }
 
 // x as a sequence (1, N, I) or (1, I).

@@ -16,17 +16,14 @@ cuda::Stream current_stream() { return c10::cuda::getCurrentCUDAStream().stream(
 namespace {
 
 struct CudaBackend {
-  template <typename... Args>
-  static void forward(const Stack& stack, const at::Tensor& x, const Args&... args) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    gpu::run_forward(stack, x, args...);
+  static void forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
+    const c10::cuda::CUDAGuard guard(inputs.x.device());
+    gpu::run_forward(stack, inputs, outputs);
   }
-  template <typename... Args>
-  static void backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                       const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
-                       const Args&... args) {
-    const c10::cuda::CUDAGuard guard(x.device());
-    gpu::run_backward(stack, dy, dh, dc, wants_dh0, x, args...);
+  static void backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
+                       const at::Tensor& reserve, const Gradients& gradients) {
+    const c10::cuda::CUDAGuard guard(inputs.x.device());
+    gpu::run_backward(stack, inputs, y, reserve, gradients);
   }
 };
 

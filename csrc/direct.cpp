@@ -15,7 +15,6 @@ namespace fastrnn {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // Whether nothing is active that is to see calls of torch.ops or that the ops' own kernels do not
 // know: no mode, transform or tracer on this thread, nor forward-mode AD. (Autocast they know.)

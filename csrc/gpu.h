@@ -8,14 +8,9 @@
 namespace fastrnn::gpu {
 
 // run_forward and run_backward of stack.h, for tensors on the current device.
-void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
-                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
-void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                  const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
-                  const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
-                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights);
+void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs);
+void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
+                  const at::Tensor& reserve, const Gradients& gradients);
 
 // The stream that kernels go to. Whoever registers the ops defines it.
 cuda::Stream current_stream();

@@ -102,12 +102,10 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
 
 }  // namespace
 
-void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                  const at::Tensor& dc, bool /*wants_dh0: it costs one product more*/,
-                  const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                  const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
-                  const at::Tensor& reserve, const at::Tensor& dx,
-                  const std::vector<at::Tensor>& dweights) {
+// Whether dh0 is wanted makes no difference: it costs one product more.
+void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
+                  const at::Tensor& reserve, const Gradients& gradients) {
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const cuda::Stream stream = current_stream();
   const cuda::Element element = element_of(x.scalar_type());
   const at::TensorOptions given = x.options();
@@ -122,10 +120,10 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
     const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
     return gradient.defined() ? gradient.view(sizes) : at::zeros(sizes, computed);
   };
-  const at::Tensor all_dh = by_cell(dh, stack.width);
-  const at::Tensor all_dc = lstm ? by_cell(dc, stack.hidden) : at::Tensor();
+  const at::Tensor all_dh = by_cell(gradients.dh, stack.width);
+  const at::Tensor all_dc = lstm ? by_cell(gradients.dc, stack.hidden) : at::Tensor();
 
-  at::Tensor output_gradient = dy.defined() ? as_rows(stack, dy) : at::Tensor();
+  at::Tensor output_gradient = gradients.dy.defined() ? as_rows(stack, gradients.dy) : at::Tensor();
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
     const int64_t first_cell = l * stack.directions;
     const auto of_layer = [&](const at::Tensor& all) {
@@ -172,9 +170,9 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
       const int64_t cell = first_cell + d;
       differentiate_weights(stack, layer, d, input, output, initial_h[cell],
                             kept.parts[cell].unprojected,
-                            dweights.data() + cell * stack.weights_per_cell(), stream);
+                            gradients.dweights.data() + cell * stack.weights_per_cell(), stream);
     }
-    if (l == 0 && !dx.defined()) break;
+    if (l == 0 && !gradients.dx.defined()) break;
     // Not at::mm, which would round where backward() is called under autocast.
     at::Tensor input_gradient = at::empty({stack.rows, stack.layer_input(l)}, given);
     multiply(input_gradient, layer.dgates[0], layer.weights[0].w_ih);
@@ -182,7 +180,7 @@ void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh
     if (dropped) input_gradient.mul_(kept.noise[l - 1]);
     output_gradient = input_gradient;
   }
-  if (dx.defined()) copy_rows(stack, output_gradient, dx);
+  if (gradients.dx.defined()) copy_rows(stack, output_gradient, gradients.dx);
 }
 
 }  // namespace fastrnn::gpu

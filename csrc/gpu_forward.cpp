@@ -73,9 +73,9 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
 
 }  // namespace
 
-void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
-                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve) {
+void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [y, h_n, c_n, reserve] = outputs;
   const cuda::Stream stream = current_stream();
   const cuda::Element element = element_of(x.scalar_type());
   const at::TensorOptions given = x.options();
@@ -116,9 +116,10 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     } else {
       layer.output = at::empty({stack.rows, stack.layer_width()}, given);
     }
-    const at::Tensor projected = at::empty({stack.directions, stack.rows, stack.gates()}, computed);
+    const at::Tensor input_products =
+        at::empty({stack.directions, stack.rows, stack.gates()}, computed);
     for (int64_t d = 0; d < stack.directions; ++d) {
-      multiply(projected[d], input, layer.weights[d].w_ih.t());
+      multiply(input_products[d], input, layer.weights[d].w_ih.t());
     }
 
     cuda::ForwardArgs& args = layer.args;
@@ -128,7 +129,7 @@ void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at
     args.schedule = schedule.get();
     args.rows = stack.rows;
     args.hidden = stack.hidden;
-    args.projected = projected.const_data_ptr();
+    args.input_products = input_products.const_data_ptr();
     if (lstm) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
     args.h_n = layer.h_n.mutable_data_ptr();
     args.h = layer.output.mutable_data_ptr();

@@ -10,15 +10,17 @@
 
 namespace fastrnn {
 
-struct Outputs {
-  at::Tensor y, h_n, c_n;
-};
-
-inline Outputs allocate_outputs(const Stack& stack, const at::Tensor& x) {
-  return {at::empty(stack.output_sizes(), x.options()),
-          at::empty(stack.state_sizes(stack.width), x.options()),
-          stack.cell == Cell::lstm ? at::empty(stack.state_sizes(stack.hidden), x.options())
-                                   : at::empty({0}, x.options())};
+template <typename Backend>
+Outputs run(const Options& options, const Inputs& inputs, bool training) {
+  const Stack stack = check_arguments(options, inputs);
+  const at::TensorOptions like = inputs.x.options();
+  const bool lstm = stack.cell == Cell::lstm;
+  Outputs out = {at::empty(stack.output_sizes(), like),
+                 at::empty(stack.state_sizes(stack.width), like),
+                 lstm ? at::empty(stack.state_sizes(stack.hidden), like) : at::empty({0}, like),
+                 training ? empty_buffer(stack.reserve_size(), like) : at::Tensor()};
+  if (stack.rows > 0) Backend::forward(stack, inputs, out);
+  return out;
 }
 
 template <typename Backend>
@@ -27,13 +29,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
     const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
     at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
     bool batch_first, double dropout) {
-  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
-                                      bidirectional, batch_first, dropout);
-  const Outputs out = allocate_outputs(stack, x);
-  if (stack.rows > 0) {
-    Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, /*reserve=*/at::Tensor());
-  }
-  return {out.y, out.h_n, out.c_n};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/false);
+  return {std::move(out.y), std::move(out.h_n), std::move(out.c_n)};
 }
 
 template <typename Backend>
@@ -42,12 +40,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
     const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
     at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
     bool batch_first, double dropout) {
-  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
-                                      bidirectional, batch_first, dropout);
-  const Outputs out = allocate_outputs(stack, x);
-  const at::Tensor reserve = empty_buffer(stack.reserve_size(), x.options());
-  if (stack.rows > 0) Backend::forward(stack, x, h0, c0, weights, out.y, out.h_n, out.c_n, reserve);
-  return {out.y, out.h_n, out.c_n, reserve};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/true);
+  return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
 
 inline void check_gradient(const char* name, const std::optional<at::Tensor>& gradient,
@@ -78,8 +73,9 @@ std::vector<at::Tensor> recurrent_backward(
     at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout,
     const c10::List<bool>& needs_list) {
-  const Stack stack = check_arguments(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
-                                      bidirectional, batch_first, dropout);
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const Stack stack = check_arguments(options, inputs);
   check_gradient("dy", dy, x, stack.output_sizes());
   const std::vector<int64_t> h_sizes = stack.state_sizes(stack.width);
   const std::vector<int64_t> c_sizes =
@@ -94,27 +90,26 @@ std::vector<at::Tensor> recurrent_backward(
               " entries, got ", needs.size());
 
   const bool wants_dh0 = needs[1] && h0.has_value(), wants_dc0 = needs[2] && c0.has_value();
-  const at::Tensor dh = working_copy(dh_n, wants_dh0, h_sizes, x);
-  const at::Tensor dc = working_copy(dc_n, wants_dc0, c_sizes, x);
-  const at::Tensor dx = needs[0] ? at::empty(x.sizes(), x.options()) : at::Tensor();
-  std::vector<at::Tensor> dweights(weights.size());
+  Gradients gradients{dy.value_or(at::Tensor()),
+                      working_copy(dh_n, wants_dh0, h_sizes, x),
+                      working_copy(dc_n, wants_dc0, c_sizes, x),
+                      wants_dh0,
+                      needs[0] ? at::empty(x.sizes(), x.options()) : at::Tensor(),
+                      std::vector<at::Tensor>(weights.size())};
   for (size_t i = 0; i < weights.size(); ++i) {
     // Without rows there is no run to fill them.
     if (needs[3 + i]) {
-      dweights[i] = stack.rows > 0 ? at::empty(weights[i].sizes(), x.options())
-                                   : at::zeros(weights[i].sizes(), x.options());
+      gradients.dweights[i] = stack.rows > 0 ? at::empty(weights[i].sizes(), x.options())
+                                             : at::zeros(weights[i].sizes(), x.options());
     }
   }
-  if (stack.rows > 0) {
-    Backend::backward(stack, dy.value_or(at::Tensor()), dh, dc, wants_dh0, x, h0, c0, weights, y,
-                      reserve, dx, dweights);
-  }
+  if (stack.rows > 0) Backend::backward(stack, inputs, y, reserve, gradients);
   std::vector<at::Tensor> wanted;
-  if (needs[0]) wanted.push_back(dx);
-  if (wants_dh0) wanted.push_back(dh.to(x.scalar_type()));
-  if (wants_dc0) wanted.push_back(dc.to(x.scalar_type()));
-  for (size_t i = 0; i < weights.size(); ++i) {
-    if (needs[3 + i]) wanted.push_back(dweights[i]);
+  if (needs[0]) wanted.push_back(gradients.dx);
+  if (wants_dh0) wanted.push_back(gradients.dh.to(x.scalar_type()));
+  if (wants_dc0) wanted.push_back(gradients.dc.to(x.scalar_type()));
+  for (const at::Tensor& dweight : gradients.dweights) {
+    if (dweight.defined()) wanted.push_back(dweight);
   }
   return wanted;
 }

@@ -4,6 +4,8 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include <array>
+
 #include "buffers.h"
 
 namespace fastrnn {
@@ -68,10 +70,11 @@ std::tuple<Tensor, Tensor, Tensor> reference(
     c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
     const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
     int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first) {
-  const Stack stack = check_arguments(mode, x, as_tensor(batch_sizes), h0, c0, weights, num_layers,
-                                      has_biases, bidirectional, batch_first, /*dropout=*/0);
-  const std::vector<Tensor> outputs =
-      run_reference(stack, x, h0.value_or(Tensor()), c0.value_or(Tensor()), weights, {});
+  const std::optional<Tensor> sizes = as_tensor(batch_sizes);
+  const Inputs inputs{x, sizes, h0, c0, weights};
+  const Stack stack = check_arguments(
+      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
+  const std::vector<Tensor> outputs = run_reference(stack, inputs, {});
   return {outputs[0], outputs[1], outputs[2]};
 }
 
@@ -80,22 +83,23 @@ void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch
            const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
            int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
            double dropout) {
-  check_arguments(mode, x, as_tensor(batch_sizes), h0, c0, weights, num_layers, has_biases,
-                  bidirectional, batch_first, dropout);
+  const std::optional<Tensor> sizes = as_tensor(batch_sizes);
+  check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                  {x, sizes, h0, c0, weights});
 }
 
 }  // namespace
 
-std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Tensor& h0,
-                                  const Tensor& c0, at::TensorList weights,
+std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                   const std::vector<Tensor>& noise) {
+  const Tensor& x = inputs.x;
   const bool lstm = stack.cell == Cell::lstm;
-  const auto initial = [&](const Tensor& given, int64_t width) {
-    if (given.defined()) return given.reshape({stack.cells(), stack.batch, width});
-    return at::zeros({stack.cells(), stack.batch, width}, x.options());
+  const auto initial = [&](const std::optional<Tensor>& given, int64_t width) {
+    const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+    return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, x.options());
   };
-  const Tensor h = initial(h0, stack.width);
-  const Tensor c = lstm ? initial(c0, stack.hidden) : Tensor();
+  const Tensor h = initial(inputs.h0, stack.width);
+  const Tensor c = lstm ? initial(inputs.c0, stack.hidden) : Tensor();
   Tensor layer_input =
       (stack.batch_first ? x.transpose(0, 1) : x).reshape({stack.rows, stack.input});
   std::vector<Tensor> h_n, c_n;
@@ -105,8 +109,8 @@ std::vector<Tensor> run_reference(const Stack& stack, const Tensor& x, const Ten
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = layer * stack.directions + d;
       CellState state = {h[cell], lstm ? c[cell] : Tensor()};
-      outputs.push_back(
-          run_cell(stack, layer_input, d == 1, state, weights.slice(cell * per_cell, per_cell)));
+      outputs.push_back(run_cell(stack, layer_input, d == 1, state,
+                                 inputs.weights.slice(cell * per_cell, per_cell)));
       h_n.push_back(state.h);
       if (lstm) c_n.push_back(state.c);
     }

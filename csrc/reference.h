@@ -10,8 +10,7 @@ namespace fastrnn {
 
 // Outputs y, h_n, c_n, as the op recurrent; noise: what each layer's output but the last is
 // multiplied with, (rows, D * P) each, empty without dropout.
-std::vector<at::Tensor> run_reference(const Stack& stack, const at::Tensor& x, const at::Tensor& h0,
-                                      const at::Tensor& c0, at::TensorList weights,
+std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
 // The noise of a run, drawn as the op recurrent draws it.

@@ -16,28 +16,27 @@ class BackwardRun {
  public:
   using C = Compute<E>;
 
-  // As run_backward takes them.
-  BackwardRun(const Stack& stack, const at::Tensor& dh, const at::Tensor& dc, bool wants_dh0,
-              const at::Tensor& h0, const at::Tensor& c0, const std::vector<at::Tensor>& weights,
-              const at::Tensor& reserve, const std::vector<at::Tensor>& dweights)
+  BackwardRun(const Stack& stack, const at::Tensor& h0, const at::Tensor& c0,
+              const std::vector<at::Tensor>& weights, const at::Tensor& reserve,
+              const Gradients& gradients)
       : stack_(stack),
-        wants_dh0_(wants_dh0),
+        gradients_(gradients),
         weights_(weights),
-        dweights_(dweights),
-        plan_(stack, kernels_, wants_dh0, sums_every_dw_hh()),
-        memory_(stack, kernels_, plan_, /*needs_dc=*/!dc.defined()),
+        plan_(stack, kernels_, gradients.wants_dh0, sums_every_dw_hh()),
+        memory_(stack, kernels_, plan_, /*needs_dc=*/!gradients.dc.defined()),
         initial_h_(h0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.width),
         initial_c_(c0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.hidden),
-        dh_(dh.defined() ? dh.mutable_data_ptr<C>() : nullptr),
-        dc_(dc.defined() ? dc.mutable_data_ptr<C>() : nullptr),
+        dh_(gradients.dh.defined() ? gradients.dh.mutable_data_ptr<C>() : nullptr),
+        dc_(gradients.dc.defined() ? gradients.dc.mutable_data_ptr<C>() : nullptr),
         // It is only read; Reserve serves the forward pass too.
         reserve_(stack, const_cast<E*>(elements<E>(reserve))) {}
 
-  void run(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& y, const at::Tensor& dx) {
+  // Rows of dy, x and y are contiguous.
+  void run(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& y) {
     Sequence<const E> output_gradient =
         dy.defined() ? input_sequence<E>(stack_, dy) : Sequence<const E>{};
     for (int64_t layer = stack_.layers - 1; layer >= 0; --layer) {
-      const Sequence<E> input_gradient = input_gradient_of(layer, dx, x.options());
+      const Sequence<E> input_gradient = input_gradient_of(layer, x.options());
       for (int64_t d = 0; d < stack_.directions; ++d) {
         Direction direction = set_up(layer, d, x, y);
         direction.args.dy = columns_from(output_gradient, d * stack_.width);
@@ -71,12 +70,11 @@ class BackwardRun {
   bool sums_every_dw_hh() const {
     bool every = true;
     for (int64_t cell = 0; cell < stack_.cells(); ++cell) {
-      every &= dweights_[cell * stack_.weights_per_cell() + 1].defined();
+      every &= gradients_.dweights[cell * stack_.weights_per_cell() + 1].defined();
     }
     return every;
   }
-  Sequence<E> input_gradient_of(int64_t layer, const at::Tensor& dx,
-                                const at::TensorOptions& options);
+  Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y) const;
   ColumnWeights<C> pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
                                 const Member& member);
@@ -91,8 +89,8 @@ class BackwardRun {
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
-  const bool wants_dh0_;
-  const std::vector<at::Tensor>&weights_, &dweights_;
+  const Gradients& gradients_;
+  const std::vector<at::Tensor>& weights_;
   const BackwardPlan<E> plan_;
   BackwardMemory<E> memory_;
   const State<E> initial_h_, initial_c_;
@@ -104,8 +102,8 @@ class BackwardRun {
 
 // Where the gradient of a layer's input goes.
 template <typename E>
-Sequence<E> BackwardRun<E>::input_gradient_of(int64_t layer, const at::Tensor& dx,
-                                              const at::TensorOptions& options) {
+Sequence<E> BackwardRun<E>::input_gradient_of(int64_t layer, const at::TensorOptions& options) {
+  const at::Tensor& dx = gradients_.dx;
   if (layer == 0) return dx.defined() ? output_sequence<E>(stack_, dx) : Sequence<E>{};
   at::Tensor& buffer = between_[layer % 2];
   if (!buffer.defined()) buffer = empty_buffer(stack_.rows * stack_.layer_width(), options);
@@ -139,7 +137,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.cells = reserve_.parts[cell].cells;
   args.c0 = initial_c_.of_cell(cell);
   args.c0_stride = initial_c_.row_stride;
-  args.wants_dh0 = wants_dh0_;
+  args.wants_dh0 = gradients_.wants_dh0;
   if (dh_) args.dh = dh_ + cell * stack_.batch * stack_.width;
   args.dc = dc_ ? dc_ + cell * stack_.batch * stack_.hidden : memory_.dc;
   args.dgates = memory_.dgates;
@@ -154,7 +152,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
           reserve_.parts[cell].unprojected,
           stack_.layer_input(layer),
           CellWeights<E>(stack_, weights_, cell),
-          dweights_.data() + cell * stack_.weights_per_cell()};
+          gradients_.dweights.data() + cell * stack_.weights_per_cell()};
 }
 
 // Packs this member's part of w (k, columns), or of the panel of it that cannot be read in place.
@@ -345,18 +343,14 @@ void BackwardRun<E>::run_direction(Direction& direction) {
 
 }  // namespace
 
-void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                  const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
-                  const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
-                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights) {
-  const std::vector<at::Tensor> contiguous_weights = contiguous_all(weights);
-  const at::Tensor initial_h = contiguous_state(h0), initial_c = contiguous_state(c0);
-  const at::Tensor dy_rows = dy.defined() ? rows_contiguous(dy) : dy;
-  with_element(x.scalar_type(), [&](auto element) {
-    BackwardRun<decltype(element)> run(stack, dh, dc, wants_dh0, initial_h, initial_c,
-                                       contiguous_weights, reserve, dweights);
-    run.run(dy_rows, rows_contiguous(x), rows_contiguous(y), dx);
+void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
+                  const at::Tensor& reserve, const Gradients& gradients) {
+  const std::vector<at::Tensor> weights = contiguous_all(inputs.weights);
+  const at::Tensor h0 = contiguous_state(inputs.h0), c0 = contiguous_state(inputs.c0);
+  const at::Tensor dy = gradients.dy.defined() ? rows_contiguous(gradients.dy) : gradients.dy;
+  with_element(inputs.x.scalar_type(), [&](auto element) {
+    BackwardRun<decltype(element)> run(stack, h0, c0, weights, reserve, gradients);
+    run.run(dy, rows_contiguous(inputs.x), rows_contiguous(y));
   });
 }
 

@@ -17,22 +17,21 @@ class ForwardRun {
  public:
   using C = Compute<E>;
 
-  // h_n, c_n and reserve as run_forward takes them; steps_before as ForwardArgs.
+  // steps_before: as in ForwardArgs.
   ForwardRun(const Stack& stack, const at::Tensor& h0, const at::Tensor& c0,
-             const std::vector<at::Tensor>& weights, const at::Tensor& h_n, const at::Tensor& c_n,
-             const at::Tensor& reserve, int64_t steps_before)
+             const std::vector<at::Tensor>& weights, const Outputs& outputs, int64_t steps_before)
       : stack_(stack),
         plan_(plan_forward(stack, kernels_)),
-        memory_(stack, kernels_, plan_, reserve.defined()),
+        memory_(stack, kernels_, plan_, outputs.reserve.defined()),
         initial_h_(h0, memory_.initial_zeros(), stack.batch, stack.width),
         initial_c_(c0, memory_.initial_zeros(), stack.batch, stack.hidden),
-        final_h_(mutable_elements<E>(h_n)),
-        final_c_(stack.cell == Cell::lstm ? mutable_elements<E>(c_n) : nullptr),
+        final_h_(mutable_elements<E>(outputs.h_n)),
+        final_c_(stack.cell == Cell::lstm ? mutable_elements<E>(outputs.c_n) : nullptr),
         steps_before_(steps_before),
         // On the diagonal layers two apart run at once.
         between_(plan_.diagonal ? stack.layers : 2),
         args_(stack.cells()) {
-    if (reserve.defined()) reserve_.emplace(stack, mutable_elements<E>(reserve));
+    if (outputs.reserve.defined()) reserve_.emplace(stack, mutable_elements<E>(outputs.reserve));
     weights_.reserve(stack.cells());
     for (int64_t cell = 0; cell < stack.cells(); ++cell) {
       weights_.emplace_back(stack, weights, cell);
@@ -208,17 +207,14 @@ E* ForwardRun<E>::drop(int64_t layer, E* output, const at::TensorOptions& option
 
 }  // namespace
 
-void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
-                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve) {
+void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
   // Of this thread, whose last call may well have read the same weights.
   static thread_local int64_t steps_before = 0;
-  const std::vector<at::Tensor> contiguous_weights = contiguous_all(weights);
-  const at::Tensor initial_h = contiguous_state(h0), initial_c = contiguous_state(c0);
-  with_element(x.scalar_type(), [&](auto element) {
-    ForwardRun<decltype(element)> run(stack, initial_h, initial_c, contiguous_weights, h_n, c_n,
-                                      reserve, steps_before);
-    run.run(rows_contiguous(x), y);
+  const std::vector<at::Tensor> weights = contiguous_all(inputs.weights);
+  const at::Tensor h0 = contiguous_state(inputs.h0), c0 = contiguous_state(inputs.c0);
+  with_element(inputs.x.scalar_type(), [&](auto element) {
+    ForwardRun<decltype(element)> run(stack, h0, c0, weights, outputs, steps_before);
+    run.run(rows_contiguous(inputs.x), outputs.y);
   });
   steps_before += stack.steps;
 }

@@ -13,14 +13,26 @@
 
 namespace fastrnn {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-    c10::string_view, const at::Tensor&, const std::optional<at::Tensor>&,
-    const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, at::TensorList, int64_t,
-    bool, bool, bool, double);
-using CellSignature = std::tuple<at::Tensor, at::Tensor>(c10::string_view, const at::Tensor&,
-                                                         const std::optional<at::Tensor>&,
-                                                         const std::optional<at::Tensor>&,
-                                                         at::TensorList, bool);
+    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout);
+using ForwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout);
+using BackwardSignature = std::vector<at::Tensor>(
+    c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
+    const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
+    const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
+    bool batch_first, double dropout, const c10::List<bool>& needs);
+using CellSignature = std::tuple<at::Tensor, at::Tensor>(c10::string_view mode, const at::Tensor& x,
+                                                         const OptionalTensor& h0,
+                                                         const OptionalTensor& c0,
+                                                         at::TensorList weights, bool has_biases);
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
@@ -29,16 +41,15 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
 
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
-bool any_argument(const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                  const std::optional<at::Tensor>& c0, at::TensorList weights,
-                  const Predicate& predicate) {
+bool any_argument(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                  at::TensorList weights, const Predicate& predicate) {
   return predicate(x) || (h0.has_value() && predicate(*h0)) || (c0.has_value() && predicate(*c0)) ||
          std::any_of(weights.begin(), weights.end(), predicate);
 }
 
 // Whether autograd is to record a call on these.
-inline bool wants_gradient(const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                           const std::optional<at::Tensor>& c0, at::TensorList weights) {
+inline bool wants_gradient(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                           at::TensorList weights) {
   return at::GradMode::is_enabled() &&
          any_argument(x, h0, c0, weights, [](const at::Tensor& t) { return t.requires_grad(); });
 }
@@ -49,8 +60,8 @@ inline bool in_forward_ad() {
 }
 
 // Whether the results of a call on these are to have tangents.
-inline bool wants_tangent(const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                          const std::optional<at::Tensor>& c0, at::TensorList weights) {
+inline bool wants_tangent(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                          at::TensorList weights) {
   const auto has_tangent = [](const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
   return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
          any_argument(x, h0, c0, weights, has_tangent);

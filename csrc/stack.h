@@ -1,4 +1,4 @@
-// A stack of recurrent layers: its arguments, checked, and its runs on a CPU.
+// A stack of recurrent layers: the ops' arguments, as given and checked, and its runs on a CPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,8 +12,22 @@
 
 namespace fastrnn {
 
-// The arguments of the ops, checked, in the letters of torch.nn: L layers of D directions over T
-// steps of at most N rows; I, H, P as in kernels.h.
+// The ops' tensors, as ops.cpp describes them. Refers to the caller's.
+struct Inputs {
+  const at::Tensor& x;
+  const std::optional<at::Tensor>&batch_sizes, &h0, &c0;
+  at::TensorList weights;
+};
+
+// Their other arguments.
+struct Options {
+  c10::string_view mode;
+  int64_t num_layers;
+  bool has_biases, bidirectional, batch_first;
+  double dropout;
+};
+
+// Both, checked: L layers of D directions over T steps of at most N rows; I, H, P as in kernels.h.
 struct Stack {
   Cell cell;
   int64_t layers, directions;
@@ -50,26 +64,29 @@ struct Stack {
 bool is_fused(at::ScalarType dtype);
 
 // Raises c10::Error (RuntimeError in Python) unless the kernels can run on these arguments.
-Stack check_arguments(c10::string_view mode, const at::Tensor& x,
-                      const std::optional<at::Tensor>& batch_sizes,
-                      const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                      at::TensorList weights, int64_t num_layers, bool has_biases,
-                      bool bidirectional, bool batch_first, double dropout);
+Stack check_arguments(const Options& options, const Inputs& inputs);
 
-// Runs the stack. y, h_n, c_n are outputs, contiguous (c_n empty for Elman); reserve is undefined
-// in inference, else reserve_size() elements to be filled: all that run_backward needs beside y.
-void run_forward(const Stack& stack, const at::Tensor& x, const std::optional<at::Tensor>& h0,
-                 const std::optional<at::Tensor>& c0, at::TensorList weights, const at::Tensor& y,
-                 const at::Tensor& h_n, const at::Tensor& c_n, const at::Tensor& reserve);
+// What a run computes: contiguous tensors, to be filled.
+struct Outputs {
+  at::Tensor y, h_n, c_n;  // c_n is empty for Elman
+  at::Tensor reserve;      // reserve_size() elements for run_backward; undefined in inference
+};
 
-// Gradients of a run whose output was y, which may have any strides. dh and dc (L * D, N, P or H),
-// of compute_type, hold those of h_n and c_n on entry, of h0 (if wants_dh0) and c0 on return;
-// either is undefined if those are zeros and these not wanted. dx and each of dweights are outputs,
-// contiguous, or undefined where not wanted.
-void run_backward(const Stack& stack, const at::Tensor& dy, const at::Tensor& dh,
-                  const at::Tensor& dc, bool wants_dh0, const at::Tensor& x,
-                  const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                  at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve,
-                  const at::Tensor& dx, const std::vector<at::Tensor>& dweights);
+void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs);
+
+struct Gradients {
+  at::Tensor dy;  // undefined: zeros
+  // (L * D, N, P or H), of compute_type: those of h_n and c_n on entry, of h0 (if wants_dh0) and c0
+  // on return. Undefined if those are zeros and these not wanted.
+  at::Tensor dh, dc;
+  bool wants_dh0;
+  // To be filled, contiguous; undefined where not wanted.
+  at::Tensor dx;
+  std::vector<at::Tensor> dweights;
+};
+
+// y is as run_forward left it, but may have any strides.
+void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
+                  const at::Tensor& reserve, const Gradients& gradients);
 
 }  // namespace fastrnn

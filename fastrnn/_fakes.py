@@ -21,7 +21,7 @@ def _check_devices(
 
 
 class _Stack:
-    """Sizes of a stack, in the letters of torch.nn."""
+    """Sizes of a stack; names as in csrc/stack.h."""
 
     def __init__(
         self,
@@ -30,13 +30,14 @@ class _Stack:
         batch_sizes: Tensor | None,
         weights: list[Tensor],
         num_layers: int,
+        has_biases: bool,
         bidirectional: bool,
         batch_first: bool,
         states: tuple[Tensor | None, ...],
     ) -> None:
         _check_devices(x, batch_sizes, (*states, *weights))
         if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
-            raise RuntimeError(f"fastrnn: x has {x.dim()} dimensions")
+            raise RuntimeError(f"fastrnn: x must have 2 or 3 dimensions, got {x.dim()}")
         if x.size(-1) != weights[0].size(1):
             sizes = tuple(weights[0].shape)
             raise RuntimeError(f"fastrnn: weight_ih has size {sizes}, x {x.size(-1)} features")
@@ -47,8 +48,8 @@ class _Stack:
         self.lstm = mode == "LSTM"
         self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
         self.width = weights[1].size(1)
-        # A projection is the only weight of its size in torch.nn: P is smaller than H.
-        self.projected = self.lstm and weights[1].size(0) != 4 * weights[1].size(1)
+        unprojected_count = self.cells * (4 if has_biases else 2)
+        self.projected = self.lstm and len(weights) == unprojected_count + self.cells
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:
             # Only data tells N: batch_sizes[0].
@@ -62,7 +63,10 @@ class _Stack:
             # What lies between them may be known from data alone.
             ends = (state.dim(), state.size(0), state.size(-1))
             if ends != (len(self.batch) + 2, self.cells, size):
-                raise RuntimeError(f"fastrnn: a state has size {tuple(state.shape)}")
+                expected = (self.cells, *self.batch, size)
+                raise RuntimeError(
+                    f"fastrnn: a state has size {tuple(state.shape)}, expected {expected}"
+                )
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))
@@ -93,7 +97,7 @@ def _recurrent(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _Stack(
-        mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first, (h0, c0)
+        mode, x, batch_sizes, weights, num_layers, has_biases, bidirectional, batch_first, (h0, c0)
     ).outputs()
 
 
@@ -111,7 +115,9 @@ def _recurrent_forward(
     batch_first: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    stack = _Stack(mode, x, batch_sizes, weights, num_layers, bidirectional, batch_first, (h0, c0))
+    stack = _Stack(
+        mode, x, batch_sizes, weights, num_layers, has_biases, bidirectional, batch_first, (h0, c0)
+    )
     return (*stack.outputs(), stack.reserve(dropout))
 
 

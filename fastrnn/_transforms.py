@@ -69,7 +69,7 @@ def cell(
 ) -> tuple[Tensor, Tensor]:
     """Takes a step as the op `fastrnn::cell` does, and is seen by every transform."""
     if x.dim() not in (1, 2):
-        raise RuntimeError(f"fastrnn: x has {x.dim()} dimensions")
+        raise RuntimeError(f"fastrnn: x must have 1 or 2 dimensions, got {x.dim()}")
     if h0 is not None:
         h0 = h0.unsqueeze(0)
     if c0 is not None:

@@ -21,6 +21,16 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) > 10
 
 
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_page_is_markdown(page: Path) -> None:
+    """clang-format, for one, takes a page for C++ without a word."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    assert text.startswith("# ")
+    assert not re.findall(r"^[ \t]*#+\w.*", text, re.M)
+    table_rows = re.findall(r"^ *\|.*", text, re.M)
+    assert [row for row in table_rows if not row.rstrip().endswith("|")] == []
+
+
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example(code: str, tmp_path: Path) -> None:
     process = run_python("-c", code, cwd=str(tmp_path), OMP_NUM_THREADS="1")

@@ -163,6 +163,22 @@ def test_opcheck_of_what_autograd_calls(case: Case, op: str) -> None:
     torch.library.opcheck(getattr(ops, op).default, args, kwargs)
 
 
+@pytest.mark.parametrize("has_biases", [True, False])
+def test_projection_as_wide_as_hidden(has_biases: bool) -> None:
+    """torch.nn's modules have none; what the op keeps shows that it is one."""
+    H, layers = 4, 2
+    shapes = [(4 * H, H), (4 * H, H), *[(4 * H,)] * (2 * has_biases), (H, H)]
+    weights = [torch.randn(shape) for shape in shapes * layers]
+    arguments = ("LSTM", torch.randn(5, 3, H), None, None, None, weights, layers)
+    arguments = (*arguments, has_biases, False, False, 0.0)
+    reserve = ops.recurrent_forward(*arguments)[-1]
+    assert reserve.numel() == 5 * 3 * (layers * (5 + 1) * H + (layers - 1) * H)
+    torch.library.opcheck(ops.recurrent_forward.default, arguments)
+    with torch.autocast("cpu", torch.float16):
+        y, h_n, c_n = ops.recurrent(*arguments)
+    assert (y.dtype, h_n.dtype, c_n.dtype) == (torch.float16, torch.float16, torch.float32)
+
+
 @pytest.mark.parametrize("size", [(7, 3, 5), (0,)], ids=str)
 def test_opcheck_keep(size: tuple[int, ...]) -> None:
     torch.library.opcheck(ops.keep.default, (torch.randn(size),))

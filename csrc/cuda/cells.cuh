@@ -23,7 +23,7 @@ struct ForwardElement {
   };
   __device__ __forceinline__ void load(Operands& operands) const {
     const int64_t gates = kGateCount * args.hidden;
-    const C* x = static_cast<const C*>(args.projected) + (d * args.rows + row) * gates + j;
+    const C* x = static_cast<const C*>(args.input_products) + (d * args.rows + row) * gates + j;
     const E* b_ih = static_cast<const E*>(args.b_ih[d]);
     const E* b_hh = static_cast<const E*>(args.b_hh[d]);
 #pragma unroll

@@ -32,7 +32,7 @@ struct ForwardArgs {
   Schedule schedule;  // sizes and offsets in device memory
   int64_t rows;       // of all steps together
   int64_t hidden;
-  const void* projected;          // (D, rows, G) of C: w_ih . x
+  const void* input_products;     // (D, rows, G) of C: w_ih . x
   const void* b_ih[kDirections];  // (G) of E, or null: no biases
   const void* b_hh[kDirections];
   void* c;  // (D, N, H) of C, in: c0; out: c_n; LSTM only

@@ -190,7 +190,7 @@ class Trial {
   }
 
   void forward() {
-    const Array<C> projected = random_.array<C>(d_ * shape_.rows * g_, 1);
+    const Array<C> input_products = random_.array<C>(d_ * shape_.rows * g_, 1);
     const bool biased = random_.between(0, 3);
     const Array<E> biases = random_.array<E>(biased ? 2 * d_ * g_ : 0, 0.5);
     const bool lstm = cell == Cell::lstm, keeps = lstm && random_.between(0, 1);
@@ -207,7 +207,7 @@ class Trial {
     args.schedule = schedule_;
     args.rows = shape_.rows;
     args.hidden = h_;
-    args.projected = projected.get();
+    args.input_products = input_products.get();
     args.c = lstm ? c.get() : nullptr;
     args.h_n = h_n.get();
     args.h = h.get();
@@ -255,7 +255,7 @@ class Trial {
       each_row(s, false, [&](int64_t d, int64_t n, int64_t row) {
         std::vector<double> pre(g_);
         for (int64_t r = 0; r < g_; ++r) {
-          pre[r] = projected[(d * shape_.rows + row) * g_ + r];
+          pre[r] = input_products[(d * shape_.rows + row) * g_ + r];
           for (int64_t i = 0; biased && i < 2; ++i) {
             pre[r] += to_compute(biases[(i * d_ + d) * g_ + r]);
           }
