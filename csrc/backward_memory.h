@@ -30,7 +30,7 @@ class BackwardMemory {
   std::vector<const E*> x_rows, h_rows, m_rows;
   std::vector<E*> dx_rows;
 
-  BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan<E>& plan,
+  BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
                  bool needs_dc)
       : stack_(stack),
         kernels_(kernels),
@@ -38,12 +38,11 @@ class BackwardMemory {
         needs_dc_(needs_dc && stack.cell == Cell::lstm),
         scratch_size_(measure_scratch()),
         scratch_(plan.threads),
-        arena_(measure(), false) {
-    for (const Part& part : parts()) *part.pointer = arena_.take(part.elements);
+        arena_(parts(), /*keeps=*/false) {
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
     clear_padding(dgates, stack.gates());
     if (stack.projected) clear_padding(dprojected, stack.width);
-    const int64_t rows = plan.chunk_row_count();
+    const int64_t rows = plan.chunk_rows;
     dgate_rows.resize(rows);
     x_rows.resize(rows);
     h_rows.resize(rows);
@@ -58,22 +57,16 @@ class BackwardMemory {
   C* scratch_of(const Member& member) const { return scratch_[member.index]; }
 
  private:
-  struct Part {
-    C** pointer;
-    int64_t elements;
-  };
-
-  std::vector<Part> parts() {
+  typename Arena<C>::Parts parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
-    const int64_t slot_rows = plan_.slot_row_count();
-    std::vector<Part> parts = {
-        {&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_size(gates, width, plan_.w_hh_rows)},
-        {&dgates, slot_rows * kernels_.operands(gates)},
-        {&dc, needs_dc_ ? stack_.batch * hidden : 0},
-        {&zeros, std::max(hidden, width)}};
+    const int64_t slot_rows = plan_.slots * stack_.batch;
+    typename Arena<C>::Parts parts = {{&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_w_hh},
+                                      {&dgates, slot_rows * kernels_.operands(gates)},
+                                      {&dc, needs_dc_ ? stack_.batch * hidden : 0},
+                                      {&zeros, std::max(hidden, width)}};
     for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
     if (stack_.projected) {
-      parts.push_back({&packed_w_hr, plan_.packed_size(width, hidden, stack_.rows)});
+      parts.push_back({&packed_w_hr, plan_.packed_w_hr});
       parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
     }
     if (!kIsComputed<E>) {
@@ -85,15 +78,10 @@ class BackwardMemory {
     }
     return parts;
   }
-  int64_t measure() {
-    int64_t total = 0;
-    for (const Part& part : parts()) total += Arena<C>::guarded(part.elements);
-    return total;
-  }
   // Of the products over a chunk's rows, one after the other.
   int64_t measure_scratch() const {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
-    const int64_t rows = std::min(stack_.rows, plan_.chunk_row_count());
+    const int64_t rows = std::min(stack_.rows, plan_.chunk_rows);
     int64_t most = 0;
     for (const int64_t input : stack_.layer_inputs()) {
       most = std::max({most, kernels_.outer_product_scratch(gates, input, width, rows),
@@ -106,12 +94,12 @@ class BackwardMemory {
   // What follows a row's last element in its operands is read, and never written.
   void clear_padding(C* rows, int64_t width) const {
     if (!kernels_.pads(width)) return;
-    std::fill_n(rows, plan_.slot_row_count() * kernels_.operands(width), C(0));
+    std::fill_n(rows, plan_.slots * stack_.batch * kernels_.operands(width), C(0));
   }
 
   const Stack& stack_;
   const Kernels<E>& kernels_;
-  const BackwardPlan<E>& plan_;
+  const BackwardPlan& plan_;
   const bool needs_dc_;
   const int64_t scratch_size_;
   std::vector<C*> scratch_;  // of each thread

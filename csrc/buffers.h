@@ -69,16 +69,22 @@ inline void draw_dropout(at::Tensor& noise, double p) {
 template <typename T>
 class Arena {
  public:
-  Arena(int64_t elements, bool keeps)
-      : memory_(static_cast<size_t>(elements) * sizeof(T), keeps),
-        next_(static_cast<T*>(memory_.data())) {}
-  T* take(int64_t elements) {
-    T* const taken = next_;
-    next_ += padded(elements);
-    guards_.push_back(reinterpret_cast<uint64_t*>(next_));
-    *guards_.back() = kGuard;
-    next_ += kLine;
-    return taken;
+  struct Part {
+    T** pointer;
+    int64_t elements;
+  };
+  using Parts = c10::SmallVector<Part, 16>;
+
+  // Leaves each part's memory in its pointer.
+  Arena(const Parts& parts, bool keeps) : memory_(bytes(parts), keeps) {
+    T* next = static_cast<T*>(memory_.data());
+    for (const Part& part : parts) {
+      *part.pointer = next;
+      next += padded(part.elements);
+      guards_.push_back(reinterpret_cast<uint64_t*>(next));
+      *guards_.back() = kGuard;
+      next += kLine;
+    }
   }
   // Raises c10::Error if a guard was overwritten.
   void check() const {
@@ -90,14 +96,17 @@ class Arena {
   static constexpr int64_t padded(int64_t elements) {
     return (elements + kLine - 1) / kLine * kLine;
   }
-  // What a part takes of the allocation.
-  static constexpr int64_t guarded(int64_t elements) { return padded(elements) + kLine; }
 
  private:
+  static size_t bytes(const Parts& parts) {
+    int64_t total = 0;
+    for (const Part& part : parts) total += padded(part.elements) + kLine;
+    return static_cast<size_t>(total) * sizeof(T);
+  }
+
   static constexpr int64_t kLine = 16;
   static constexpr uint64_t kGuard = 0x7ff4f00dfeedbeef;
   CallMemory memory_;
-  T* next_;
   c10::SmallVector<uint64_t*, 16> guards_;
 };
 

@@ -30,8 +30,7 @@ class ForwardMemory {
         training_(training),
         input_(stack.widest_input()),
         scratch_size_(measure_scratch()),
-        arena_(measure(), !training) {
-    for_parts([&](C*& part, int64_t elements) { part = arena_.take(elements); });
+        arena_(parts(), /*keeps=*/!training) {
     std::fill_n(initial_zeros(), std::max(stack.hidden, stack.width), E{});
   }
 
@@ -45,36 +44,34 @@ class ForwardMemory {
  private:
   static constexpr int64_t kPartUnit = Arena<C>::padded(1);
 
-  // Calls f(pointer, elements) for each part.
-  template <typename F>
-  void for_parts(F&& f) {
+  typename Arena<C>::Parts parts() {
+    typename Arena<C>::Parts parts;
     for (size_t i = 0; i < cells.size(); ++i) {
       CellMemory& cell = cells[i];
       const int64_t input = plan_.diagonal ? stack_.layer_input(i) : input_;
       if (plan_.packs_ih) {
-        f(cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden));
+        parts.push_back(
+            {&cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden)});
       }
       if (plan_.packs_hh) {
-        f(cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden));
+        parts.push_back(
+            {&cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden)});
       }
-      f(cell.bias, plan_.panels * kPanelVectors * kernels_.lanes);
+      parts.push_back({&cell.bias, plan_.panels * kPanelVectors * kernels_.lanes});
       if (stack_.projected) {
         if (plan_.packs_hr) {
-          f(cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width));
+          parts.push_back(
+              {&cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width)});
         }
-        f(cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden);
+        parts.push_back({&cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden});
       }
       if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
-        f(cell.c, stack_.batch * stack_.hidden);
+        parts.push_back({&cell.c, stack_.batch * stack_.hidden});
       }
     }
-    f(zeros, std::max(stack_.hidden, stack_.width));
-    f(scratch_, scratch_size_);
-  }
-  int64_t measure() {
-    int64_t total = 0;
-    for_parts([&](C*&, int64_t elements) { total += Arena<C>::guarded(elements); });
-    return total;
+    parts.push_back({&zeros, std::max(stack_.hidden, stack_.width)});
+    parts.push_back({&scratch_, scratch_size_});
+    return parts;
   }
 
   // Of all members of a team, of which torch may make a smaller one.

@@ -22,7 +22,7 @@ class BackwardRun {
       : stack_(stack),
         gradients_(gradients),
         weights_(weights),
-        plan_(stack, kernels_, gradients.wants_dh0, sums_every_dw_hh()),
+        plan_(plan_backward(stack, kernels_, gradients.wants_dh0, sums_every_dw_hh())),
         memory_(stack, kernels_, plan_, /*needs_dc=*/!gradients.dc.defined()),
         initial_h_(h0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.width),
         initial_c_(c0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.hidden),
@@ -76,9 +76,11 @@ class BackwardRun {
   }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y) const;
-  ColumnWeights<C> pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
-                                const Member& member);
-  void pack(Direction& direction, const Member& member);
+  ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
+                                  bool in_place) const;
+  void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
+                    const Member& member) const;
+  void pack(const Direction& direction, const Member& member) const;
   int64_t collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
                        const Member& member);
   WeightGradients<C> gradients_of(const Direction& direction);
@@ -91,7 +93,7 @@ class BackwardRun {
   const Kernels<E>& kernels_ = kernels<E>();
   const Gradients& gradients_;
   const std::vector<at::Tensor>& weights_;
-  const BackwardPlan<E> plan_;
+  const BackwardPlan plan_;
   BackwardMemory<E> memory_;
   const State<E> initial_h_, initial_c_;
   C* const dh_;
@@ -155,40 +157,43 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
           gradients_.dweights.data() + cell * stack_.weights_per_cell()};
 }
 
-// Packs this member's part of w (k, columns), or of the panel of it that cannot be read in place.
+// w (k, columns) as pack_columns leaves it.
 template <typename E>
-ColumnWeights<Compute<E>> BackwardRun<E>::pack_columns(const E* w, int64_t k, int64_t columns,
-                                                       C* packed, bool in_place,
-                                                       const Member& member) {
+ColumnWeights<Compute<E>> BackwardRun<E>::column_weights(const E* w, int64_t k, int64_t columns,
+                                                         const C* packed, bool in_place) const {
   const int64_t panel_columns = kPanelVectors * kernels_.lanes;
-  const int64_t full = columns / panel_columns, panels = kernels_.panels(columns);
+  if (in_place) return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed};
   const int64_t panel_stride = kernels_.operands(k) * panel_columns;
-  if (in_place) {
-    // pack_columns writes panel p at p * panel_stride of its output.
-    C* const partial = packed - full * panel_stride;
-    if (member.index == 0) kernels_.pack_columns(w, k, columns, partial, full, panels);
-    return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed};
+  return {columns, packed, panel_columns, panel_stride,
+          packed + columns / panel_columns * panel_stride};
+}
+
+// Packs this member's part of w or, in place, the panel of it that is not full.
+template <typename E>
+void BackwardRun<E>::pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
+                                  const Member& member) const {
+  const int64_t panels = kernels_.panels(columns);
+  if (!in_place) {
+    const auto [begin, end] = member.part(panels);
+    kernels_.pack_columns(w, k, columns, packed, begin, end);
+  } else if (member.index == 0) {
+    const int64_t panel_columns = kPanelVectors * kernels_.lanes, full = columns / panel_columns;
+    // pack_columns writes panel p at p * operands(k) * panel_columns of its output.
+    C* const partial = packed - full * kernels_.operands(k) * panel_columns;
+    kernels_.pack_columns(w, k, columns, partial, full, panels);
   }
-  const auto [begin, end] = member.part(panels);
-  kernels_.pack_columns(w, k, columns, packed, begin, end);
-  return {columns, packed, panel_columns, panel_stride, packed + full * panel_stride};
 }
 
 template <typename E>
-void BackwardRun<E>::pack(Direction& direction, const Member& member) {
+void BackwardRun<E>::pack(const Direction& direction, const Member& member) const {
   const CellWeights<E>& weights = direction.weights;
-  const int64_t gates = stack_.gates();
-  BackwardArgs<E>& args = direction.args;
-  // Every member packs; all find the same.
-  if (plan_.w_hh_rows > 0) {
-    const auto w_hh = pack_columns(weights.w_hh, gates, stack_.width, memory_.packed_w_hh,
-                                   plan_.reads_in_place(plan_.w_hh_rows), member);
-    if (member.index == 0) args.w_hh = w_hh;
+  if (plan_.packed_w_hh > 0) {
+    pack_columns(weights.w_hh, stack_.gates(), stack_.width, memory_.packed_w_hh,
+                 plan_.reads_w_hh_in_place, member);
   }
   if (stack_.projected) {
-    const auto w_hr = pack_columns(weights.w_hr, stack_.width, stack_.hidden, memory_.packed_w_hr,
-                                   plan_.reads_in_place(stack_.rows), member);
-    if (member.index == 0) args.w_hr = w_hr;
+    pack_columns(weights.w_hr, stack_.width, stack_.hidden, memory_.packed_w_hr,
+                 plan_.reads_w_hr_in_place, member);
   }
 }
 
@@ -312,9 +317,13 @@ void BackwardRun<E>::finish_chunk(const Direction& direction, const WeightGradie
 
 template <typename E>
 void BackwardRun<E>::run_direction(Direction& direction) {
-  const BackwardArgs<E>& args = direction.args;
+  BackwardArgs<E>& args = direction.args;
   const WeightGradients<C> gradients = gradients_of(direction);
   if (plan_.shares_dw_hh) memory_.packed_w_hh = gradients.w_hh;
+  args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
+                             memory_.packed_w_hh, plan_.reads_w_hh_in_place);
+  args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
+                             memory_.packed_w_hr, plan_.reads_w_hr_in_place);
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   const StepWork work = backward_work(stack_);
   GroupBarrier barrier;
