@@ -44,13 +44,16 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
   const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
   stack.batch_sizes.assign(sizes, sizes + stack.steps);
   stack.offsets.resize(stack.steps);
-  stack.batch = sizes[0];
-  int64_t total = 0;
+  // The copy is checked: another thread may write to the tensor.
+  stack.batch = stack.batch_sizes[0];
+  int64_t total = 0, before = stack.batch;
   for (int64_t t = 0; t < stack.steps; ++t) {
-    TORCH_CHECK(sizes[t] > 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+    const int64_t rows = stack.batch_sizes[t];
+    TORCH_CHECK(rows > 0 && rows <= before,
                 "fastrnn: batch_sizes must be positive and must not increase");
     stack.offsets[t] = total;
-    total += sizes[t];
+    total += rows;
+    before = rows;
     TORCH_CHECK(total <= stack.rows, "fastrnn: batch_sizes add up to more than the ", stack.rows,
                 " rows of x");
   }

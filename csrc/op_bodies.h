@@ -2,6 +2,7 @@
 // signatures of run_forward and run_backward (stack.h).
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -55,6 +56,12 @@ inline void check_gradient(const char* name, const std::optional<at::Tensor>& gr
               gradient->sizes());
 }
 
+// Bytes of its storage that a tensor reaches to.
+inline size_t bytes_behind(const at::Tensor& tensor) {
+  return at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
+                                          tensor.storage_offset());
+}
+
 // A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
 // given and none wanted.
 inline at::Tensor working_copy(const std::optional<at::Tensor>& gradient, bool wanted,
@@ -83,6 +90,8 @@ std::vector<at::Tensor> recurrent_backward(
   check_gradient("dh_n", dh_n, x, h_sizes);
   check_gradient("dc_n", dc_n, x, c_sizes);
   check_gradient("y", y, x, stack.output_sizes());
+  TORCH_CHECK(y.numel() == 0 || y.storage().nbytes() >= bytes_behind(y),
+              "fastrnn: the memory of y was freed before the backward pass");
   check_gradient("reserve", reserve, x, {stack.reserve_size()});
   TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
   const std::vector<bool> needs = needs_list.vec();

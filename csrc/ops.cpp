@@ -1,9 +1,5 @@
 // The ops: schemas, and their kernels for the CPU key. torch's dispatcher, autograd (autograd.cpp)
 // and compiler (fastrnn/_fakes.py holds the fakes) meet here.
-#include <ATen/ops/_lazy_clone.h>
-#include <ATen/ops/clone.h>
-#include <c10/core/impl/COW.h>
-
 #include "call_memory.h"
 #include "isa.h"
 #include "op_bodies.h"
@@ -38,9 +34,6 @@ TORCH_LIBRARY(fastrnn, m) {
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout, "
       "bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
-  // y as recurrent_backward is to find it, whatever is written to y in between. An op, so that it
-  // is one in a traced program too: a compiler would drop a clone of what the program returns.
-  m.def("keep(Tensor y) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);
@@ -54,17 +47,8 @@ struct CpuBackend {
   static constexpr auto backward = run_backward;
 };
 
-// On a CPU both share memory, which torch copies when one of them is written to. A copy made that
-// late would have to know the streams and graphs of a GPU.
-at::Tensor keep(const at::Tensor& y) {
-  const bool lazily =
-      y.is_cpu() && c10::impl::cow::has_simple_data_ptr(*y.storage().unsafeGetStorageImpl());
-  return lazily ? at::_lazy_clone(y) : y.clone();
-}
-
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastrnn, CompositeExplicitAutograd, m) { m.impl("keep", keep); }
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { register_kernels<CpuBackend>(m); }
 
 }  // namespace fastrnn

@@ -220,7 +220,7 @@ class _Forward(Function):
     @staticmethod
     def forward(stack: Stack, batch_sizes: MaybeTensor, *tensors: MaybeTensor) -> Any:
         outputs = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
-        return (*outputs, ops.keep.default(outputs[0]))
+        return (*outputs, outputs[0].clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

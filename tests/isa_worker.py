@@ -16,8 +16,25 @@ CASES = [
     *cases(N=[None, 0], H=[9], batch_first=[True], bias=[False], dtype=DTYPES),
 ]
 
+
+def check_half_denormals() -> None:
+    """float16's denormals are normal numbers of float, of which no mode makes zeros."""
+    module = fastrnn.RNN(3, 3, nonlinearity="relu", bias=False, dtype=torch.float16)
+    with torch.no_grad():
+        module.weight_ih_l0.copy_(512 * torch.eye(3))
+        module.weight_hh_l0.zero_()
+        x = torch.tensor([[3e-5, 6e-8, 2e-6]], dtype=torch.float16)
+        assert torch.set_flush_denormal(True)
+        y, _ = module(x)
+        small, _ = module(x / 512)
+        torch.set_flush_denormal(False)
+        assert torch.equal(y, 512 * x)
+        assert torch.equal(small, 512 * (x / 512))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    check_half_denormals()
     capability, path = sys.argv[1:]
     assert torch.ops.fastrnn.cpu_capability() == capability
     assert fastrnn.build_info()["cpu_capability"] == capability

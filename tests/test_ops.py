@@ -177,8 +177,3 @@ def test_projection_as_wide_as_hidden(has_biases: bool) -> None:
     with torch.autocast("cpu", torch.float16):
         y, h_n, c_n = ops.recurrent(*arguments)
     assert (y.dtype, h_n.dtype, c_n.dtype) == (torch.float16, torch.float16, torch.float32)
-
-
-@pytest.mark.parametrize("size", [(7, 3, 5), (0,)], ids=str)
-def test_opcheck_keep(size: tuple[int, ...]) -> None:
-    torch.library.opcheck(ops.keep.default, (torch.randn(size),))

@@ -197,15 +197,15 @@ FASTRNN_INLINE void store(T* p, Vec<T> v, int64_t count) {
 
 #if FASTRNN_VECTOR_BYTES == 16 && !defined(__aarch64__)
 inline float half_to_float(uint16_t half) {
-  const uint32_t magnitude = (half & 0x7fffu) << 13;
+  const uint32_t exponent = half & 0x7c00, magnitude = (half & 0x7fffu) << 13;
   uint32_t bits;
-  if ((half & 0x7c00) == 0x7c00) {
+  if (exponent == 0x7c00) {
     bits = magnitude | 0x7f800000;
+  } else if (exponent == 0) {  // from an integer: no denormal float, which may be flushed to zero
+    const float denormal = (half & 0x3ff) * 0x1p-24f;
+    __builtin_memcpy(&bits, &denormal, sizeof(bits));
   } else {
-    float scaled;
-    __builtin_memcpy(&scaled, &magnitude, sizeof(scaled));
-    scaled *= 0x1p112f;  // the difference of the exponents' biases; exact, denormals included
-    __builtin_memcpy(&bits, &scaled, sizeof(bits));
+    bits = magnitude + (112u << 23);  // the difference of the exponents' biases
   }
   bits |= (half & 0x8000u) << 16;
   float result;
