@@ -49,6 +49,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
 
     Raises:
         TypeError: `model` is no module.
+        AttributeError: A module's `_flat_weights`, with which torch.nn computes, are others than
+            its parameters.
 
     Warns:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
@@ -109,11 +111,19 @@ def _swap(
 
 
 def _become(module: nn.Module, target: type[nn.Module]) -> None:
-    """Makes `module` one of `target`, which keeps the same state, but for a list of weights."""
+    """Makes `module` one of `target`, which keeps the same state, but for a list of weights.
+
+    Raises:
+        AttributeError: torch.nn computes with other weights than those of its parameters' names.
+    """
+    weights = module.__dict__.pop("_flat_weights", None)  # torch.nn's alone
     module.__class__ = target
-    if isinstance(module, nn.RNNBase):
-        module.__dict__.pop("_flat_weights", None)  # fastrnn reads the parameters themselves
+    if not isinstance(module, nn.RNNBase):
+        return
+    if weights is None:
         module._init_flat_weights()
+    else:
+        module._flat_weights = weights
 
 
 def _has_no_twin(module: nn.Module) -> bool:

@@ -79,9 +79,13 @@ REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, In
 
 
 def weights_of(module: torch.nn.Module, names: list[str]) -> list[Any]:
-    """Returns the parameters of those names, or what a parametrization puts in their place."""
+    """Returns the parameters of those names, or what a parametrization puts in their place.
+
+    Raises:
+        AttributeError: There is none of some name.
+    """
     parameters = module._parameters
     try:
         return [parameters[name] for name in names]
-    except KeyError:  # parametrized, replaced by a plain tensor, or about to be
-        return [getattr(module, name, None) for name in names]
+    except KeyError:  # parametrized, or replaced by a plain tensor
+        return [getattr(module, name) for name in names]

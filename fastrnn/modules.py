@@ -17,6 +17,22 @@ __all__ = ["LSTM", "RNN"]
 _fused_run = torch.ops.fastrnn.recurrent.default
 
 
+_READ_BY_NAME = (
+    "fastrnn reads weights by name at every call: "
+    "set weight_ih_l0 and the others, not _flat_weights"
+)
+
+
+class _Weights(list[Tensor | None]):
+    """A module's weights; torch.nn computes with what is written to such a list of its own."""
+
+    def __setitem__(self, *_: Any) -> None:
+        raise AttributeError(_READ_BY_NAME)
+
+
+_Weights.__name__ = "list"  # as torch's errors call the type of an argument
+
+
 class _Recurrent(nn.RNNBase):
     """What RNN and LSTM share: parameters from torch.nn.RNNBase, computation in one fused op.
 
@@ -28,23 +44,29 @@ class _Recurrent(nn.RNNBase):
 
     # The weights are read at every call, so nothing has to be kept in step with the parameters.
     @property  # type: ignore[override]
-    def _flat_weights(self) -> list[Tensor]:
-        return weights_of(self, self._flat_weights_names)  # type: ignore[arg-type]
+    def _flat_weights(self) -> list[Tensor | None]:
+        return _Weights(getattr(self, name, None) for name in self._flat_weights_names)
 
     @_flat_weights.setter
-    def _flat_weights(self, weights: list[Tensor]) -> None:
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
         """Takes the weights that torch.nn's methods set, which are those that it has by name.
 
         Raises:
             AttributeError: They are others, which torch.nn would compute with.
         """
         names = self._flat_weights_names
-        pairs = zip(names, weights, strict=False)
-        if len(names) != len(weights) or any(self._parameters.get(n, w) is not w for n, w in pairs):
-            raise AttributeError(
-                f"fastrnn reads weights by name at every call: set {names[0]} and the others, not "
-                "_flat_weights"
-            )
+        if len(names) != len(weights) or not all(map(self._may_be, names, weights)):
+            raise AttributeError(_READ_BY_NAME)
+
+    def _may_be(self, name: str, weight: Tensor | None) -> bool:
+        """Whether `weight` is the one of that name, which a parametrization computes each time."""
+        if name in self._parameters:
+            return self._parameters[name] is weight
+        return weight is None or hasattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Past RNNBase's, which keeps the list in step."""
+        nn.Module.__setattr__(self, name, value)
 
     def _run(
         self, x: Any, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
@@ -81,7 +103,7 @@ class _Recurrent(nn.RNNBase):
             batch_sizes,
             h0,
             c0,
-            self._flat_weights,
+            weights_of(self, self._flat_weights_names),
             self.num_layers,
             self.bias,
             self.bidirectional,

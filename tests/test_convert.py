@@ -329,3 +329,12 @@ def test_onnx_of_what_is_reverted(name: str, dynamo: bool, tmp_path: Any) -> Non
     results = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     for got, want in zip(results, as_numpy(model(x)), strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_weights_other_than_the_parameters() -> None:
+    """torch.nn computes with them, fastrnn would not."""
+    module = nn.LSTM(5, 8)
+    module._flat_weights = [torch.zeros_like(weight) for weight in module._flat_weights]
+    with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
+        fastrnn.convert(module)
+    assert type(module) is nn.LSTM and not module(torch.ones(3, 2, 5))[0].any()

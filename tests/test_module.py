@@ -208,6 +208,20 @@ def test_flat_weights(name: str) -> None:
         module._flat_weights = [torch.zeros_like(weight) for weight in module._flat_weights]
     with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
         module._flat_weights = module._flat_weights[:2]
+    with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
+        module._flat_weights[0] = torch.zeros_like(module.weight_ih_l0)
+
+
+def test_weight_that_is_gone() -> None:
+    module = fastrnn.LSTM(5, 8)
+    weights = [weight.detach() for weight in module._flat_weights]
+    del module.weight_hh_l0
+    with pytest.raises(AttributeError, match="weight_hh_l0"):
+        module(torch.ones(3, 2, 5))
+    with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
+        module._flat_weights = weights  # with which torch.nn would compute
+    module.weight_hh_l0 = weights[1]
+    assert module(torch.ones(3, 2, 5))[0].shape == (3, 2, 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
