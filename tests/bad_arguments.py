@@ -115,6 +115,16 @@ BAD: dict[str, dict[str, Any]] = {
     "b_ih_2d": replaced(2, zeros(32, 1)),
     "b_hh_size": replaced(3, zeros(0)),
     "b_hh_double": replaced(3, zeros(32, dtype=torch.float64)),
+    "no_features": {"x": zeros(4, 3, 0), **replaced(0, zeros(32, 0))},
+    "no_units": {
+        "weights": [zeros(0, 5), zeros(0, 3), zeros(0), zeros(0), zeros(3, 0)],
+        "h0": None,
+        "c0": None,
+    },
+    "no_projected_units": {
+        "weights": [zeros(32, 5), zeros(32, 0), zeros(32), zeros(32), zeros(0, 8)],
+        "h0": None,
+    },
     "w_hr_unannounced": {"weights": [*weights(), zeros(3, 8)]},
     "num_layers_zero": {"num_layers": 0},
     "num_layers_negative": {"num_layers": -1},

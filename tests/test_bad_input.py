@@ -336,3 +336,29 @@ def test_packed_states_that_torch_takes() -> None:
     packed = PackedSequence(zeros(5, 3), torch.tensor([2, 2, 1]))
     states = zeros(1, 2, 4), zeros(2, 2, 4)  # more of c0 than it needs
     assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, states), "LSTM")
+
+
+@pytest.mark.parametrize("states", [(1, 2), ("h", "c"), (zeros(1, 2, 4), 1)], ids=str)
+def test_packed_states_of_other_types(states: tuple) -> None:
+    packed = PackedSequence(zeros(5, 3), torch.tensor([2, 2, 1]))
+    assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, states), "LSTM")
+
+
+@pytest.mark.parametrize("name", ["RNN", "RNNCell"])
+def test_a_sparse_state(name: str) -> None:
+    h = zeros(1, 8) if name == "RNN" else zeros(4, 8)
+    x = X[:, 0]
+    assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(x, h.to_sparse()), name)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_a_failure_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.nn does not try again what failed on good arguments, for want of memory say."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    for kind in ("recurrent", "cell"):
+        monkeypatch.setattr(fastrnn._direct, kind, fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        getattr(fastrnn, name)(5, 8)(X[:, 0])

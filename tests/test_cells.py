@@ -237,3 +237,11 @@ def test_op_raises(changes: dict[str, Any], requires_grad: bool) -> None:
     assert torch.ops.fastrnn.cell(**arguments)[0].shape == (3, 17)
     with pytest.raises(RuntimeError):
         torch.ops.fastrnn.cell(**(arguments | changes))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_op_takes_no_projection(trained: bool) -> None:
+    shapes = [(32, 5), (32, 3), (32,), (32,), (3, 8)]
+    weights = [torch.zeros(shape).requires_grad_(trained) for shape in shapes]
+    with pytest.raises(RuntimeError, match=r"^fastrnn: a cell has"):
+        torch.ops.fastrnn.cell("LSTM", torch.zeros(2, 5), None, None, weights, True)

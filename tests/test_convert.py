@@ -1,5 +1,6 @@
 """convert and revert: the same parameters, hooks, flags and names under other classes."""
 
+import collections
 import copy
 import functools
 import io
@@ -137,9 +138,16 @@ class Leading(nn.Module):
         return next(iter(held))(x)[0]
 
 
+def run_by_keyword(x: Tensor, model: Leading) -> Any:
+    """Runs a model that a keyword names."""
+    return model.run(x)
+
+
 LEADS: dict[str, Callable[[Leading], Any]] = {
     "method": lambda model: model.run,
     "partial": lambda model: functools.partial(model.run, scale=2),
+    "partial_argument": lambda model: functools.partial(Leading.run, model),
+    "partial_keyword": lambda model: functools.partial(run_by_keyword, model=model),
     "list": lambda model: [model.lstm],
     "tuple": lambda model: (model.lstm,),
     "set": lambda model: {model.lstm},
@@ -171,6 +179,21 @@ def test_a_method_of_a_child() -> None:
     converted = fastrnn.convert(model).eval()  # whose step is still what torch.nn computes
     assert torch.equal(converted(x), converted(x))
     torch.testing.assert_close(converted(x), converted.lstm(x)[0])
+
+
+def test_keys_lead_to_the_copys_and_containers_keep_their_class() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8))
+    model.rates, model.counts = {model[0]: 0.1}, collections.defaultdict(int, seen=1)
+    model.size = torch.Size([5])
+    converted = fastrnn.convert(model)
+    assert converted.rates == {converted[0]: 0.1} and model.rates == {model[0]: 0.1}
+    assert converted.counts == {"seen": 1} and converted.counts["new"] == 0
+    assert type(converted.size) is torch.Size
+
+
+def test_nothing_is_left_of_what_torch_nn_kept() -> None:
+    model = fastrnn.convert(nn.LSTM(5, 8))
+    assert "_flat_weights" not in vars(model)  # which would hold weights since replaced
 
 
 def test_containers_that_hold_themselves() -> None:
@@ -234,6 +257,12 @@ def test_beside_other_modules(neighbour: Callable[[], nn.Module], inplace: bool)
     expected = converted(x)
     for each in (converted, model, fastrnn.revert(converted)):
         torch.testing.assert_close(each(x), expected)
+
+
+@pytest.mark.parametrize("name", ["scripted", "jit_traced", "lazy"])
+def test_what_has_no_twin_is_in_both(name: str) -> None:
+    model = nn.Sequential(NEIGHBOURS[name](), nn.LSTM(5, 8))
+    assert fastrnn.convert(model)[0] is model[0]
 
 
 def test_of_no_module() -> None:
@@ -302,6 +331,9 @@ def test_subclasses_are_left_alone_and_reported() -> None:
     parametrizations.weight_norm(model.append(nn.RNN(5, 8))[3], "weight_hh_l0")
     with pytest.warns(UserWarning, match=r"1 \(MyLSTM\), 3 \(ParametrizedRNN\)$"):
         converted = fastrnn.convert(model)
+    with pytest.warns(UserWarning) as warned:
+        fastrnn.revert(MyFastLSTM(5, 8))
+    assert warned[0].filename == __file__
     assert classes(converted)[1:3] == [fastrnn.LSTM, MyLSTM]
     for subclass in (MyFastLSTM, MyFastCell):
         with pytest.warns(UserWarning, match=rf"the model itself \({subclass.__name__}\)$"):

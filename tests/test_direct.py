@@ -243,6 +243,11 @@ def test_arguments_of_other_types(name: str) -> None:
     assert refused > 9 * len(good)
 
 
+def test_a_number_of_layers_beyond_int64() -> None:
+    arguments = GOOD["recurrent"]
+    assert _direct.recurrent(*arguments[:7], 1 << 70, *arguments[8:]) is NotImplemented
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_errors_are_those_of_the_op(name: str) -> None:
     *arguments, weights, names, _ = (*GOOD[name][:7], None) if name == "recurrent" else GOOD[name]

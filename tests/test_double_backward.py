@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 from torch.autograd.functional import hessian, jacobian
 
 import fastrnn
@@ -160,6 +161,22 @@ def test_inputs_that_depend_on_each_other(
     ours = gradients_of_graph(fastrnn, name, graph, how)
     assert_same(ours, gradients_of_graph(nn, name, graph, how), factor=10)
     assert ours["hooks"] == (0 if graph is not hooked else 4 if how == "twice" else 2)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_vmap_over_gradients_of_a_graph(name: str) -> None:
+    results = []
+    for package in (fastrnn, nn):
+        torch.manual_seed(1)
+        module = getattr(package, name)(4, 4).double()
+        x = torch.randn(2, 4, dtype=torch.double).requires_grad_()
+        y = module(x)
+        y = y[0] if isinstance(y, tuple) else y
+        vectors = torch.randn(3, *y.shape, dtype=torch.double)
+        wanted = [x, *module.parameters()]
+        found = torch.vmap(lambda v, y=y, w=wanted: grad(y, w, v, retain_graph=True))(vectors)
+        results.append({str(i): gradient for i, gradient in enumerate(found)})
+    assert_same(*results, factor=10)
 
 
 def test_hooks_of_parameters_when_the_graph_is_kept() -> None:

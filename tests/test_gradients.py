@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import fastrnn
 from helpers import (
     DTYPES,
+    FUSED_DTYPES,
     KINDS,
     Case,
     Inputs,
@@ -101,6 +102,27 @@ def test_any_inputs_wanted(kind: str, wanted: tuple[str, ...]) -> None:
         gradients.append({name: t.grad for name, t in named.items() if t.grad is not None})
     assert set(gradients[0]) == set(wanted)
     assert_same(*gradients)
+
+
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "weight_hh_l1"])
+@pytest.mark.parametrize("case", cases(T=[9], N=[33], H=[64], L=[2], dtype=FUSED_DTYPES), ids=str)
+def test_a_frozen_weight_leaves_the_others_gradients(case: Case, frozen: str) -> None:
+    """So many rows that w_hh is packed, in memory of its own or in its gradient's."""
+    inputs, module = make_inputs(case), build(fastrnn, case)
+    expected = run(module, inputs)
+    getattr(module, frozen).requires_grad_(False)
+    assert expected.pop(f"d{frozen}") is not None
+    assert_same(run(module, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("case", cases(dtype=FUSED_DTYPES), ids=str)
+def test_one_bias_wanted(case: Case, name: str) -> None:
+    inputs, module = make_inputs(case), build(fastrnn, case)
+    expected = run(module, inputs)[f"d{name}"]
+    module.requires_grad_(False)
+    getattr(module, name).requires_grad_()
+    assert_same({name: run(module, inputs)[f"d{name}"]}, {name: expected})
 
 
 @pytest.mark.parametrize("kind", KINDS)

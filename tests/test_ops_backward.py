@@ -87,9 +87,34 @@ def test_reserve_of_another_size_or_dtype(length: str) -> None:
         op(**(arguments | {"reserve": changed}))
 
 
+def test_reserve_with_strides() -> None:
+    arguments = backward_arguments({})
+    strided = arguments["reserve"].repeat_interleave(2)[::2]
+    with pytest.raises(RuntimeError, match="reserve must be contiguous"):
+        op(**(arguments | {"reserve": strided}))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"x": zeros(4, 0, 5)}, {"x": zeros(0, 4, 5), "batch_first": True}]
+)
+def test_weights_have_zero_gradients_of_no_rows(changes: dict[str, Any]) -> None:
+    arguments = backward_arguments(changes | {"h0": zeros(1, 0, 8), "c0": zeros(1, 0, 8)})
+    torch.use_deterministic_algorithms(True)  # which fills new memory with NaN
+    try:
+        results = op(**arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(not gradient.any() for gradient in results)
+
+
 @pytest.mark.parametrize("name", ["dy", "dh_n", "dc_n", "x", "h0", "c0", "y"])
 def test_strides(name: str) -> None:
-    arguments = backward_arguments({})
+    # No two numbers are alike: where strides were taken for others, another would be read.
+    torch.manual_seed(0)
+    drawn = {key: torch.randn_like(t) for key, t in good().items() if isinstance(t, Tensor)}
+    weights = [torch.randn_like(weight) for weight in good()["weights"]]
+    arguments = backward_arguments(drawn | {"weights": weights})
+    arguments |= {key: torch.randn_like(arguments[key]) for key in ("dy", "dh_n", "dc_n")}
     tensor = arguments[name]
     assert isinstance(tensor, Tensor)
     strided = tensor.detach().repeat_interleave(2, dim=-1)[..., ::2]

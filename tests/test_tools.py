@@ -14,7 +14,7 @@ from helpers import Case, build, call, cases, make_inputs, run
 
 STACKS = [
     *cases(L=[1, 3], D=[1, 2], P=[0, 4], hx=[False, True], dtype=[torch.float64]),
-    *cases(N=[None, 1], bias=[False], batch_first=[False, True], dtype=[torch.float64]),
+    *cases(T=[7, 11], N=[None, 1], bias=[False], batch_first=[False, True], dtype=[torch.float64]),
     *cases(N=[4], lengths=[(3, 7, 1, 7)], hx=[False, True], dtype=[torch.float64]),
 ]
 
@@ -109,6 +109,22 @@ def hooked() -> nn.Module:
     module = fastrnn.RNN(5, 8)
     module.register_forward_hook(lambda module, x, y: y[0])
     return module
+
+
+def hooked_backward(register: str) -> nn.Module:
+    """Likewise, in its backward pass."""
+    module = fastrnn.RNN(5, 8)
+    getattr(module, register)(lambda *_: None)
+    return module
+
+
+BACKWARD_HOOKS = ["register_full_backward_hook", "register_full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("register", BACKWARD_HOOKS)
+def test_fx_does_not_lose_backward_hooks(register: str) -> None:
+    with pytest.raises(fx.proxy.TraceError, match="is_leaf_module"):
+        fx.symbolic_trace(nn.Sequential(hooked_backward(register)))
 
 
 @pytest.mark.parametrize("make", [lambda: Last(5, 8), hooked])
