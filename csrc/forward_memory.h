@@ -80,9 +80,9 @@ class ForwardMemory {
     const StepWork work = forward_work(stack_);
     int64_t most = 0;
     for (int size = 1; size <= plan_.threads; ++size) {
-      const Plan plan = make_plan(size, stack_, stack_.directions, plan_.panels, work);
-      const int64_t share_panels = Kernels<E>::divide_up(plan_.panels, plan.unit_parts);
-      for_range_sizes(stack_, plan.row_parts, [&](int64_t rows) {
+      const Division division = divide_layer(size, stack_, stack_.directions, plan_.panels, work);
+      const int64_t share_panels = Kernels<E>::divide_up(plan_.panels, division.unit_parts);
+      for_range_sizes(stack_, division.row_parts, [&](int64_t rows) {
         most = std::max(most, size * scratch_for(rows, share_panels));
       });
     }

@@ -11,9 +11,9 @@
 
 namespace fastrnn {
 
-// Most steps at which weights are read in place: by whether vectors have 512 bits, whether elements
-// are what is computed with, what is in spans (all columns, half of them and more, fewer), and the
-// batch: 1, 2 to 3, 4 to 5; or 1, 2, 3 where a tile has no more rows.
+// Most steps at which weights are read in place, by: whether vectors have 512 bits; whether
+// elements are what is computed with; columns in whole spans (all, half or more, fewer); batch (1,
+// 2 to 3, 4 to 5; with tiles of three rows 1, 2, 3).
 constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
     {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
     {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {3, 2, 1}}}};
@@ -47,7 +47,7 @@ bool packs_input(const Stack& stack, int threads, int64_t panels) {
   if (stack.gates() * input * int64_t{sizeof(E)} <= kSmallBytes) return true;
   // The products then take up to twice the memory of the packed weights.
   if (stack.rows > std::min(2 * input, kMostHoisted)) return true;
-  return make_plan(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
+  return divide_layer(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
 }
 
 // As diagonal_threads.

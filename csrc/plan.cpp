@@ -34,22 +34,24 @@ constexpr int64_t kDiagonalBytes = 768 << 10;
 constexpr double kDiagonalMisses = 1.25;
 
 // A step of the rows of one thread, and of that share of their hidden units.
-double step_cost(const Plan& plan, const Stack& stack, int64_t panels, const StepWork& work) {
-  const double rows = std::ceil(double(stack.rows) / stack.steps / plan.row_parts);
+double step_cost(const Division& division, const Stack& stack, int64_t panels,
+                 const StepWork& work) {
+  const double rows = std::ceil(double(stack.rows) / stack.steps / division.row_parts);
   double paid = rows < kRowsPerThread ? rows + 1 : rows;
   if (2 * work.products >= kLargeBytes) paid = std::max<double>(paid, kRowsOfLargeLayer);
-  const double share = std::ceil(double(panels) / plan.unit_parts) / panels;
+  const double share = std::ceil(double(panels) / division.unit_parts) / panels;
   const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
   const double cost = kStepCost + paid * (work.products + activations) * share;
-  if (plan.unit_parts == 1) return cost;
-  return cost + kBarrierCost * plan.unit_parts * work.barriers +
+  if (division.unit_parts == 1) return cost;
+  return cost + kBarrierCost * division.unit_parts * work.barriers +
          kExchangeCost * rows * work.exchanged;
 }
 
 // A layer, all steps. Threads that divide rows read the weights that the others have packed.
-double layer_cost(const Plan& plan, const Stack& stack, int64_t panels, const StepWork& work) {
-  const double steps = stack.steps * step_cost(plan, stack, panels, work);
-  return steps + kExchangeCost * work.products / 2 * (plan.row_parts - 1) / plan.row_parts;
+double layer_cost(const Division& division, const Stack& stack, int64_t panels,
+                  const StepWork& work) {
+  const double steps = stack.steps * step_cost(division, stack, panels, work);
+  return steps + kExchangeCost * work.products / 2 * (division.row_parts - 1) / division.row_parts;
 }
 
 }  // namespace
@@ -64,25 +66,27 @@ int thread_count(const Stack& stack, double weights, double flops_each) {
   return static_cast<int>(std::clamp(useful, 1., most));
 }
 
-Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels,
-               const StepWork& work) {
+Division divide_layer(int threads, const Stack& stack, int64_t directions, int64_t panels,
+                      const StepWork& work) {
   if (threads == 1) return {1, 1, 1};
   // One step without a projection needs no barrier, and each weight is then one thread's to pack.
   const bool free_barrier = stack.steps == 1 && !stack.projected;
   if (directions == 2 && threads % 2 == 0) {
-    Plan plan = make_plan(threads / 2, stack, 1, panels, work);
-    plan.direction_groups = 2;
-    return plan;
+    Division division = divide_layer(threads / 2, stack, 1, panels, work);
+    division.direction_groups = 2;
+    return division;
   }
-  const Plan rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
+  const Division rows = {1, static_cast<int>(std::min<int64_t>(threads, stack.batch)), 1};
   if (work.barriers == 0) return rows;
-  if (free_barrier) return panels >= threads ? Plan{1, 1, threads} : rows;
+  if (free_barrier) return panels >= threads ? Division{1, 1, threads} : rows;
   if (stack.contended) return rows;
   // A thread more saves ever less work, and makes every barrier longer.
   const int64_t useful =
       std::max(1., std::sqrt(step_cost({1, 1, 1}, stack, panels, work) / kBarrierCost));
-  const Plan units = {1, 1, static_cast<int>(std::min({int64_t{threads}, panels, useful}))};
-  const auto cost = [&](const Plan& plan) { return layer_cost(plan, stack, panels, work); };
+  const Division units = {1, 1, static_cast<int>(std::min({int64_t{threads}, panels, useful}))};
+  const auto cost = [&](const Division& division) {
+    return layer_cost(division, stack, panels, work);
+  };
   return cost(units) < cost(rows) ? units : rows;
 }
 
@@ -113,8 +117,8 @@ int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t pa
   // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
   const double diagonal =
       block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
-  const Plan plan = make_plan(threads, stack, 1, panels, work);
-  const double in_turn = stack.layers * layer_cost(plan, stack, panels, work);
+  const Division division = divide_layer(threads, stack, 1, panels, work);
+  const double in_turn = stack.layers * layer_cost(division, stack, panels, work);
   return diagonal < in_turn ? members : 0;
 }
 

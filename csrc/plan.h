@@ -16,12 +16,12 @@ int thread_count(const Stack& stack, double weights, double flops_each);
 
 // A layer is divided by direction, by batch rows, or by hidden units, which alone needs a barrier
 // at each step. Threads past the product have nothing to do.
-struct Plan {
+struct Division {
   int direction_groups, row_parts, unit_parts;
 };
 
-// What a step of a layer takes for each row: operations of products, and elements that threads
-// which divide hidden units read of each other's.
+// What a step of a layer takes for each row: operations of its products; elements that threads
+// which divide hidden units read from one another; their barriers.
 struct StepWork {
   double products;
   int64_t exchanged;
@@ -31,8 +31,8 @@ StepWork forward_work(const Stack& stack);  // the mean of the layers
 StepWork backward_work(const Stack& stack);
 
 // For a team of that size; panels: of the hidden units of a cell.
-Plan make_plan(int threads, const Stack& stack, int64_t directions, int64_t panels,
-               const StepWork& work);
+Division divide_layer(int threads, const Stack& stack, int64_t directions, int64_t panels,
+                      const StepWork& work);
 
 // Threads with which the layers of a stack run best along the diagonal (see diagonal.h); 0: they
 // run better one after the other, each divided among `threads`. packed_bytes: of all weights.
@@ -76,7 +76,7 @@ struct GroupBarrier {
   static void wait(void* self);
 };
 
-// A member's part of a plan.
+// A member's part of a division.
 template <typename C>
 struct Assignment {
   bool works;
@@ -86,18 +86,18 @@ struct Assignment {
 
 // group_barriers: one a direction group, whose sizes the caller sets.
 template <typename C>
-Assignment<C> assign(const Plan& plan, const Stack& stack, int member, int64_t panels,
+Assignment<C> assign(const Division& division, const Stack& stack, int member, int64_t panels,
                      GroupBarrier* group_barriers) {
-  const int group_size = plan.row_parts * plan.unit_parts;
+  const int group_size = division.row_parts * division.unit_parts;
   const int group = member / group_size;
-  if (group >= plan.direction_groups) return {};
-  const int row_part = member % group_size / plan.unit_parts;
-  const int unit_part = member % plan.unit_parts;
+  if (group >= division.direction_groups) return {};
+  const int row_part = member % group_size / division.unit_parts;
+  const int unit_part = member % division.unit_parts;
   Share<C> share{};
-  std::tie(share.row_begin, share.row_end) = split_rows(stack, plan.row_parts, row_part);
-  share.panel_begin = panels * unit_part / plan.unit_parts;
-  share.panel_end = panels * (unit_part + 1) / plan.unit_parts;
-  if (plan.unit_parts > 1) {
+  std::tie(share.row_begin, share.row_end) = split_rows(stack, division.row_parts, row_part);
+  share.panel_begin = panels * unit_part / division.unit_parts;
+  share.panel_end = panels * (unit_part + 1) / division.unit_parts;
+  if (division.unit_parts > 1) {
     share.sync = GroupBarrier::wait;
     share.barrier = &group_barriers[group];
   }

@@ -281,36 +281,42 @@ void BackwardRun<E>::finish_chunk(const Direction& direction, const WeightGradie
   };
   if (direction.dx.data) {
     const auto [begin, end] = member.part(rows);
-    kernels_.row_product(
-        {memory_.dgate_rows.data(), memory_.dx_rows.data(), stack_.gates(), direction.input,
-         direction.weights.w_ih, plan_.reads_w_ih_in_place, direction.accumulate_dx, scratch},
-        begin, end);
+    kernels_.row_product({.a = memory_.dgate_rows.data(),
+                          .out = memory_.dx_rows.data(),
+                          .k = stack_.gates(),
+                          .columns = direction.input,
+                          .w = direction.weights.w_ih,
+                          .in_place = plan_.reads_w_ih_in_place,
+                          .accumulate = direction.accumulate_dx,
+                          .scratch = scratch},
+                         begin, end);
   }
   C* const bias_sums = gradients.b_ih ? gradients.b_ih : gradients.b_hh;
   if (gradients.w_ih || gradients.w_hh || bias_sums) {
     const auto [begin, end] = member.part(stack_.gates(), kernels_.tile_rows);
-    kernels_.outer_product(
-        {memory_.dgate_rows.data(),
-         rows,
-         stack_.gates(),
-         {{memory_.x_rows.data(), direction.input, gradients.w_ih, result(gradients.w_ih, 0)},
-          {memory_.h_rows.data(), stack_.width, gradients.w_hh, result(gradients.w_hh, 1)}},
-         bias_sums,
-         !first,
-         scratch},
-        begin, end);
+    kernels_.outer_product({.a = memory_.dgate_rows.data(),
+                            .rows = rows,
+                            .a_columns = stack_.gates(),
+                            .products = {{memory_.x_rows.data(), direction.input, gradients.w_ih,
+                                          result(gradients.w_ih, 0)},
+                                         {memory_.h_rows.data(), stack_.width, gradients.w_hh,
+                                          result(gradients.w_hh, 1)}},
+                            .column_sums = bias_sums,
+                            .accumulate = !first,
+                            .scratch = scratch},
+                           begin, end);
   }
   if (gradients.w_hr) {
     const auto [begin, end] = member.part(stack_.width, kernels_.tile_rows);
-    kernels_.outer_product({memory_.dprojected_rows.data(),
-                            rows,
-                            stack_.width,
-                            {{memory_.m_rows.data(), stack_.hidden, gradients.w_hr,
-                              result(gradients.w_hr, stack_.weights_per_cell() - 1)},
-                             {}},
-                            nullptr,
-                            !first,
-                            scratch},
+    kernels_.outer_product({.a = memory_.dprojected_rows.data(),
+                            .rows = rows,
+                            .a_columns = stack_.width,
+                            .products = {{memory_.m_rows.data(), stack_.hidden, gradients.w_hr,
+                                          result(gradients.w_hr, stack_.weights_per_cell() - 1)},
+                                         {}},
+                            .column_sums = nullptr,
+                            .accumulate = !first,
+                            .scratch = scratch},
                            begin, end);
   }
 }
@@ -328,15 +334,15 @@ void BackwardRun<E>::run_direction(Direction& direction) {
   const StepWork work = backward_work(stack_);
   GroupBarrier barrier;
   run_team(plan_.threads, [&](const Member& member) {
-    const Plan plan = make_plan(member.size, stack_, 1, panels, work);
-    if (member.index == 0) barrier.size = plan.unit_parts;
+    const Division division = divide_layer(member.size, stack_, 1, panels, work);
+    if (member.index == 0) barrier.size = division.unit_parts;
     pack(direction, member);
     if (!dc_ && stack_.cell == Cell::lstm) {
       const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
       std::fill(args.dc + begin, args.dc + end, C(0));
     }
     member.wait();
-    const Assignment<C> mine = assign<C>(plan, stack_, member.index, panels, &barrier);
+    const Assignment<C> mine = assign<C>(division, stack_, member.index, panels, &barrier);
     for (int64_t s = 0; s < stack_.steps; s += plan_.chunk_steps) {
       const int64_t s_end = std::min(s + plan_.chunk_steps, stack_.steps);
       if (mine.works) kernels_.backward(args, mine.share, s, s_end);

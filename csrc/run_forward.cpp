@@ -150,21 +150,21 @@ template <typename E>
 void ForwardRun<E>::run_layer(int64_t first_cell) const {
   GroupBarrier barriers[2];
   run_team(plan_.threads, [&](const Member& member) {
-    const Plan plan =
-        make_plan(member.size, stack_, stack_.directions, plan_.panels, forward_work(stack_));
-    if (member.index == 0) barriers[0].size = barriers[1].size = plan.unit_parts;
+    const Division division =
+        divide_layer(member.size, stack_, stack_.directions, plan_.panels, forward_work(stack_));
+    if (member.index == 0) barriers[0].size = barriers[1].size = division.unit_parts;
     // Each direction by those who read it.
-    const int group_size = member.size / plan.direction_groups;
+    const int group_size = member.size / division.direction_groups;
     const Member packer{member.index % group_size, group_size, nullptr};
     for (int64_t d = 0; d < stack_.directions; ++d) {
-      if (d % plan.direction_groups == member.index / group_size) pack(first_cell + d, packer);
+      if (d % division.direction_groups == member.index / group_size) pack(first_cell + d, packer);
     }
     member.wait();
-    auto mine = assign<C>(plan, stack_, member.index, plan_.panels, barriers);
+    auto mine = assign<C>(division, stack_, member.index, plan_.panels, barriers);
     if (!mine.works) return;
     mine.share.scratch = memory_.scratch_of(member);
     for (int64_t d = 0; d < stack_.directions; ++d) {
-      if (d % plan.direction_groups != mine.direction_group) continue;
+      if (d % division.direction_groups != mine.direction_group) continue;
       kernels_.forward(args_[first_cell + d], mine.share, 0, stack_.steps);
     }
   });

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from fastrnn._load import load_ops
+from fastrnn import _load
 
-load_ops()
+_load.load_ops()
 
 from fastrnn import _build_info, _fakes, _flops  # noqa: E402, F401
 from fastrnn._convert import convert, revert  # noqa: E402
@@ -32,12 +32,19 @@ def build_info() -> dict[str, Any]:
     """What this installation was built from, and what it runs on.
 
     Returns:
-        version: of fastrnn; torch: the release built against; cuda: the CUDA release built against,
-        or None; compiler; cpu_capability: the instruction set in use, AVX512, AVX2 or DEFAULT, as
-        the environment variable ATEN_CPU_CAPABILITY names them; amx: names of the dtypes whose
-        products run in the processor's matrix unit, none if FASTRNN_AMX was 0 when they first ran;
-        matmul_precisions: the settings of torch.set_float32_matmul_precision that make float32
-        faster here, "high" and "medium" or fewer; the others leave it as it is.
+        A dictionary:
+
+        - version: of fastrnn.
+        - torch: The release built against.
+        - cuda: The CUDA release built against, or None.
+        - compiler: Its name and version.
+        - cpu_capability: The instruction set in use, AVX512, AVX2 or DEFAULT, as the environment
+          variable ATEN_CPU_CAPABILITY names them.
+        - amx: Names of the dtypes whose products run in the processor's matrix unit; none if
+          FASTRNN_AMX was 0 when they first ran.
+        - matmul_precisions: Those of "high" and "medium", the settings of
+          torch.set_float32_matmul_precision, that make float32 faster here. The others change
+          nothing.
     """
     return {
         "version": __version__,

@@ -105,7 +105,9 @@ def _swap(
             left_alone.append(f"{name or 'the model itself'} ({type(module).__qualname__})")
     if left_alone:
         warnings.warn(
-            f"left alone, being of subclasses: {', '.join(left_alone)}", UserWarning, stacklevel=3
+            f"left as they are, because they are of subclasses: {', '.join(left_alone)}",
+            UserWarning,
+            stacklevel=3,
         )
     return model
 

@@ -19,13 +19,11 @@ def can_fuse(x: Any) -> bool:
         return False
     if not (x.is_cpu or (HAS_CUDA and x.is_cuda)):
         return False
-    if x.layout is not torch.strided or x.is_nested:
+    if x.layout is not torch.strided or x.is_nested or x.dtype not in FUSED_DTYPES:
         return False
-    if torch._C._is_any_autocast_enabled():
-        return x.dtype in FUSED_DTYPES and not _transforms.active()
-    if x.dtype not in FUSED_DTYPES:
-        return False
-    return not (_transforms.active() and _transforms.functionalizing())
+    if not _transforms.active():
+        return True
+    return not (torch._C._is_any_autocast_enabled() or _transforms.functionalizing())
 
 
 def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

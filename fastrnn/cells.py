@@ -15,6 +15,7 @@ __all__ = ["LSTMCell", "RNNCell"]
 
 _fused_step = torch.ops.fastrnn.cell.default
 
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 _NAMES = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 _NAMES_WITHOUT_BIAS = _NAMES[:2]
 
@@ -74,7 +75,8 @@ class RNNCell(nn.RNNCell):
             RuntimeError, ValueError: as torch.nn.RNNCell does, in its words.
         """
         try:
-            outputs = _step(self, f"RNN_{self.nonlinearity.upper()}", input, hx, None)
+            mode = _MODES.get(self.nonlinearity, self.nonlinearity)
+            outputs = _step(self, mode, input, hx, None)
             if outputs is not None:
                 return outputs[0]
         except REFUSALS as error:

@@ -14,17 +14,19 @@ struct Backward {
   const BackwardArgs<E>& args;
   const Share<C>& share;
   const int64_t hidden = args.hidden;
-  const int64_t gates = operands<E>(hidden * gate_count(args.cell));  // of a row of dgates
-  const int64_t width = operands<E>(args.width);                      // of a row of dprojected
+  // Of rows of dgates and of dprojected:
+  const int64_t gate_operands = operands<E>(hidden * gate_count(args.cell));
+  const int64_t h_operands = operands<E>(args.width);
   const int unit_rows = unit_rows_for(share.row_end - share.row_begin);
 
   // Where a tile's rows come from and go to.
   struct Step {
     int64_t t;
     bool backwards;        // the order of panels, as in the forward pass
-    const C* dgates_next;  // of the step that followed in the forward pass, (N, gates); null: none
+    const C* dgates_next;  // of the step that followed in the forward pass, (N, gate_operands);
+                           // null: none
     C* dgates;             // of this step; null: the rows end here, their dh0 is wanted
-    C* dprojected;         // of this step, (N, width)
+    C* dprojected;         // of this step, (N, h_operands)
     int64_t forward_previous, forward_previous_rows;  // the step whose c this one read, its rows
   };
 
@@ -51,9 +53,9 @@ struct Backward {
     Step step{};
     step.t = args.step(s);
     step.backwards = s % 2;
-    step.dgates_next = s > 0 ? args.dgates + (s - 1) % args.slots * N * gates : nullptr;
-    step.dgates = args.dgates + s % args.slots * N * gates;
-    step.dprojected = args.projected ? args.dprojected + s % args.slots * N * width : nullptr;
+    step.dgates_next = s > 0 ? args.dgates + (s - 1) % args.slots * N * gate_operands : nullptr;
+    step.dgates = args.dgates + s % args.slots * N * gate_operands;
+    step.dprojected = args.projected ? args.dprojected + s % args.slots * N * h_operands : nullptr;
     step.forward_previous = args.reverse ? step.t + 1 : step.t - 1;
     const bool exists = step.forward_previous >= 0 && step.forward_previous < args.schedule.steps;
     step.forward_previous_rows = exists ? args.schedule.rows_at(step.forward_previous) : 0;
@@ -65,7 +67,7 @@ struct Backward {
   void finish_rows(int64_t s, int64_t begin, int64_t end) const {
     if (!args.wants_dh0) return;
     Step step{};
-    step.dgates_next = args.dgates + (s - 1) % args.slots * args.schedule.rows * gates;
+    step.dgates_next = args.dgates + (s - 1) % args.slots * args.schedule.rows * gate_operands;
     run_rows(step, begin, end);
   }
 
@@ -119,8 +121,8 @@ struct Backward {
     Tile<C> dh;
     if (step.dgates_next) {
       const C* a[kTileRows];
-      for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gates;
-      multiply_columns<E>(a, gates, args.w_hh, column, rows, vectors, dh.at, unit_rows);
+      for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gate_operands;
+      multiply_columns<E>(a, gate_operands, args.w_hh, column, rows, vectors, dh.at, unit_rows);
     } else if (args.dh) {
       for (int r = 0; r < rows; ++r) {
         const C* row = args.dh + (n + r) * args.width;
@@ -146,10 +148,11 @@ struct Backward {
     }
     if (args.projected) {
       for (int r = 0; r < rows; ++r) {
-        C* const out = step.dprojected + (n + r) * width;
+        C* const out = step.dprojected + (n + r) * h_operands;
         for (int v = 0; v < vectors; ++v) {
           const int64_t at = column + v * L;
-          store_operands<E>(out, width / kParts<E>, at, dh.at[r * vectors + v], args.width - at);
+          store_operands<E>(out, h_operands / kParts<E>, at, dh.at[r * vectors + v],
+                            args.width - at);
         }
       }
     } else {
@@ -162,8 +165,8 @@ struct Backward {
   void run_projection_tile(const Step& step, int64_t n, int64_t unit, int rows, int vectors) const {
     Tile<C> dh;
     const C* a[kTileRows];
-    for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * width;
-    multiply_columns<E>(a, width, args.w_hr, unit, rows, vectors, dh.at, unit_rows);
+    for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * h_operands;
+    multiply_columns<E>(a, h_operands, args.w_hr, unit, rows, vectors, dh.at, unit_rows);
     run_pointwise(step, n, rows, unit, vectors, dh.at);
   }
 
@@ -182,14 +185,14 @@ struct Backward {
                                            int64_t first_unit, int vectors,
                                            const Vec<C>* dh) const {
     for (const int64_t row_end = n + rows; n < row_end; ++n) {
-      C* const dgates = step.dgates + n * gates;
+      C* const dgates = step.dgates + n * gate_operands;
       for (int v = 0; v < vectors; ++v, ++dh) {
         const int64_t unit = first_unit + v * L, valid = hidden - unit;
         if constexpr (cell == Cell::lstm) {
           pointwise_lstm(step, n, unit, valid, *dh, dgates);
         } else {
           const Vec<C> h = load_as(args.h.row(args.schedule, step.t, n) + unit, valid);
-          store_operands<E>(dgates, gates / kParts<E>, unit,
+          store_operands<E>(dgates, gate_operands / kParts<E>, unit,
                             rnn_pointwise_backward<Math<E>, cell>(h, *dh), valid);
         }
       }
@@ -212,7 +215,7 @@ struct Backward {
                                      load_as(c_prev + unit, valid), dh, dc);
     store(running_dc, dc, valid);
     for (int g = 0; g < kGates; ++g) {
-      store_operands<E>(dgates, gates / kParts<E>, g * hidden + unit, gate[g], valid);
+      store_operands<E>(dgates, gate_operands / kParts<E>, g * hidden + unit, gate[g], valid);
     }
   }
 };

@@ -38,8 +38,15 @@ FASTRNN_INLINE void multiply_panel(const Compute<E>* const* a, const GateWeights
   }
   const int64_t k_count = operands<E>(weights.k), stride = k_count * kPanelColumns<C>;
   const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * kLanes<C>;
-  multiply_tile<Part<E>, kParts<E>>({a, 1, weights.packed + panel * stride, w_stride, stride,
-                                     k_count, !ordered, accumulate, next, unit_rows},
+  multiply_tile<Part<E>, kParts<E>>({.a = a,
+                                     .w = weights.packed + panel * stride,
+                                     .w_stride = w_stride,
+                                     .panel_stride = stride,
+                                     .k_count = k_count,
+                                     .interleaved = !ordered,
+                                     .accumulate = accumulate,
+                                     .next = next,
+                                     .unit_rows = unit_rows},
                                     rows, vectors, sums);
 }
 

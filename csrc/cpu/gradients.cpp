@@ -293,9 +293,12 @@ struct OuterProducts {
                            2);
       }
       Tile<C> sums;
-      multiply_tile<Part<E>, kParts<E>>(
-          {a_rows, R, b + column * k_count, vectors * L, 0, k_count, false, false}, rows, vectors,
-          sums.at);
+      multiply_tile<Part<E>, kParts<E>>({.a = a_rows,
+                                         .a_stride = R,
+                                         .w = b + column * k_count,
+                                         .w_stride = vectors * L,
+                                         .k_count = k_count},
+                                        rows, vectors, sums.at);
       C* out = product.out + j * product.columns;
       for (int r = 0; r < rows; ++r, out += product.columns) {
         Vec<C>* row = sums.at + r * vectors;
@@ -349,8 +352,9 @@ FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int6
         for_row_blocks(begin, end, [&](int64_t row, int rows) {
           const C* a[kTileRows];
           for (int r = 0; r < rows; ++r) a[r] = args.a[row + r] + k;
-          multiply_tile<Part<E>, kParts<E>>({a, 1, w, args.columns, 0, count, false, k > 0}, rows,
-                                            kPanelVectors, sums);
+          multiply_tile<Part<E>, kParts<E>>(
+              {.a = a, .w = w, .w_stride = args.columns, .k_count = count, .accumulate = k > 0},
+              rows, kPanelVectors, sums);
           if (k + count == args.k) finish(row, rows, column, sums);
           if (!small) sums += rows * kPanelVectors;
         });
@@ -390,8 +394,8 @@ void row_product(const RowProductArgs<E>& args, int64_t row_begin, int64_t row_e
     for_row_blocks(row_begin, row_end, [&](int64_t row, int rows) {
       Tile<C> sums;
       multiply_tile<Part<E>, kParts<E>>(
-          {args.a + row, 1, args.scratch, vectors * kLanes<C>, 0, k, false, false}, rows, vectors,
-          sums.at);
+          {.a = args.a + row, .w = args.scratch, .w_stride = vectors * kLanes<C>, .k_count = k},
+          rows, vectors, sums.at);
       store_tile(row, rows, column, vectors, sums.at);
     });
   });

@@ -78,16 +78,17 @@ struct ForwardArgs {
 
   Cell cell;
   bool reverse;
-  int64_t steps_before;  // of earlier calls; of all steps every other takes the last panels first
+  int64_t steps_before;  // that this thread's earlier calls ran: every other step, counted on
+                         // from there, takes the last panels first
   Schedule schedule;
   int64_t input, hidden, width;  // I, H, P
   Sequence<const E> x;           // (T, N, I)
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh, *w_hr;   // (G, I), (G, P), (P, H); w_hr null: no projection
-  // Those as written by pack_gates (w_hr as of an Elman cell); null: they are read in place or, but
-  // for w_hr, packed panel by panel. w_ih alone may be null if there are at most kMostHoisted rows
-  // in all; w_hr where elements are operands.
+  // Those as written by pack_gates (w_hr as of an Elman cell), or null. w_ih and w_hh: null if they
+  // are read in place, or packed panel by panel; w_ih alone only if there are at most kMostHoisted
+  // rows in all. w_hr: null if it is read in place, and only if elements are operands.
   const C *packed_ih, *packed_hh, *packed_w_hr;
   const C* bias;  // as written by pack_bias
   Sequence<E> h;  // (T, N, P), out; the next step reads it

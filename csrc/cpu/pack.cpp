@@ -13,7 +13,7 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
   constexpr int L = kLanes<C>;
   const int64_t out_step = int64_t{rows.vectors} * L;
   const int64_t operand_count = part_operands<E>(k_count);
-  const int64_t spans_end = kInterleaves ? operand_count / kSpan * kSpan : 0;
+  const int64_t spans_end = kDealsSpans ? operand_count / kSpan * kSpan : 0;
   for (int v = 0; v < rows.vectors; ++v) {
     const VectorRows<C> of_vector(rows, v);
     Fetcher following{w + following_row<C>(rows, v) * k_count};
@@ -27,10 +27,10 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
         C* target = out + p * operand_count * out_step + v * L;
         if (k < spans_end) {
           const int64_t block_step = kSumBlock * out_step;
-          target += (k / kSpan * kSpan + k % kSpan / kInterleave) * out_step;
-          target += k % kInterleave * block_step;  // where a vector holds fewer
+          target += (k / kSpan * kSpan + k % kSpan / kSpanBlocks) * out_step;
+          target += k % kSpanBlocks * block_step;  // where a vector holds fewer
           for (int j = 0; j < L; ++j) {
-            store(target + j % kInterleave * block_step + j / kInterleave * out_step, square[j]);
+            store(target + j % kSpanBlocks * block_step + j / kSpanBlocks * out_step, square[j]);
           }
         } else {
           target += k * out_step;

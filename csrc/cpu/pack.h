@@ -2,7 +2,7 @@
 //
 // A packed matrix is a series of panels, each (K, vectors, lanes) operands: for every k, the values
 // that the panel's output columns multiply with operand k of the input. Columns past the end are
-// zero. Of matrices that are packed by rows, k runs in the order of summation (kInterleave).
+// zero. Of matrices that are packed by rows, k runs in the order of summation (kSpanBlocks).
 #pragma once
 
 #include "tile.h"
@@ -106,8 +106,8 @@ template <typename C>
 FASTRNN_INLINE void reorder(const C* in, int64_t k, C* out) {
   const C* const end = in + k;
   for (; end - in >= kSpan; in += kSpan) {
-    for (int64_t block = 0; block < kInterleave; ++block, out += kSumBlock) {
-      for (int64_t i = 0; i < kSumBlock; ++i) out[i] = in[i * kInterleave + block];
+    for (int64_t block = 0; block < kSpanBlocks; ++block, out += kSumBlock) {
+      for (int64_t i = 0; i < kSumBlock; ++i) out[i] = in[i * kSpanBlocks + block];
     }
   }
   __builtin_memcpy(out, in, (end - in) * sizeof(C));

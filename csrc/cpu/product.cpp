@@ -51,8 +51,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
     const int64_t count = left < kSumBlock ? left : kSumBlock;
     int64_t offset = done * product.a_stride, step = product.a_stride;
     if (done < spans_end) {
-      offset = (whole_spans(done) + done / kSumBlock % kInterleave) * product.a_stride;
-      step *= kInterleave;
+      offset = (whole_spans(done) + done / kSumBlock % kSpanBlocks) * product.a_stride;
+      step *= kSpanBlocks;
     }
     Vec<C> block[R][V] = {};
 #pragma GCC unroll 2  // 2 to 10% on Granite Rapids
@@ -163,7 +163,7 @@ struct StripProduct {
   template <bool fetches, typename T>
   FASTRNN_INLINE void add_rows(const T* rows, int64_t ldw, [[maybe_unused]] const E* next,
                                int64_t k, Vec<C>* sums, int stride) const {
-    constexpr int G = kInterleave / Q;
+    constexpr int G = kSpanBlocks / Q;
     constexpr int64_t kReads = Q / kPassRows * (kSpan / kColumns);
     Vec<C> blocks[R][G][Q];
     [[maybe_unused]] Fetcher following{next + k * L};

@@ -98,8 +98,8 @@ constexpr int64_t kSumBlock = 64;
 // Where weights may be read in place, the operands of a span are dealt out to this many blocks in
 // turn: a vector then multiplies as many neighbours of several rows, as they lie in memory. The
 // operands after the last whole span are in blocks of neighbours.
-constexpr int64_t kInterleave = kSpan / kSumBlock;
-constexpr bool kInterleaves = !kHasMatrixUnit;  // which sums k in order, and reads none in place
+constexpr int64_t kSpanBlocks = kSpan / kSumBlock;
+constexpr bool kDealsSpans = !kHasMatrixUnit;  // which sums k in order, and reads none in place
 
 // The sums of a tile, in memory between blocks: (rows, vectors), in order.
 template <typename C>
@@ -114,12 +114,12 @@ struct Tile {
 template <typename C>
 struct TileProduct {
   const C* const* a;
-  int64_t a_stride;
+  int64_t a_stride = 1;
   const C* w;
-  int64_t w_stride, panel_stride;
-  int64_t k_count;   // operands, one at least
-  bool interleaved;  // whether spans are dealt out to blocks
-  bool accumulate;   // whether sums holds something
+  int64_t w_stride, panel_stride = 0;
+  int64_t k_count;           // operands, one at least
+  bool interleaved = false;  // whether spans are dealt out to blocks
+  bool accumulate = false;   // whether sums holds something
   // k_count cache lines from here on are fetched into L2 meanwhile, by a full panel and more than
   // kTwoPanelRows rows; not by a matrix unit.
   const C* next = nullptr;
@@ -168,8 +168,11 @@ FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
                                      int vectors, Vec<Compute<E>>* sums, int unit_rows) {
   using C = Compute<E>;
-  TileProduct<C> product{a, 1, w.partial, vectors * kLanes<C>, 0, k_count, false, false};
-  product.unit_rows = unit_rows;
+  TileProduct<C> product{.a = a,
+                         .w = w.partial,
+                         .w_stride = vectors * kLanes<C>,
+                         .k_count = k_count,
+                         .unit_rows = unit_rows};
   if (column + kPanelColumns<C> <= w.columns) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
