@@ -48,10 +48,10 @@ class RNNCell(nn.RNNCell):
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the state, H.
-        bias: Whether the cell has bias_ih and bias_hh.
-        nonlinearity: "tanh" or "relu".
-        device: Of the parameters.
-        dtype: Of the parameters.
+        bias: Whether the cell has bias_ih and bias_hh. Default: True.
+        nonlinearity: "tanh" or "relu". Default: "tanh".
+        device: Of the parameters. Default: torch's.
+        dtype: Of the parameters. Default: torch's.
 
     Source: Elman (1990), "Finding structure in time"; equations as in torch.nn.RNNCell.
 
@@ -96,9 +96,9 @@ class LSTMCell(nn.LSTMCell):
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the state, H.
-        bias: Whether the cell has bias_ih and bias_hh.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        bias: Whether the cell has bias_ih and bias_hh. Default: True.
+        device: Of the parameters. Default: torch's.
+        dtype: Of the parameters. Default: torch's.
 
     Source: Hochreiter & Schmidhuber (1997); equations as in torch.nn.LSTMCell.
 

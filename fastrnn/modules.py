@@ -156,14 +156,17 @@ class RNN(_Recurrent):
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the state, H.
-        num_layers: Stacked layers, L.
-        nonlinearity: "tanh" or "relu".
-        bias: Whether the layers have bias_ih and bias_hh.
-        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...).
+        num_layers: Stacked layers, L. Default: 1.
+        nonlinearity: "tanh" or "relu". Default: "tanh".
+        bias: Whether the layers have bias_ih and bias_hh. Default: True.
+        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...). Default:
+            False.
         dropout: Probability of dropout on the output of each layer but the last, in training.
-        bidirectional: Whether a second direction reads the sequence backwards (D = 2).
-        device: Of the parameters.
-        dtype: Of the parameters.
+            Default: 0.
+        bidirectional: Whether a second direction reads the sequence backwards (D = 2). Default:
+            False.
+        device: Of the parameters. Default: torch's.
+        dtype: Of the parameters. Default: torch's.
 
     Raises:
         ValueError, TypeError: as torch.nn.RNN does.
@@ -178,6 +181,24 @@ class RNN(_Recurrent):
     """
 
     _torch_class = nn.RNN
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of torch.nn.RNN."""
@@ -247,14 +268,17 @@ class LSTM(_Recurrent):
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the cell state, H.
-        num_layers: Stacked layers, L.
-        bias: Whether the layers have bias_ih and bias_hh.
-        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...).
+        num_layers: Stacked layers, L. Default: 1.
+        bias: Whether the layers have bias_ih and bias_hh. Default: True.
+        batch_first: Whether batched input and output are (N, T, ...) and not (T, N, ...). Default:
+            False.
         dropout: Probability of dropout on the output of each layer but the last, in training.
-        bidirectional: Whether a second direction reads the sequence backwards (D = 2).
-        proj_size: Features of the projected state, P; 0 for no projection (P = H).
-        device: Of the parameters.
-        dtype: Of the parameters.
+            Default: 0.
+        bidirectional: Whether a second direction reads the sequence backwards (D = 2). Default:
+            False.
+        proj_size: Features of the projected state, P; 0 for no projection (P = H). Default: 0.
+        device: Of the parameters. Default: torch's.
+        dtype: Of the parameters. Default: torch's.
 
     Raises:
         ValueError, TypeError: as torch.nn.LSTM does.
@@ -275,6 +299,24 @@ class LSTM(_Recurrent):
     get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
+
+    @overload
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes the arguments of torch.nn.LSTM."""
