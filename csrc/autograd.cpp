@@ -43,16 +43,19 @@ Options saved_options(AutogradContext* ctx) {
           ctx->saved_data["batch_first"].toBool(), ctx->saved_data["dropout"].toDouble()};
 }
 
-// Notices writes to a tensor. Saved variables refuse to be read after one.
-struct Watch : torch::CustomClassHolder {
-  explicit Watch(const Tensor& tensor)
-      : counter(tensor.unsafeGetTensorImpl()->version_counter()),
-        version(counter.current_version()) {}
-  bool saw_write() const { return counter.current_version() != version; }
-
-  const c10::VariableVersion counter;
-  const uint32_t version;
-};
+// Watches a tensor for writes, after which a saved variable would refuse to be read. An empty
+// tensor that shares its version counter, and not its memory, is something that ctx can keep.
+void watch(AutogradContext* ctx, const Tensor& tensor) {
+  namespace impl = torch::autograd::impl;
+  Tensor counter = at::empty({0});
+  impl::set_version_counter(counter, impl::version_counter(tensor));
+  ctx->saved_data["version"] = static_cast<int64_t>(tensor._version());
+  ctx->saved_data["version_counter"] = std::move(counter);
+}
+bool saw_write(AutogradContext* ctx) {
+  return ctx->saved_data["version_counter"].toTensor()._version() !=
+         ctx->saved_data["version"].toInt();
+}
 
 // The tensors that are saved, in order; the weights are last.
 enum Saved { kX, kH0, kC0, kBatchSizes, kY, kReserve, kWeights };
@@ -77,7 +80,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     save(ctx, options);
-    ctx->saved_data["watch"] = c10::IValue::make_capsule(c10::make_intrusive<Watch>(y));
+    watch(ctx, y);
     return {y, h_n, c_n};
   }
 
@@ -115,9 +118,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     c10::List<bool> needs_list;
     for (const bool need : needs) needs_list.push_back(need);
     const Options options = saved_options(ctx);
-    const auto watch = ctx->saved_data["watch"].toCapsule();
-    const bool written = static_cast<const Watch&>(*watch).saw_write();
-    const Tensor y = written ? output_again(options, saved) : saved[kY];
+    const Tensor y = saw_write(ctx) ? output_again(options, saved) : saved[kY];
     return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
                    optional(gradients[2]), saved[kX], optional(saved[kBatchSizes]),
                    optional(saved[kH0]), optional(saved[kC0]), weights, y, saved[kReserve],
@@ -125,25 +126,13 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                    options.batch_first, options.dropout, needs_list);
   }
 
-  // y, to which the caller has written since: the last layer's output, whose input is kept too.
+  // y, to which the caller has written since.
   static Tensor output_again(const Options& options, const variable_list& saved) {
-    static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
-    const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
-    const OptionalTensor h0 = optional(saved[kH0]), c0 = optional(saved[kC0]);
-    const at::TensorList weights = at::TensorList(saved).slice(kWeights);
-    const Stack stack = check_arguments(options, {saved[kX], batch_sizes, h0, c0, weights});
-    const auto of_last = [&](const OptionalTensor& state) {
-      const int64_t D = stack.directions;
-      return state.has_value() ? OptionalTensor(state->slice(0, -D)) : state;
-    };
-    const int64_t weight_count = stack.directions * stack.weights_per_cell();
-    const bool alone = stack.layers == 1;
-    const auto [y, h_n, c_n] = op.call(
-        options.mode, alone ? saved[kX] : reserved_input(stack, saved[kReserve]), batch_sizes,
-        of_last(h0), of_last(c0), weights.slice(weights.size() - weight_count), /*num_layers=*/1,
-        options.has_biases, options.bidirectional, alone && options.batch_first,
-        /*dropout=*/0);
-    return stack.batch_first && !alone ? y.transpose(0, 1) : y;
+    static const auto op = find_op<OutputAgainSignature>("fastrnn::output_again");
+    return op.call(options.mode, saved[kX], optional(saved[kBatchSizes]), optional(saved[kH0]),
+                   optional(saved[kC0]), at::TensorList(saved).slice(kWeights), saved[kReserve],
+                   options.num_layers, options.has_biases, options.bidirectional,
+                   options.batch_first, options.dropout);
   }
 
   static variable_list reference(AutogradContext* ctx, const variable_list& gradients,

@@ -56,6 +56,11 @@ inline void check_gradient(const char* name, const std::optional<at::Tensor>& gr
               gradient->sizes());
 }
 
+inline void check_reserve(const at::Tensor& reserve, const at::Tensor& x, const Stack& stack) {
+  check_gradient("reserve", reserve, x, {stack.reserve_size()});
+  TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+}
+
 // Bytes of its storage that a tensor reaches to.
 inline size_t bytes_behind(const at::Tensor& tensor) {
   return at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
@@ -92,8 +97,7 @@ std::vector<at::Tensor> recurrent_backward(
   check_gradient("y", y, x, stack.output_sizes());
   TORCH_CHECK(y.numel() == 0 || y.storage().nbytes() >= bytes_behind(y),
               "fastrnn: the memory of y was freed before the backward pass");
-  check_gradient("reserve", reserve, x, {stack.reserve_size()});
-  TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+  check_reserve(reserve, x, stack);
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
               " entries, got ", needs.size());
@@ -123,12 +127,51 @@ std::vector<at::Tensor> recurrent_backward(
   return wanted;
 }
 
+// The last layer's input, which a forward pass kept, as an x without batch_first. There are two
+// layers or more.
+inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve) {
+  const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
+  const int64_t below = stack.layers - 2;
+  const at::Tensor& rows = stack.drops_after(below) ? kept.dropped[below] : kept.outputs[below];
+  if (stack.packed || !stack.batched) return rows;
+  return rows.view({stack.steps, stack.batch, stack.layer_width()});
+}
+
+template <typename Backend>
+at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
+                        const std::optional<at::Tensor>& batch_sizes,
+                        const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
+                        at::TensorList weights, const at::Tensor& reserve, int64_t num_layers,
+                        bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                      {x, batch_sizes, h0, c0, weights});
+  check_reserve(reserve, x, stack);
+  const bool alone = stack.layers == 1;
+  const at::Tensor input = alone ? x : reserved_input(stack, reserve);
+  const auto of_last = [&](const std::optional<at::Tensor>& state) {
+    return state.has_value() ? std::optional(state->slice(0, -stack.directions)) : state;
+  };
+  const std::optional<at::Tensor> h = of_last(h0), c = of_last(c0);
+  const at::TensorList last =
+      weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_cell());
+  const Options options{mode,
+                        /*num_layers=*/1,
+                        has_biases,
+                        bidirectional,
+                        /*batch_first=*/alone && batch_first,
+                        /*dropout=*/0};
+  const at::Tensor y = run<Backend>(options, {input, batch_sizes, h, c, last}, false).y;
+  return stack.batch_first && !alone ? y.transpose(0, 1).contiguous() : y;
+}
+
 // Registers the ops' kernels for one dispatch key.
 template <typename Backend>
 void register_kernels(torch::Library& library) {
   library.impl("recurrent", recurrent<Backend>);
   library.impl("recurrent_forward", recurrent_forward<Backend>);
   library.impl("recurrent_backward", recurrent_backward<Backend>);
+  library.impl("output_again", output_again<Backend>);
 }
 
 }  // namespace fastrnn

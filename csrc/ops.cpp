@@ -34,6 +34,12 @@ TORCH_LIBRARY(fastrnn, m) {
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout, "
       "bool[] needs) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
+  // y of recurrent_forward once more: only the last layer is computed, whose input the reserve has.
+  m.def(
+      "output_again(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
+      "Tensor[] weights, Tensor reserve, int num_layers, bool has_biases, bool bidirectional, "
+      "bool batch_first, float dropout) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);

@@ -141,14 +141,6 @@ std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
   return reserve_views(stack, reserve).noise;
 }
 
-Tensor reserved_input(const Stack& stack, const Tensor& reserve) {
-  const ReserveParts<Tensor> kept = reserve_views(stack, reserve);
-  const int64_t below = stack.layers - 2;
-  const Tensor& rows = stack.drops_after(below) ? kept.dropped[below] : kept.outputs[below];
-  if (stack.packed || !stack.batched) return rows;
-  return rows.view({stack.steps, stack.batch, stack.layer_width()});
-}
-
 // Made of differentiable ops, so that every transform of torch.func sees through it.
 TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
   m.def(

@@ -19,7 +19,4 @@ std::vector<at::Tensor> draw_noise(const Stack& stack, const at::TensorOptions& 
 // The noise that a forward pass kept in its reserve.
 std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve);
 
-// The last layer's input, likewise, as an x without batch_first. There are two layers or more.
-at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve);
-
 }  // namespace fastrnn

@@ -328,8 +328,10 @@ void BackwardRun<E>::run_direction(Direction& direction) {
   if (plan_.shares_dw_hh) memory_.packed_w_hh = gradients.w_hh;
   args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
                              memory_.packed_w_hh, plan_.reads_w_hh_in_place);
-  args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
-                             memory_.packed_w_hr, plan_.reads_w_hr_in_place);
+  if (stack_.projected) {
+    args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
+                               memory_.packed_w_hr, plan_.reads_w_hr_in_place);
+  }
   const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   const StepWork work = backward_work(stack_);
   GroupBarrier barrier;

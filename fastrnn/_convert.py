@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _WrappedHook
 
 from fastrnn.cells import LSTMCell, RNNCell
-from fastrnn.modules import LSTM, RNN
+from fastrnn.modules import LSTM, RNN, check_flat_weights
 
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.RNN: RNN,
@@ -97,8 +97,12 @@ def _swap(
         raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
         model = _Twins(model).of(model)
+    modules = list(model.named_modules())
+    for _, module in modules:
+        if type(module) in classes:
+            _check_weights(module)
     left_alone = []
-    for name, module in model.named_modules():
+    for name, module in modules:
         if type(module) in classes:
             _become(module, classes[type(module)])
         elif isinstance(module, tuple(classes)) and not isinstance(module, swapped):
@@ -113,19 +117,24 @@ def _swap(
 
 
 def _become(module: nn.Module, target: type[nn.Module]) -> None:
-    """Makes `module` one of `target`, which keeps the same state, but for a list of weights.
+    """Makes `module` one of `target`, which keeps the same state, but for a list of weights."""
+    module.__class__ = target
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)  # fastrnn reads the parameters themselves
+        module._init_flat_weights()
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Makes sure that torch.nn's module computes with the weights that it has by name.
 
     Raises:
-        AttributeError: torch.nn computes with other weights than those of its parameters' names.
+        AttributeError: It computes with others.
     """
-    weights = module.__dict__.pop("_flat_weights", None)  # torch.nn's alone
-    module.__class__ = target
-    if not isinstance(module, nn.RNNBase):
+    if not isinstance(module, nn.RNNBase) or "_flat_weights" not in vars(module):
         return
-    if weights is None:
+    if module._weights_have_changed():  # as its forward does
         module._init_flat_weights()
-    else:
-        module._flat_weights = weights
+    check_flat_weights(module, module._flat_weights)
 
 
 def _has_no_twin(module: nn.Module) -> bool:

@@ -148,3 +148,22 @@ def _recurrent_backward(
         for given, needed in zip(inputs, needs, strict=True)
         if needed and given is not None
     ]
+
+
+@torch.library.register_fake("fastrnn::output_again")
+def _output_again(
+    mode: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    reserve: Tensor,
+    num_layers: int,
+    has_biases: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+) -> Tensor:
+    _check_devices(x, batch_sizes, (h0, c0, reserve, *weights))
+    return x.new_empty((*x.shape[:-1], weights[1].size(1) * (2 if bidirectional else 1)))

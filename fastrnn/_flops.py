@@ -11,8 +11,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 _ops = torch.ops.fastrnn
 # A second import, after the first was dropped or stopped, registers anew: torch refuses that.
-for _op in (_ops.recurrent, _ops.recurrent_forward, _ops.cell, _ops.recurrent_backward):
-    flop_registry.pop(_op, None)
+for _name in ("recurrent", "recurrent_forward", "recurrent_backward", "output_again", "cell"):
+    flop_registry.pop(getattr(_ops, _name), None)
 
 Shape = torch.Size
 
@@ -38,6 +38,22 @@ def _recurrent(
     **_: Any,
 ) -> int:
     return sum(_products(x, weights))
+
+
+@register_flop_formula(_ops.output_again)
+def _output_again(
+    mode: str,
+    x: Shape,
+    batch_sizes: Any,
+    h0: Any,
+    c0: Any,
+    weights: list[Shape],
+    reserve: Any,
+    num_layers: int,
+    *_options: Any,
+    **_: Any,
+) -> int:
+    return sum(_products(x, weights[-(len(weights) // num_layers) :]))
 
 
 @register_flop_formula(_ops.cell)

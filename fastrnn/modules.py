@@ -33,6 +33,23 @@ class _Weights(list[Tensor | None]):
 _Weights.__name__ = "list"  # as torch's errors call the type of an argument
 
 
+def check_flat_weights(module: nn.RNNBase, weights: list[Tensor | None]) -> None:
+    """Checks that `weights` are those that `module` has by name.
+
+    Raises:
+        AttributeError: They are others.
+    """
+
+    def may_be(name: str, weight: Tensor | None) -> bool:
+        if name in module._parameters:
+            return module._parameters[name] is weight
+        return weight is None or hasattr(module, name)  # a parametrization computes it each time
+
+    names = module._flat_weights_names
+    if len(names) != len(weights) or not all(map(may_be, names, weights)):
+        raise AttributeError(_READ_BY_NAME)
+
+
 class _Recurrent(nn.RNNBase):
     """What RNN and LSTM share: parameters from torch.nn.RNNBase, computation in one fused op.
 
@@ -45,7 +62,8 @@ class _Recurrent(nn.RNNBase):
     # The weights are read at every call, so nothing has to be kept in step with the parameters.
     @property  # type: ignore[override]
     def _flat_weights(self) -> list[Tensor | None]:
-        return _Weights(getattr(self, name, None) for name in self._flat_weights_names)
+        weights = [getattr(self, name, None) for name in self._flat_weights_names]
+        return weights if is_dynamo_compiling() else _Weights(weights)
 
     @_flat_weights.setter
     def _flat_weights(self, weights: list[Tensor | None]) -> None:
@@ -54,15 +72,7 @@ class _Recurrent(nn.RNNBase):
         Raises:
             AttributeError: They are others, which torch.nn would compute with.
         """
-        names = self._flat_weights_names
-        if len(names) != len(weights) or not all(map(self._may_be, names, weights)):
-            raise AttributeError(_READ_BY_NAME)
-
-    def _may_be(self, name: str, weight: Tensor | None) -> bool:
-        """Whether `weight` is the one of that name, which a parametrization computes each time."""
-        if name in self._parameters:
-            return self._parameters[name] is weight
-        return weight is None or hasattr(self, name)
+        check_flat_weights(self, weights)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Past RNNBase's, which keeps the list in step."""

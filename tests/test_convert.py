@@ -363,10 +363,33 @@ def test_onnx_of_what_is_reverted(name: str, dynamo: bool, tmp_path: Any) -> Non
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
-def test_weights_other_than_the_parameters() -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_weights_other_than_the_parameters(inplace: bool) -> None:
     """torch.nn computes with them, fastrnn would not."""
-    module = nn.LSTM(5, 8)
-    module._flat_weights = [torch.zeros_like(weight) for weight in module._flat_weights]
+    model = nn.Sequential(nn.RNN(5, 8), nn.LSTM(5, 8))
+    lstm = model[1]
+    lstm._flat_weights = [torch.zeros_like(weight) for weight in lstm._flat_weights]
     with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
-        fastrnn.convert(module)
-    assert type(module) is nn.LSTM and not module(torch.ones(3, 2, 5))[0].any()
+        fastrnn.convert(model, inplace=inplace)
+    assert type(model[0]) is nn.RNN and type(lstm) is nn.LSTM
+    assert not lstm(torch.ones(3, 2, 5))[0].any()
+
+
+STALE: dict[str, Callable[[nn.LSTM], object]] = {
+    "functional_call": lambda lstm: torch.func.functional_call(
+        lstm, {name: 2 * p.detach() for name, p in lstm.named_parameters()}, torch.ones(3, 2, 5)
+    ),
+    "register_parameter": lambda lstm: lstm.register_parameter(
+        "weight_hh_l0", nn.Parameter(torch.ones(32, 8))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", STALE.values(), ids=STALE)
+def test_list_that_torch_brings_up_to_date_at_its_next_call(
+    change: Callable[[nn.LSTM], object],
+) -> None:
+    lstm, x = nn.LSTM(5, 8), torch.randn(3, 2, 5)
+    change(lstm)
+    converted = fastrnn.convert(lstm)
+    torch.testing.assert_close(converted(x)[0], lstm(x)[0])

@@ -212,6 +212,13 @@ def test_flat_weights(name: str) -> None:
         module._flat_weights[0] = torch.zeros_like(module.weight_ih_l0)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_on_a_device_that_torch_computes_on() -> None:
+    module = fastrnn.LSTM(5, 8, device="meta")
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    assert compiled(torch.randn(7, 3, 5, device="meta"))[0].shape == (7, 3, 8)
+
+
 def test_weight_that_is_gone() -> None:
     module = fastrnn.LSTM(5, 8)
     weights = [weight.detach() for weight in module._flat_weights]

@@ -177,3 +177,16 @@ def test_projection_as_wide_as_hidden(has_biases: bool) -> None:
     with torch.autocast("cpu", torch.float16):
         y, h_n, c_n = ops.recurrent(*arguments)
     assert (y.dtype, h_n.dtype, c_n.dtype) == (torch.float16, torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*OPCHECKED, *cases(["LSTM"], L=[2], D=[2], batch_first=[True], dropout=[0.5], hx=[True])],
+    ids=str,
+)
+def test_opcheck_output_again(case: Case) -> None:
+    arguments = list(op_arguments(case).values())
+    y, *_, reserve = ops.recurrent_forward(*arguments)
+    again = (*arguments[:6], reserve, *arguments[6:])
+    assert_equal({"y": ops.output_again(*again)}, {"y": y})
+    torch.library.opcheck(ops.output_again.default, again)

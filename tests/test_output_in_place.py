@@ -10,9 +10,13 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
 
 import fastrnn
 from helpers import (
@@ -164,3 +168,66 @@ def test_output_whose_memory_is_gone() -> None:
     y.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="was freed"):
         y.backward(torch.ones(y.shape))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_function_that_writes_takes_any_size(backend: str, packed: bool) -> None:
+    """The last layer's output is one node more; nothing of it depends on numbers or on data."""
+    torch.manual_seed(0)
+    module = fastrnn.LSTM(5, 8, num_layers=2, batch_first=not packed)
+    counter = CompileCounterWithBackend(backend)
+
+    def total(x: Tensor, sizes: Tensor | None) -> Tensor:
+        y = module(x if sizes is None else PackedSequence(x, sizes))[0]
+        y = y if sizes is None else y.data
+        return F.dropout(y.relu_(), 0.0, inplace=True).square().sum()
+
+    compiled, compilations = torch.compile(total, fullgraph=True, dynamic=True, backend=counter), []
+    for steps in (4, 7, 9, 12):
+        sizes = torch.tensor([3] * steps) if packed else None
+        x = torch.randn((3 * steps, 5) if packed else (3, steps, 5))
+        gradients = {}
+        for name, function in (("ours", compiled), ("expected", total)):
+            module.zero_grad()
+            function(x, sizes).backward()
+            gradients[name] = {key: p.grad for key, p in module.named_parameters()}
+        assert_same(gradients["ours"], gradients["expected"])
+        compilations.append(counter.frame_count)
+    assert compilations[0] > 0 and len(set(compilations)) == 1
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_under_compiled_autograd() -> None:
+    """It hashes what a node keeps beside tensors, and may run what it compiled for another call."""
+    torch.manual_seed(0)
+    module, x = fastrnn.LSTM(5, 8), torch.randn(7, 3, 5)
+    gradients = []
+    for write in (Tensor.numel, Tensor.zero_, Tensor.numel):
+        module.zero_grad()
+        with compiled_autograd._enable(torch.compile(backend="eager")):
+            y = module(x)[0]
+            total = y.sum()
+            write(y.detach())
+            total.backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters()})
+    assert_equal(gradients[1], gradients[0])
+    assert_equal(gradients[2], gradients[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_backward_under_autocast(dtype: torch.dtype) -> None:
+    def gradient(write: bool) -> Tensor:
+        torch.manual_seed(0)
+        module = fastrnn.LSTM(5, 8, num_layers=2, dtype=dtype)
+        y = module(torch.randn(7, 3, 5, dtype=dtype))[0]
+        total = y.sum()
+        if write:
+            y.detach().zero_()
+        with torch.autocast("cpu"):
+            total.backward()
+        assert module.weight_hh_l1.grad is not None
+        return module.weight_hh_l1.grad
+
+    assert torch.equal(gradient(True), gradient(False))
