@@ -70,6 +70,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     auto [y, h_n, c_n, reserve] =
         op.call(options.mode, x, batch_sizes, h0, c0, weights, options.num_layers,
                 options.has_biases, options.bidirectional, options.batch_first, options.dropout);
+    // An alias that is made below autograd has a version counter of its own.
     variable_list saved = {x,
                            h0.value_or(Tensor()),
                            c0.value_or(Tensor()),
