@@ -163,6 +163,21 @@ def test_time_limit() -> None:
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+def test_time_limit_is_not_swallowed() -> None:
+    caught = 0
+    with pytest.raises(TimeoutError, match=r"after 0\.01 s"), time_limit(0.01):
+        while caught < 2:
+            try:
+                time.sleep(60)
+            except TimeoutError:
+                caught += 1
+    with pytest.raises(TimeoutError, match=r"after 0\.01 s"), time_limit(0.01):
+        try:
+            time.sleep(60)
+        except TimeoutError as error:
+            raise RuntimeError("compiling failed") from error
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_wrong_results_are_seen(dtype: torch.dtype) -> None:
     right = {"output": torch.linspace(-1, 1, 100).to(dtype)}

@@ -158,20 +158,33 @@ def build_from_modules(
 def time_limit(seconds: float) -> Iterator[None]:
     """Interrupts what runs inside after that time; main thread only.
 
+    What runs inside may swallow the interrupt, as Python itself does in a destructor or a callback:
+    it comes again every second, and what ends too late fails all the same.
+
     Raises:
         TimeoutError: the time was up.
     """
+    late = TimeoutError(f"not done after {seconds:g} s")
+    expired = False
 
     def interrupt(*_: object) -> None:
-        raise TimeoutError(f"not done after {seconds:g} s")
+        nonlocal expired
+        expired = True
+        raise late
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
+    except Exception as error:
+        if expired and error is not late:
+            raise late from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if expired:
+        raise late
 
 
 def build_compiled(work: Workload, seconds: float) -> Step:
