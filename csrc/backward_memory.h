@@ -9,10 +9,11 @@
 
 namespace fastrnn {
 
-// Where the gradients of one direction's weights are summed, if in memory; null: not wanted.
+// Where the gradients of one direction's weights are summed; null: not wanted. Both biases have the
+// same.
 template <typename C>
-struct WeightGradients {
-  C *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+struct WeightSums {
+  C *w_ih, *w_hh, *bias, *w_hr;
 };
 
 template <typename E>
@@ -24,7 +25,8 @@ class BackwardMemory {
   C *dgates = nullptr, *dprojected = nullptr;  // of the slots
   C* dc = nullptr;                             // of one direction, (N, H), LSTM only
   C* zeros = nullptr;                          // a row
-  WeightGradients<C> sums{};                   // if gradients of the weights are not C
+  WeightSums<C> sums{};                        // where they are not the gradients themselves
+  std::vector<double> bias_totals;             // if the plan has sums apart
   // The rows of a chunk, in the order of the loop:
   std::vector<const C*> dgate_rows, dprojected_rows;
   std::vector<const E*> x_rows, h_rows, m_rows;
@@ -47,6 +49,7 @@ class BackwardMemory {
     x_rows.resize(rows);
     h_rows.resize(rows);
     dx_rows.resize(rows);
+    if (plan.sums_apart) bias_totals.resize(stack.gates());
     if (stack.projected) {
       dprojected_rows.resize(rows);
       m_rows.resize(rows);
@@ -69,11 +72,11 @@ class BackwardMemory {
       parts.push_back({&packed_w_hr, plan_.packed_w_hr});
       parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
     }
-    if (!kIsComputed<E>) {
+    if (!kIsComputed<E> || plan_.sums_apart) {
       const auto in_blocks = [&](int64_t elements) { return plan_.in_one_block ? 0 : elements; };
       parts.push_back({&sums.w_ih, in_blocks(gates * stack_.widest_input())});
       parts.push_back({&sums.w_hh, in_blocks(gates * width)});
-      parts.push_back({&sums.b_ih, gates});
+      parts.push_back({&sums.bias, gates});
       if (stack_.projected) parts.push_back({&sums.w_hr, in_blocks(width * hidden)});
     }
     return parts;

@@ -76,6 +76,16 @@ def cases(kinds: Iterable[str] = KINDS, **options: list) -> list[Case]:
     return [case for case in found if case.kind == "LSTM" or case.P == 0]
 
 
+# Weights' gradients that are the sums of many blocks of rows (csrc/backward_plan.h), in one chunk
+# of the time loop or in many, the last sums incomplete.
+MANY_ROWS = [
+    *cases(T=[50], N=[400], I=[33], H=[17], dtype=DTYPES),
+    *cases(T=[1], N=[20_000], I=[33], H=[17], hx=[True]),
+    *cases(["LSTM"], T=[30], N=[400], I=[33], H=[17], P=[3], D=[2]),
+    *cases(T=[60], N=[300], I=[33], H=[17], lengths=[tuple(60 - n % 40 for n in range(300))]),
+]
+
+
 def build(package: ModuleType, case: Case, seed: int = 0) -> nn.RNNBase:
     """Returns `case`'s module from `package` (fastrnn or torch.nn), initialized under `seed`."""
     torch.manual_seed(seed)

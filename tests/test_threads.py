@@ -13,6 +13,7 @@ from torch import nn
 import fastrnn
 from helpers import (
     FUSED_DTYPES,
+    MANY_ROWS,
     Case,
     assert_equal,
     assert_same,
@@ -55,6 +56,7 @@ SEVERAL_THREADS = [
     *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[130], D=[2]),
     *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[300], hx=[True]),
     *cases(T=[20], L=[2], N=[6], I=[65], H=[300], dropout=[0.5]),
+    *MANY_ROWS,
 ]
 
 EDGES = [

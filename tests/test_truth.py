@@ -15,6 +15,7 @@ import fastrnn
 from helpers import (
     HALF_DTYPES,
     KINDS,
+    MANY_ROWS,
     Case,
     Inputs,
     build,
@@ -36,6 +37,10 @@ CASES = [
     *cases(T=[1000], N=[4], I=[7], H=[17]),
 ]
 LONG = cases(T=[10_000], N=[2], I=[7], H=[33])
+MANY = [
+    *(case for case in MANY_ROWS if case.dtype == torch.float32),
+    *cases(["RNN_TANH"], T=[100], N=[4096], I=[7], H=[8]),
+]
 
 # Where an activation function is hard to get right: the scale of x, and what is added to the
 # biases of the gates i, f, g, o. Biases are dropped where x is small, so that it stays so.
@@ -84,7 +89,7 @@ def same_units_are_off(modules: list[nn.RNNBase], inputs: Inputs, case: Case) ->
     return all(torch.equal(call(module, inputs)["y"] == 0, truth == 0) for module in modules)
 
 
-@pytest.mark.parametrize("case", [*CASES, *LONG], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *LONG, *MANY], ids=str)
 def test_float32(case: Case) -> None:
     check(build(fastrnn, case), build(nn, case), make_inputs(case), case)
 
