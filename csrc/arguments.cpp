@@ -3,6 +3,8 @@
 // for.
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+
 #include "contention.h"
 #include "stack.h"
 
@@ -25,9 +27,16 @@ void check_kind(const char* name, const at::Tensor& tensor, const at::Tensor& x)
   TORCH_CHECK(tensor.layout() == at::kStrided, "fastrnn: ", name, " must be a dense tensor");
 }
 
+// A size as a number; one that a compiler leaves open, and that numbers alone are computed with
+// here, becomes the one that it has seen.
+int64_t size_of(const at::Tensor& tensor, int64_t dimension) {
+  return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
+}
+
 void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) {
-  TORCH_CHECK(tensor.sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
-              tensor.sizes());
+  const c10::SymIntArrayRef found = tensor.sym_sizes();
+  TORCH_CHECK(std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()), "fastrnn: ", name,
+              " must have size ", sizes, ", got ", found);
 }
 
 void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
@@ -35,7 +44,7 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
                   batch_sizes.scalar_type() == at::kLong && batch_sizes.dim() == 1 &&
                   batch_sizes.layout() == at::kStrided,
               "fastrnn: batch_sizes must be a one-dimensional int64 tensor on the CPU");
-  stack.steps = batch_sizes.size(0);
+  stack.steps = size_of(batch_sizes, 0);
   TORCH_CHECK(stack.steps > 0, "fastrnn: batch_sizes is empty");
   // Before they are copied: an expanded tensor has any number of elements.
   TORCH_CHECK(stack.steps <= stack.rows, "fastrnn: batch_sizes has ", stack.steps,
@@ -72,15 +81,15 @@ void parse_input(const Inputs& inputs, bool batch_first, Stack& stack) {
   TORCH_CHECK(x.dim() == 2 || (x.dim() == 3 && !stack.packed), "fastrnn: x must have ",
               stack.packed ? "2 dimensions, as it is packed" : "2 or 3 dimensions", ", got ",
               x.dim());
-  stack.input = x.size(-1);
+  stack.input = size_of(x, -1);
   stack.batched = stack.packed || x.dim() == 3;
   stack.batch_first = batch_first && x.dim() == 3;
   if (stack.packed) {
-    stack.rows = x.size(0);
+    stack.rows = size_of(x, 0);
     parse_batch_sizes(*inputs.batch_sizes, stack);
   } else {
-    stack.steps = x.size(stack.batch_first ? 1 : 0);
-    stack.batch = stack.batched ? x.size(stack.batch_first ? 0 : 1) : 1;
+    stack.steps = size_of(x, stack.batch_first ? 1 : 0);
+    stack.batch = stack.batched ? size_of(x, stack.batch_first ? 0 : 1) : 1;
     stack.rows = stack.steps * stack.batch;
     TORCH_CHECK(stack.steps > 0, "fastrnn: x has no steps");
   }
@@ -100,8 +109,8 @@ void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
 
   for (const at::Tensor& weight : weights) check_kind("a weight", weight, inputs.x);
   TORCH_CHECK(weights[1].dim() == 2, "fastrnn: weight_hh must have 2 dimensions");
-  stack.hidden = weights[1].size(0) / gate_count(stack.cell);
-  stack.width = stack.projected ? weights[1].size(1) : stack.hidden;
+  stack.hidden = size_of(weights[1], 0) / gate_count(stack.cell);
+  stack.width = stack.projected ? size_of(weights[1], 1) : stack.hidden;
   TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
               "fastrnn: weight_hh, and x, must have columns");
   const int64_t per_cell = stack.weights_per_cell();

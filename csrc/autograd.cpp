@@ -16,11 +16,14 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Whether the gradient is a batch of them under vmap (autograd's is_grads_batched).
-bool is_batched(const Tensor& gradient) {
-  constexpr c10::DispatchKeySet batched(
-      {c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
-  return gradient.defined() && gradient.key_set().has_any(batched);
+// Whether a gradient is more than numbers: a batch of them under vmap (autograd's
+// is_grads_batched), one that a transform of torch.func follows, or one with a tangent.
+bool is_transformed(const Tensor& gradient) {
+  constexpr c10::DispatchKeySet wrapped({c10::DispatchKey::Batched,
+                                         c10::DispatchKey::FuncTorchBatched,
+                                         c10::DispatchKey::FuncTorchGradWrapper});
+  return gradient.defined() &&
+         (gradient.key_set().has_any(wrapped) || (in_forward_ad() && has_tangent(gradient)));
 }
 
 OptionalTensor optional(const Tensor& tensor) {
@@ -97,10 +100,10 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
       needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge);
       edge += inputs[i].defined();
     }
-    const bool plain =
-        at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), is_batched);
-    const variable_list wanted = plain ? reference(ctx, gradients, saved, inputs, needs)
-                                       : fused(ctx, gradients, saved, weights, needs);
+    const bool transformed = at::GradMode::is_enabled() ||
+                             std::any_of(gradients.begin(), gradients.end(), is_transformed);
+    const variable_list wanted = transformed ? reference(ctx, gradients, saved, weights, needs)
+                                             : fused(ctx, gradients, saved, weights, needs);
     // One result for every argument of forward, undefined for the last two.
     variable_list results(inputs.size() + 2);
     size_t next = 0;
@@ -137,34 +140,17 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   }
 
   static variable_list reference(AutogradContext* ctx, const variable_list& gradients,
-                                 const variable_list& saved, const variable_list& inputs,
+                                 const variable_list& saved, at::TensorList weights,
                                  const std::vector<bool>& needs) {
-    const bool create_graph = at::GradMode::is_enabled();
-    const at::AutoGradMode record(true);
-    // Gradients of this call alone: what one input hands on to another, before it, and hooks on
-    // them, are not passed through here.
-    variable_list own;
-    for (const Tensor& input : inputs) own.push_back(input.defined() ? at::alias(input) : input);
-    const at::TensorList weights = at::TensorList(own).slice(3);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
-    const OptionalTensor h0 = optional(own[kH0]), c0 = optional(own[kC0]);
-    const Inputs differentiable{own[kX], batch_sizes, h0, c0, weights};
-    const Stack stack = check_arguments(saved_options(ctx), differentiable);
-    const variable_list outputs =
-        run_reference(stack, differentiable, reserved_noise(stack, saved[kReserve]));
-    variable_list differentiated, output_gradients, wanted;
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      if (!gradients[i].defined() || !outputs[i].requires_grad()) continue;
-      differentiated.push_back(outputs[i]);
-      output_gradients.push_back(gradients[i]);
-    }
-    for (size_t i = 0; i < own.size(); ++i) {
-      if (needs[i]) wanted.push_back(own[i]);
-    }
-    if (differentiated.empty()) return variable_list(wanted.size());
-    return torch::autograd::grad(differentiated, wanted, output_gradients,
-                                 /*retain_graph=*/create_graph, create_graph,
-                                 /*allow_unused=*/true);
+    const OptionalTensor h0 = optional(saved[kH0]), c0 = optional(saved[kC0]);
+    const OptionalTensor dy = optional(gradients[0]), dh_n = optional(gradients[1]),
+                         dc_n = optional(gradients[2]);
+    const Inputs inputs{saved[kX], batch_sizes, h0, c0, weights};
+    const Stack stack = check_arguments(saved_options(ctx), inputs);
+    return run_reference_backward(stack, inputs, reserved_noise(stack, saved[kReserve]),
+                                  {dy, dh_n, dc_n}, needs);
   }
 };
 
@@ -173,14 +159,14 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  if (wants_tangent(x, h0, c0, weights)) {
-    const Inputs inputs{x, batch_sizes, h0, c0, weights};
-    const Stack stack = check_arguments(options, inputs);
-    const std::vector<Tensor> outputs =
-        run_reference(stack, inputs, draw_noise(stack, x.options()));
-    return {outputs[0].contiguous(), outputs[1], outputs[2]};
+  const bool records = wants_gradient(x, h0, c0, weights);
+  // A C++ Function is not seen by torch.func's transforms.
+  const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
+                                          c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+  if (transformed || wants_tangent(x, h0, c0, weights)) {
+    return recurrent_reference(options, {x, batch_sizes, h0, c0, weights});
   }
-  if (!wants_gradient(x, h0, c0, weights)) {
+  if (!records) {
     static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,

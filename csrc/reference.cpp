@@ -2,7 +2,6 @@
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
-#include <torch/library.h>
 
 #include <array>
 
@@ -17,117 +16,167 @@ struct CellState {
   Tensor h, c;
 };
 
-// One step of one cell for the rows of x.
-CellState step_cell(const Stack& stack, const Tensor& x, const CellState& state,
-                    at::TensorList weights) {
+// One step of one cell for its rows.
+struct Step {
+  CellState before, after;
+  std::vector<Tensor> gate;  // activated, LSTM only
+  Tensor unprojected;        // o * tanh(c), LSTM only
+};
+
+// One layer of all steps; rows are those of the steps, one after the other.
+struct Layer {
+  Tensor x;                              // (rows, I)
+  std::vector<std::vector<Step>> steps;  // by direction, then t
+  Tensor y;                              // (rows, D * P)
+};
+
+Step step_cell(const Stack& stack, const Tensor& x, const CellState& state,
+               at::TensorList weights) {
   const auto bias = [&](int64_t i) {
     return stack.has_biases ? std::optional<Tensor>(weights[i]) : std::nullopt;
   };
   const Tensor gates =
       at::linear(x, weights[0], bias(2)) + at::linear(state.h, weights[1], bias(3));
-  if (stack.cell == Cell::rnn_tanh) return {gates.tanh(), {}};
-  if (stack.cell == Cell::rnn_relu) return {gates.relu(), {}};
-  const std::vector<Tensor> gate = gates.chunk(kGates, 1);
-  const Tensor c = gate[kForget].sigmoid() * state.c + gate[kInput].sigmoid() * gate[kCell].tanh();
-  const Tensor h = gate[kOutput].sigmoid() * c.tanh();
-  return {stack.projected ? at::linear(h, weights.back()) : h, c};
+  if (stack.cell == Cell::rnn_tanh) return {state, {gates.tanh(), {}}, {}, {}};
+  if (stack.cell == Cell::rnn_relu) return {state, {gates.relu(), {}}, {}, {}};
+  std::vector<Tensor> gate = gates.chunk(kGates, 1);
+  for (int g = 0; g < kGates; ++g) gate[g] = g == kCell ? gate[g].tanh() : gate[g].sigmoid();
+  const Tensor c = gate[kForget] * state.c + gate[kInput] * gate[kCell];
+  const Tensor m = gate[kOutput] * c.tanh();
+  return {state, {stack.projected ? at::linear(m, weights.back()) : m, c}, gate, m};
 }
 
-// One direction of one layer over x (rows, I). Returns its output (rows, P); leaves the final
-// state.
-Tensor run_cell(const Stack& stack, const Tensor& x, bool reverse, CellState& state,
-                at::TensorList weights) {
+// A state or its gradient of a direction, of which a step has run on the first rows: rows that have
+// ended, or not begun, keep theirs.
+Tensor update(const Stack& stack, const Tensor& state, const Tensor& running, int64_t rows) {
+  if (rows == stack.batch) return running;
+  return at::cat({running, state.narrow(0, rows, stack.batch - rows)});
+}
+
+// One direction of one layer over x (rows, I); leaves the final state.
+std::vector<Step> run_cell(const Stack& stack, const Tensor& x, bool reverse, CellState& state,
+                           at::TensorList weights) {
   const Schedule schedule = stack.schedule();
-  std::vector<Tensor> outputs(stack.steps);
+  std::vector<Step> steps(stack.steps);
   for (int64_t s = 0; s < stack.steps; ++s) {
     const int64_t t = reverse ? stack.steps - 1 - s : s;
     const int64_t rows = schedule.rows_at(t);
-    // Rows that have ended, or not begun, keep their state.
-    const auto update = [&](const Tensor& state, const Tensor& running) {
-      if (!state.defined() || rows == stack.batch) return running;
-      return at::cat({running, state.narrow(0, rows, stack.batch - rows)});
-    };
-    const auto running = [&](const Tensor& state) {
-      return state.defined() ? state.narrow(0, 0, rows) : state;
-    };
-    const CellState next = step_cell(stack, x.narrow(0, schedule.offset(t), rows),
-                                     {running(state.h), running(state.c)}, weights);
-    outputs[t] = next.h;
-    state = {update(state.h, next.h), update(state.c, next.c)};
+    const CellState running = {state.h.narrow(0, 0, rows),
+                               state.c.defined() ? state.c.narrow(0, 0, rows) : state.c};
+    steps[t] = step_cell(stack, x.narrow(0, schedule.offset(t), rows), running, weights);
+    state.h = update(stack, state.h, steps[t].after.h, rows);
+    if (state.c.defined()) state.c = update(stack, state.c, steps[t].after.c, rows);
   }
-  return at::cat(outputs);
+  return steps;
 }
 
-// Sizes are numbers here: as a tensor, a transform would wrap them and hide their data.
-std::optional<Tensor> as_tensor(const at::OptionalIntArrayRef& batch_sizes) {
-  if (!batch_sizes.has_value()) return std::nullopt;
-  return at::from_blob(const_cast<int64_t*>(batch_sizes->data()),
-                       {static_cast<int64_t>(batch_sizes->size())}, at::kLong);
+// What f says of each step, one after the other.
+template <typename F>
+Tensor collect(const std::vector<Step>& steps, const F& f) {
+  std::vector<Tensor> parts;
+  parts.reserve(steps.size());
+  for (const Step& step : steps) parts.push_back(f(step));
+  return at::cat(parts);
 }
 
-// The op reference: without dropout, which draws at random.
-std::tuple<Tensor, Tensor, Tensor> reference(
-    c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
-    const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
-    int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first) {
-  const std::optional<Tensor> sizes = as_tensor(batch_sizes);
-  const Inputs inputs{x, sizes, h0, c0, weights};
-  const Stack stack = check_arguments(
-      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
-  const std::vector<Tensor> outputs = run_reference(stack, inputs, {});
-  return {outputs[0], outputs[1], outputs[2]};
+// (L * D, N, width); zeros if none is given.
+Tensor state_or_zeros(const Stack& stack, const std::optional<Tensor>& given, int64_t width,
+                      const at::TensorOptions& options) {
+  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+  return given.has_value() && given->defined() ? given->reshape(sizes) : at::zeros(sizes, options);
 }
 
-// The op check: raises what recurrent would, before a transform rearranges the arguments.
-void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
-           const std::optional<Tensor>& h0, const std::optional<Tensor>& c0, at::TensorList weights,
-           int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
-           double dropout) {
-  const std::optional<Tensor> sizes = as_tensor(batch_sizes);
-  check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                  {x, sizes, h0, c0, weights});
+// x, y or a gradient of one, (rows, width); and back.
+Tensor as_rows(const Stack& stack, const Tensor& sequence, int64_t width) {
+  return (stack.batch_first ? sequence.transpose(0, 1) : sequence).reshape({stack.rows, width});
+}
+Tensor as_sequence(const Stack& stack, const Tensor& rows, int64_t width) {
+  if (stack.packed) return rows;
+  if (!stack.batched) return rows.reshape({stack.steps, width});
+  const Tensor sequence = rows.reshape({stack.steps, stack.batch, width});
+  return stack.batch_first ? sequence.transpose(0, 1) : sequence;
 }
 
-}  // namespace
+at::TensorList weights_of(const Stack& stack, at::TensorList weights, int64_t cell) {
+  return weights.slice(cell * stack.weights_per_cell(), stack.weights_per_cell());
+}
 
-std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs,
-                                  const std::vector<Tensor>& noise) {
-  const Tensor& x = inputs.x;
+// All layers; leaves the final states, by cell.
+std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
+                              const std::vector<Tensor>& noise, std::vector<CellState>& states) {
   const bool lstm = stack.cell == Cell::lstm;
-  const auto initial = [&](const std::optional<Tensor>& given, int64_t width) {
-    const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
-    return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, x.options());
-  };
-  const Tensor h = initial(inputs.h0, stack.width);
-  const Tensor c = lstm ? initial(inputs.c0, stack.hidden) : Tensor();
-  Tensor layer_input =
-      (stack.batch_first ? x.transpose(0, 1) : x).reshape({stack.rows, stack.input});
-  std::vector<Tensor> h_n, c_n;
-  const int64_t per_cell = stack.weights_per_cell();
-  for (int64_t layer = 0; layer < stack.layers; ++layer) {
+  const at::TensorOptions options = inputs.x.options();
+  const Tensor h = state_or_zeros(stack, inputs.h0, stack.width, options);
+  const Tensor c = lstm ? state_or_zeros(stack, inputs.c0, stack.hidden, options) : Tensor();
+  std::vector<Layer> layers(stack.layers);
+  for (int64_t l = 0; l < stack.layers; ++l) {
+    Layer& layer = layers[l];
+    layer.x = l == 0 ? as_rows(stack, inputs.x, stack.input) : layers[l - 1].y;
+    if (l > 0 && stack.drops_after(l - 1)) layer.x = layer.x * noise[l - 1];
     std::vector<Tensor> outputs;
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t cell = layer * stack.directions + d;
+      const int64_t cell = l * stack.directions + d;
       CellState state = {h[cell], lstm ? c[cell] : Tensor()};
-      outputs.push_back(run_cell(stack, layer_input, d == 1, state,
-                                 inputs.weights.slice(cell * per_cell, per_cell)));
-      h_n.push_back(state.h);
-      if (lstm) c_n.push_back(state.c);
+      layer.steps.push_back(
+          run_cell(stack, layer.x, d == 1, state, weights_of(stack, inputs.weights, cell)));
+      outputs.push_back(collect(layer.steps[d], [](const Step& step) { return step.after.h; }));
+      states.push_back(state);
     }
-    layer_input = at::cat(outputs, 1);
-    if (stack.drops_after(layer)) layer_input = layer_input * noise[layer];
+    layer.y = at::cat(outputs, 1);
   }
-  Tensor y = layer_input;
-  if (stack.batch_first) {
-    y = y.reshape({stack.steps, stack.batch, stack.layer_width()}).transpose(0, 1);
-  } else {
-    y = y.reshape(stack.output_sizes());
-  }
-  return {
-      y, at::stack(h_n).reshape(stack.state_sizes(stack.width)),
-      lstm ? at::stack(c_n).reshape(stack.state_sizes(stack.hidden)) : at::zeros({0}, x.options())};
+  return layers;
 }
 
+// From the gradient of a step's h and c to those of its pre-activations, before the projection
+// (dm), and of c before it. Not of h: that is dgates . w_hh.
+struct StepGradient {
+  Tensor dgates, dc;
+};
+StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, const Tensor& dc,
+                       at::TensorList weights) {
+  const Tensor& h = step.after.h;
+  if (stack.cell == Cell::rnn_tanh) return {at::tanh_backward(dh, h), {}};
+  if (stack.cell == Cell::rnn_relu) return {at::threshold_backward(dh, h, 0), {}};
+  const Tensor &i = step.gate[kInput], &f = step.gate[kForget], &g = step.gate[kCell],
+               &o = step.gate[kOutput];
+  const Tensor dm = stack.projected ? dh.matmul(weights.back()) : dh;
+  const Tensor tanh_c = step.after.c.tanh();
+  const Tensor d = dc + at::tanh_backward(dm * o, tanh_c);
+  return {at::cat({at::sigmoid_backward(d * g, i), at::sigmoid_backward(d * step.before.c, f),
+                   at::tanh_backward(d * i, g), at::sigmoid_backward(dm * tanh_c, o)},
+                  1),
+          d * f};
+}
+
+// Backward of run_cell. dstate: of the final state, left as of the initial one. Returns the
+// gradient of x, and leaves the weights' in dweights.
+Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
+                     const std::vector<Step>& steps, const Tensor& dy, CellState& dstate,
+                     at::TensorList weights, Tensor* dweights) {
+  const Schedule schedule = stack.schedule();
+  std::vector<Tensor> dgates(stack.steps), dh(stack.steps);
+  for (int64_t s = stack.steps - 1; s >= 0; --s) {
+    const int64_t t = reverse ? stack.steps - 1 - s : s;
+    const int64_t rows = schedule.rows_at(t);
+    dh[t] = dstate.h.narrow(0, 0, rows) + dy.narrow(0, schedule.offset(t), rows);
+    const Tensor dc = dstate.c.defined() ? dstate.c.narrow(0, 0, rows) : dstate.c;
+    const StepGradient gradient = step_back(stack, steps[t], dh[t], dc, weights);
+    dgates[t] = gradient.dgates;
+    dstate.h = update(stack, dstate.h, gradient.dgates.matmul(weights[1]), rows);
+    if (dc.defined()) dstate.c = update(stack, dstate.c, gradient.dc, rows);
+  }
+  const Tensor of_gates = at::cat(dgates), transposed = of_gates.t();
+  dweights[0] = transposed.matmul(x);
+  dweights[1] = transposed.matmul(collect(steps, [](const Step& step) { return step.before.h; }));
+  if (stack.has_biases) dweights[2] = dweights[3] = of_gates.sum(0);
+  if (stack.projected) {
+    dweights[stack.weights_per_cell() - 1] =
+        at::cat(dh).t().matmul(collect(steps, [](const Step& step) { return step.unprojected; }));
+  }
+  return of_gates.matmul(weights[0]);
+}
+
+// The noise of a run, drawn as the kernels' runs draw it.
 std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options) {
   std::vector<Tensor> noise;
   for (int64_t layer = 0; stack.drops_after(layer); ++layer) {
@@ -137,32 +186,76 @@ std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& opti
   return noise;
 }
 
+}  // namespace
+
+std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs,
+                                  const std::vector<Tensor>& noise) {
+  std::vector<CellState> states;
+  const std::vector<Layer> layers = run_layers(stack, inputs, noise, states);
+  std::vector<Tensor> h_n, c_n;
+  for (const CellState& state : states) {
+    h_n.push_back(state.h);
+    c_n.push_back(state.c);
+  }
+  const bool lstm = stack.cell == Cell::lstm;
+  return {as_sequence(stack, layers.back().y, stack.layer_width()),
+          at::stack(h_n).reshape(stack.state_sizes(stack.width)),
+          lstm ? at::stack(c_n).reshape(stack.state_sizes(stack.hidden))
+               : at::zeros({0}, inputs.x.options())};
+}
+
+std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
+                                           const std::vector<Tensor>& noise,
+                                           const OutputGradients& gradients,
+                                           const std::vector<bool>& needs) {
+  const bool lstm = stack.cell == Cell::lstm;
+  const at::TensorOptions options = inputs.x.options();
+  std::vector<CellState> states;
+  const std::vector<Layer> layers = run_layers(stack, inputs, noise, states);
+  const Tensor dh = state_or_zeros(stack, gradients.h_n, stack.width, options);
+  const Tensor dc = lstm ? state_or_zeros(stack, gradients.c_n, stack.hidden, options) : Tensor();
+  Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y, stack.layer_width())
+                                      : at::zeros({stack.rows, stack.layer_width()}, options);
+  std::vector<Tensor> dh0(stack.cells()), dc0(stack.cells()), dweights(inputs.weights.size());
+  for (int64_t l = stack.layers - 1; l >= 0; --l) {
+    Tensor dx;
+    for (int64_t d = 0; d < stack.directions; ++d) {
+      const int64_t cell = l * stack.directions + d;
+      CellState dstate = {dh[cell], lstm ? dc[cell] : Tensor()};
+      const Tensor part = run_cell_back(stack, layers[l].x, d == 1, layers[l].steps[d],
+                                        dy.narrow(1, d * stack.width, stack.width), dstate,
+                                        weights_of(stack, inputs.weights, cell),
+                                        dweights.data() + cell * stack.weights_per_cell());
+      dx = d == 0 ? part : dx + part;
+      dh0[cell] = dstate.h;
+      dc0[cell] = dstate.c;
+    }
+    dy = l > 0 && stack.drops_after(l - 1) ? dx * noise[l - 1] : dx;
+  }
+  std::vector<Tensor> wanted;
+  if (needs[0]) wanted.push_back(as_sequence(stack, dy, stack.input));
+  if (needs[1] && inputs.h0.has_value()) {
+    wanted.push_back(at::stack(dh0).reshape(stack.state_sizes(stack.width)));
+  }
+  if (needs[2] && inputs.c0.has_value()) {
+    wanted.push_back(at::stack(dc0).reshape(stack.state_sizes(stack.hidden)));
+  }
+  for (size_t i = 0; i < dweights.size(); ++i) {
+    if (needs[3 + i]) wanted.push_back(dweights[i]);
+  }
+  return wanted;
+}
+
+std::tuple<Tensor, Tensor, Tensor> recurrent_reference(const Options& options,
+                                                       const Inputs& inputs) {
+  const Stack stack = check_arguments(options, inputs);
+  const std::vector<Tensor> outputs =
+      run_reference(stack, inputs, draw_noise(stack, inputs.x.options()));
+  return {outputs[0].contiguous(), outputs[1], outputs[2]};
+}
+
 std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
   return reserve_views(stack, reserve).noise;
-}
-
-// Made of differentiable ops, so that every transform of torch.func sees through it.
-TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
-  m.def(
-      "reference(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights,"
-      " int num_layers, bool has_biases, bool bidirectional, bool batch_first) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n)",
-      {at::Tag::pt2_compliant_tag});
-  m.def(
-      "check(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
-      "-> ()");
-}
-
-TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
-  m.impl("reference", reference);
-  m.impl("check", check);
-}
-
-// What the alias above does not reach: under vmap too they are the ops that they are made of.
-TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
-  m.impl("reference", reference);
-  m.impl("check", check);
 }
 
 }  // namespace fastrnn

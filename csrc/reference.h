@@ -1,8 +1,11 @@
-// The stack in plain, differentiable tensor operations: slow, and the one that backward falls back
-// to where its own result must be differentiable (create_graph=True).
+// The stack in plain, differentiable tensor operations, forward and backward: slow, and what calls
+// come to whose results must themselves be differentiable, or that a transform is to see through.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+
+#include <tuple>
+#include <vector>
 
 #include "stack.h"
 
@@ -13,8 +16,20 @@ namespace fastrnn {
 std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
-// The noise of a run, drawn as the op recurrent draws it.
-std::vector<at::Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options);
+// Gradients of outputs; zeros where none is given.
+struct OutputGradients {
+  const std::optional<at::Tensor>&y, &h_n, &c_n;
+};
+
+// Gradients of x, h0, c0 and the weights, as the op recurrent_backward.
+std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
+                                               const std::vector<at::Tensor>& noise,
+                                               const OutputGradients& gradients,
+                                               const std::vector<bool>& needs);
+
+// The op recurrent, dropout and all.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,
+                                                                   const Inputs& inputs);
 
 // The noise that a forward pass kept in its reserve.
 std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve);

@@ -65,10 +65,11 @@ inline bool in_forward_ad() {
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
 }
 
+inline bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
+
 // Whether the results of a call on these are to have tangents.
 inline bool wants_tangent(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                           at::TensorList weights) {
-  const auto has_tangent = [](const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
   return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
          any_argument(x, h0, c0, weights, has_tangent);
 }

@@ -25,7 +25,12 @@ MaybeDim = int | None
 
 
 def active() -> bool:
-    """Returns whether a transform of torch.func or a level of forward-mode AD is active."""
+    """Returns whether a transform of torch.func or a level of forward-mode AD is active.
+
+    Not while torch.compile traces: it cannot follow what is done here, and the op sees to them.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
@@ -317,6 +322,13 @@ class _Backward(Function):
         *tensors: MaybeTensor,
     ) -> Any:
         dims = in_dims[5:]
+        if info.batch_size == 0:  # the Jacobian of nothing
+            empty = tuple(
+                t.new_empty(0, *t.shape) if dim is None else t.movedim(dim, 0)
+                for t, dim, need in zip(tensors[3:], dims[3:], needs.of, strict=True)
+                if need and t is not None
+            )
+            return empty, (0,) * len(empty)
         if any(needs.of[3:]) or any(dim is not None for dim in dims[6:]):
             # A weight has a gradient for each sample, or is another for each.
             samples = _samples((y, reserve, *tensors), in_dims[3:], info.batch_size)

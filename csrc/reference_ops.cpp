@@ -1,0 +1,117 @@
+// The ops reference and check, and the other ops as torch.func's transforms see them.
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#include "reference.h"
+#include "signatures.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+
+// Sizes are numbers here: as a tensor, a transform would wrap them and hide their data.
+OptionalTensor as_tensor(const at::OptionalIntArrayRef& batch_sizes) {
+  if (!batch_sizes.has_value()) return std::nullopt;
+  return at::from_blob(const_cast<int64_t*>(batch_sizes->data()),
+                       {static_cast<int64_t>(batch_sizes->size())}, at::kLong);
+}
+
+// The op reference: without dropout, which draws at random.
+std::tuple<Tensor, Tensor, Tensor> reference(c10::string_view mode, const Tensor& x,
+                                             at::OptionalIntArrayRef batch_sizes,
+                                             const OptionalTensor& h0, const OptionalTensor& c0,
+                                             at::TensorList weights, int64_t num_layers,
+                                             bool has_biases, bool bidirectional,
+                                             bool batch_first) {
+  const OptionalTensor sizes = as_tensor(batch_sizes);
+  const Inputs inputs{x, sizes, h0, c0, weights};
+  const Stack stack = check_arguments(
+      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
+  const std::vector<Tensor> outputs = run_reference(stack, inputs, {});
+  return {outputs[0], outputs[1], outputs[2]};
+}
+
+// The op check: raises what recurrent would, before a transform rearranges the arguments.
+void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
+           const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+           int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
+           double dropout) {
+  const OptionalTensor sizes = as_tensor(batch_sizes);
+  check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                  {x, sizes, h0, c0, weights});
+}
+
+// recurrent, recurrent_backward and output_again where torch.func's vmap comes to the ops
+// themselves: in programs that were exported or compiled.
+std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
+                                             const OptionalTensor& batch_sizes,
+                                             const OptionalTensor& h0, const OptionalTensor& c0,
+                                             at::TensorList weights, int64_t num_layers,
+                                             bool has_biases, bool bidirectional, bool batch_first,
+                                             double dropout) {
+  return recurrent_reference({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                             {x, batch_sizes, h0, c0, weights});
+}
+
+std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
+                                       const OptionalTensor& dh_n, const OptionalTensor& dc_n,
+                                       const Tensor& x, const OptionalTensor& batch_sizes,
+                                       const OptionalTensor& h0, const OptionalTensor& c0,
+                                       at::TensorList weights, const Tensor& /*y*/,
+                                       const Tensor& reserve, int64_t num_layers, bool has_biases,
+                                       bool bidirectional, bool batch_first, double dropout,
+                                       const c10::List<bool>& needs) {
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
+  return run_reference_backward(stack, inputs, reserved_noise(stack, reserve), {dy, dh_n, dc_n},
+                                needs.vec());
+}
+
+Tensor output_again(c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
+                    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                    const Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
+                    bool batch_first, double dropout) {
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
+  return run_reference(stack, inputs, reserved_noise(stack, reserve))[0].contiguous();
+}
+
+}  // namespace
+
+// Made of differentiable ops, so that every transform of torch.func sees through it.
+TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
+  m.def(
+      "reference(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights,"
+      " int num_layers, bool has_biases, bool bidirectional, bool batch_first) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "check(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
+      "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
+      "-> ()");
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
+  m.impl("reference", reference);
+  m.impl("check", check);
+}
+
+// What the alias above does not reach: under vmap too they are the ops that they are made of.
+TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
+  m.impl("reference", reference);
+  m.impl("check", check);
+  m.impl("recurrent", recurrent);
+  m.impl("recurrent_backward", recurrent_backward);
+  m.impl("output_again", output_again);
+}
+
+// autograd's own vmap: of a compiled function's gradients, where is_grads_batched.
+TORCH_LIBRARY_IMPL(fastrnn, Batched, m) {
+  m.impl("recurrent_backward", recurrent_backward);
+  m.impl("output_again", output_again);
+}
+
+}  // namespace fastrnn

@@ -1,0 +1,241 @@
+"""Transforms that meet the ops themselves, not the modules.
+
+A gradient that a transform follows through a backward pass recorded before it; programs that were
+exported, traced or compiled, whose calls are the ops'; and transforms that are compiled.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, autograd, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.rnn import PackedSequence
+from torch.testing import assert_close
+
+import fastrnn
+
+MODULES = ["LSTM", "RNN", "LSTMCell", "RNNCell"]
+OPTIONS = {
+    "plain": {},
+    "stack": {"num_layers": 2, "bidirectional": True},
+    "proj": {"proj_size": 3, "batch_first": True},
+}
+STACKS = [("LSTM", "plain"), ("LSTM", "stack"), ("LSTM", "proj"), ("RNN", "plain")]
+ALL = [*STACKS, ("RNN", "stack"), ("LSTMCell", "plain"), ("RNNCell", "plain")]
+
+
+def build_both(kind: str, options: str = "plain") -> tuple[nn.Module, nn.Module]:
+    """Returns fastrnn's module and torch.nn's, of the same weights, in float64."""
+    ours, theirs = (
+        getattr(package, kind)(4, 5, dtype=torch.float64, **OPTIONS[options])
+        for package in (fastrnn, nn)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def draw(kind: str) -> Tensor:
+    return (
+        torch.randn(2, 4, dtype=torch.float64)
+        if "Cell" in kind
+        else torch.randn(3, 2, 4, dtype=torch.float64)
+    )
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    return torch.utils._pytree.tree_leaves(outputs)
+
+
+def first(outputs: Any) -> Tensor:
+    return flat(outputs)[0]
+
+
+def by_old_api(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    with forward_ad.dual_level():
+        found = autograd.grad(y, inputs, forward_ad.make_dual(v, t), retain_graph=True)
+        return [tuple(forward_ad.unpack_dual(g)) for g in found]
+
+
+def by_jvp(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    return jvp(lambda v: autograd.grad(y, inputs, v, retain_graph=True), (v,), (t,))
+
+
+def by_jacfwd(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    scale = torch.tensor(1.0, dtype=torch.float64)
+    return jacfwd(lambda s: autograd.grad(y, inputs, s * v, retain_graph=True))(scale)
+
+
+def by_grad_of_a_graph(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    def size(s: Tensor) -> Tensor:
+        found = autograd.grad(y, inputs, s * v, retain_graph=True, create_graph=True)
+        return sum(g.square().sum() for g in found)
+
+    return grad(size)(torch.tensor(2.0, dtype=torch.float64))
+
+
+def by_vmap_of_jvp(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    return vmap(lambda t: by_jvp(y, inputs, v, t)[1])(torch.stack([t, v, t.sin()]))
+
+
+WAYS = [by_old_api, by_jvp, by_jacfwd, by_grad_of_a_graph, by_vmap_of_jvp]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", MODULES)
+def test_gradient_that_is_transformed(kind: str, way: Callable[..., Any]) -> None:
+    x = draw(kind).requires_grad_()
+    v, t = torch.randn(2, *first(build_both(kind)[0](x)).shape, dtype=torch.float64)
+    torch.manual_seed(0)
+    ours, theirs = build_both(kind)
+    found, expected = (flat(way(first(m(x)), [x, *m.parameters()], v, t)) for m in (ours, theirs))
+    assert_close(found, expected)
+    assert any(tensor.abs().max() > 1e-3 for tensor in found)
+
+
+def test_packed_gradient_that_is_transformed() -> None:
+    ours, _ = build_both("LSTM", "stack")
+    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    packed = PackedSequence(x, torch.tensor([3, 2, 1]))
+    v, t = torch.randn(2, 6, 10, dtype=torch.float64)
+    y = ours(packed)[0].data
+    (found,) = by_jvp(y, [x], v, t)[1]
+    (expected,) = autograd.grad(y, x, t)  # it is linear
+    assert_close(found, expected)
+
+
+def exported(module: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
+    return torch.export.export(module, (x,)).module()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def traced(module: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
+    return torch.jit.trace(module, (x,))
+
+
+def losses(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    return lambda x: sum(t.sin().sum() for t in flat(call(x)))
+
+
+def each(call: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda x: flat(call(x))
+
+
+TRANSFORMS = {
+    "grad": lambda call, x: grad(losses(call))(x),
+    "jacrev": lambda call, x: jacrev(each(call))(x),
+    "hessian": lambda call, x: hessian(losses(call))(x),
+    "grad_of_grad": lambda call, x: grad(lambda x: grad(losses(call))(x).square().sum())(x),
+    "jvp": lambda call, x: jvp(each(call), (x,), (x.cos(),)),
+    "jvp_of_grad": lambda call, x: jvp(grad(losses(call)), (x,), (x.cos(),)),
+    "vmap": lambda call, x: vmap(each(call))(torch.stack([x, x.sin()])),
+    "per_sample": lambda call, x: vmap(grad(losses(call)))(torch.stack([x, x.sin()])),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("make", [exported, traced], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_program(kind: str, options: str, make: Callable[..., Any], transform: str) -> None:
+    ours, _ = build_both(kind, options)
+    x = draw(kind)
+    expected = flat(TRANSFORMS[transform](ours, x))
+    found = flat(TRANSFORMS[transform](make(ours, x), x))
+    assert_close(found, expected)
+
+
+def test_program_of_any_size() -> None:
+    ours, _ = build_both("LSTM", "stack")
+    sizes = {0: torch.export.Dim("T"), 1: torch.export.Dim("N")}
+    program = torch.export.export(ours, (draw("LSTM"),), dynamic_shapes=(sizes,)).module()
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    assert_close(grad(losses(program))(x), grad(losses(ours))(x))
+    many = torch.stack([x, x.sin()])
+    assert_close(vmap(each(program))(many), vmap(each(ours))(many))
+
+
+def test_weights_of_a_program() -> None:
+    ours, _ = build_both("LSTM", "stack")
+    x = draw("LSTM")
+    program = exported(ours, x)
+
+    def gradients(module: Any) -> dict[str, Tensor]:
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+        return grad(lambda w: losses(lambda x: functional_call(module, w, (x,)))(x))(weights)
+
+    assert_close(gradients(program), gradients(ours))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("transform", ["grad", "hessian", "jvp", "vmap", "per_sample"])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("LSTM", "plain"), ("RNN", "stack"), ("LSTMCell", "plain")]
+)
+def test_transform_in_compiled_code(
+    kind: str, options: str, transform: str, dynamic: bool | None
+) -> None:
+    ours, _ = build_both(kind, options)
+    x = draw(kind)[:2].clone()  # torch itself cannot compile jvp of a view of a view
+    torch._dynamo.reset()
+    function = torch.compile(
+        lambda x: TRANSFORMS[transform](ours, x),
+        backend="aot_eager",
+        fullgraph=True,
+        dynamic=dynamic,
+    )
+    assert_close(flat(function(x)), flat(TRANSFORMS[transform](ours, x)))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_forward_mode_in_compiled_code(kind: str) -> None:
+    ours, _ = build_both(kind)
+
+    def tangent(x: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, x.cos())
+            return forward_ad.unpack_dual(first(ours(dual))).tangent
+
+    x = draw(kind)
+    torch._dynamo.reset()
+    compiled = torch.compile(tangent, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), tangent(x))
+
+
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_batch_of_gradients_of_compiled_code(kind: str, options: str) -> None:
+    ours, _ = build_both(kind, options)
+    x = draw(kind).requires_grad_()
+    torch._dynamo.reset()
+    results = []
+    for module in (torch.compile(ours, backend="aot_eager"), ours):
+        y = first(module(x))
+        batch = torch.eye(y.numel(), dtype=torch.float64).view(-1, *y.shape)
+        inputs = [x, *ours.parameters()]
+        results.append(autograd.grad(y, inputs, batch, is_grads_batched=True))
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("mode", ["real", "symbolic"])
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "hessian"])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN", "LSTMCell"])
+def test_make_fx_of_a_transform(kind: str, transform: str, mode: str) -> None:
+    ours, _ = build_both(kind)
+    x = draw(kind)
+
+    def function(x: Tensor) -> Any:
+        return TRANSFORMS[transform](ours, x)
+
+    graph = make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+    assert_close(flat(graph(x)), flat(function(x)))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_jacobian_of_nothing(kind: str) -> None:
+    ours, theirs = build_both(kind)
+    x = draw(kind)
+    found, expected = (jacrev(lambda x, m=m: first(m(x))[:0])(x) for m in (ours, theirs))
+    assert found.shape == expected.shape and found.numel() == 0
