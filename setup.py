@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ try:
     from torch.utils import cpp_extension
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
+    if not isinstance(error, ModuleNotFoundError):
+        raise SystemExit(
+            f"fastrnn compiles against torch, which does not import: {error}"
+        ) from None
     raise SystemExit(
         f"fastrnn compiles against the torch that you use, and {error.name} is missing: install it "
         "with `pip install torch ninja pybind11 'setuptools>=77'`, then run "
@@ -64,6 +69,7 @@ TORCH = Path(torch.__file__).parents[1]
 FOLDERS = [f"{folder}/" for path in (ROOT, TORCH) for folder in {path.absolute(), path.resolve()}]
 COMMON_FLAGS = [
     *("-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"),
+    "-DNDEBUG",  # Python's own flags have it, but CFLAGS in the environment replaces those
     *(f"-ffile-prefix-map={folder}=" for folder in FOLDERS),
 ]
 # No contraction: every multiply-add is written as one, so that all instruction sets that have it
@@ -75,21 +81,45 @@ OPS_FLAGS = [*COMMON_FLAGS, "-fopenmp", "-Wno-unused-parameter"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
 
 
+def find_cuda_headers() -> Path | None:
+    """Returns the folder of the toolkit's headers; conda's toolkits have one for each platform."""
+    home = Path(CUDA_HOME or "")
+    folders = [home / "include", *sorted(home.glob("targets/*/include"))]
+    has_headers = (folder for folder in folders if (folder / "cuda_runtime.h").exists())
+    return next(has_headers, None) if (home / "bin" / "nvcc").exists() else None
+
+
+def find_cuda_archs() -> list[float]:
+    """Returns the compute capabilities that TORCH_CUDA_ARCH_LIST names."""
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+    os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    try:
+        flags = " ".join(cpp_extension._get_cuda_arch_flags())  # of "9.0+PTX", and of "Hopper"
+    except (ValueError, IndexError) as error:  # IndexError: "native", where there is no GPU
+        raise SystemExit(
+            f"torch does not understand TORCH_CUDA_ARCH_LIST={archs}: {error}"
+        ) from None
+    return sorted({int(number) / 10 for number in re.findall(r"compute_(\d+)", flags)})
+
+
 def find_cuda() -> str | None:
     """Returns the release of CUDA to build for, or None for a CPU build.
 
-    FASTRNN_CUDA decides: 0 never, 1 always (or stop), auto where torch and a toolkit have it. No
-    GPU is needed to build. TORCH_CUDA_ARCH_LIST is torch's own; here it has a default.
+    FASTRNN_CUDA decides: 0 never, 1 always (or stop), auto where torch and a toolkit have it; one
+    that does not fit torch is an error. No GPU is needed to build. TORCH_CUDA_ARCH_LIST is torch's
+    own; here it has a default.
     """
     wish = os.environ.get("FASTRNN_CUDA", "auto")
     if wish not in ("0", "1", "auto"):
         raise SystemExit(f"FASTRNN_CUDA must be 0, 1 or auto, got {wish!r}")
-    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
     missing = None
     if torch.version.cuda is None:
         missing = f"torch {torch.__version__} is built without CUDA"
-    elif not nvcc.exists() or not (nvcc.parent.parent / "include" / "cuda_runtime.h").exists():
-        missing = f"no CUDA toolkit was found (CUDA_HOME is {CUDA_HOME}): set CUDA_HOME to one"
+    elif not find_cuda_headers():
+        missing = (
+            f"no CUDA toolkit was found: CUDA_HOME is {CUDA_HOME}, and must be a folder with "
+            "bin/nvcc and include/cuda_runtime.h"
+        )
     if wish == "0":
         return None
     if missing and wish == "auto":
@@ -97,7 +127,8 @@ def find_cuda() -> str | None:
         return None
     if missing:
         raise SystemExit(f"FASTRNN_CUDA=1, but {missing}")
-    report = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    nvcc = [f"{CUDA_HOME}/bin/nvcc", "--version"]
+    report = subprocess.run(nvcc, capture_output=True, text=True, check=True).stdout
     toolkit = re.search(r"release (\d+\.\d+)", report).group(1)
     if toolkit.split(".")[0] != torch.version.cuda.split(".")[0]:
         raise SystemExit(
@@ -105,12 +136,7 @@ def find_cuda() -> str | None:
             f"is built for CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
             "release, or FASTRNN_CUDA=0 to build for the CPU alone"
         )
-    os.environ["TORCH_CUDA_ARCH_LIST"] = (
-        os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
-    )
-    flags = " ".join(cpp_extension._get_cuda_arch_flags())  # of "9.0+PTX", and of "Hopper"
-    archs = sorted({int(number) / 10 for number in re.findall(r"compute_(\d+)", flags)})
-    too_low = [str(arch) for arch in archs if arch < LOWEST_CUDA_ARCH]
+    too_low = [str(arch) for arch in find_cuda_archs() if arch < LOWEST_CUDA_ARCH]
     if too_low:
         raise SystemExit(
             f"TORCH_CUDA_ARCH_LIST names {', '.join(too_low)}, but fastrnn's CUDA kernels need "
@@ -130,6 +156,22 @@ class BuildKernels(BuildExtension):
         """Keeps objects in one place, so that the next build compiles only what changed."""
         super().initialize_options()
         self.build_temp = str(ROOT / "build" / f"temp.torch-{torch.__version__}")
+
+    def finalize_options(self) -> None:
+        """Links anew each time: setuptools alone does not see that a kernel has changed."""
+        super().finalize_options()
+        self.force = True
+
+    def build_extensions(self) -> None:
+        """Stops where the compiler is not g++."""
+        compiler = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
+        done = subprocess.run(compiler, capture_output=True, text=True, check=False)
+        if "clang" in done.stdout:
+            raise SystemExit(
+                "fastrnn needs g++ (set CXX): clang would link an OpenMP runtime of its own beside "
+                f"torch's. {' '.join(compiler)} says: {done.stdout.splitlines()[0]}"
+            )
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         """Adds the kernels' objects to the ops."""
@@ -168,6 +210,7 @@ setup(
         (CUDAExtension if CUDA else CppExtension)(
             "fastrnn._ops",
             SOURCES,
+            include_dirs=[str(find_cuda_headers())] if CUDA else [],
             define_macros=[("FASTRNN_X86", None)] if X86 else [],
             extra_compile_args={"cxx": OPS_FLAGS, "nvcc": NVCC_FLAGS},
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -25,12 +26,12 @@ def load_ops() -> None:
 
     Raises:
         ImportError: fastrnn is not built, or was built against a torch whose C++ ABI differs from
-            the installed one's.
+            the installed one's; or another copy of it is loaded.
     """
     folder = Path(__file__).parent
     files = {name: _find(folder, name) for name in LIBRARIES}
     if not all(files.values()):
-        raise ImportError(_missing(folder))
+        raise ImportError(_missing(folder, [name for name, path in files.items() if path is None]))
     from fastrnn import _build_info
 
     built, installed = _build_info.torch_version, str(torch.__version__)
@@ -38,6 +39,12 @@ def load_ops() -> None:
         raise ImportError(
             f"fastrnn was built against torch {built}, but torch {installed} is installed, and "
             f"their C++ ABIs differ: {REBUILD}"
+        )
+    loaded = [path for path in torch.ops.loaded_libraries if Path(path).name.startswith("_ops.")]
+    if hasattr(torch.ops.fastrnn, "recurrent") and os.path.realpath(files["_ops"]) not in loaded:
+        raise ImportError(
+            f"another copy of fastrnn is loaded in this process, from {', '.join(loaded)}, and "
+            f"{folder} is a second one: restart Python with one of them on its path"
         )
     try:
         torch.ops.load_library(str(files["_ops"]))
@@ -54,10 +61,12 @@ def _find(folder: Path, name: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _missing(folder: Path) -> str:
-    """Says that a library is missing, and what to do."""
+def _missing(folder: Path, names: list[str]) -> str:
+    """Says which libraries are missing, and what to do."""
     what = f"fastrnn's compiled part is missing from {folder}"
-    others = sorted(path.name for name in LIBRARIES for path in folder.glob(f"{name}.*.so"))
+    if len(names) < len(LIBRARIES):
+        what += f" ({', '.join(names)})"
+    others = sorted(path.name for name in names for path in folder.glob(f"{name}.*.so"))
     if others:
         what += (
             f" for this Python, which loads *{EXTENSION_SUFFIXES[0]} (there: {', '.join(others)})"

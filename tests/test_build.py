@@ -2,6 +2,7 @@
 
 import shutil
 from importlib import metadata, resources
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,29 @@ def test_import_of_a_source_tree_that_is_not_built(tmp_path: Path) -> None:
     message = imported_from(tmp_path)
     assert message.startswith(f"ImportError: fastrnn's compiled part is missing from {tmp_path}")
     assert "this is the source tree" in message and "-e ." in message
+
+
+def test_import_of_an_interrupted_copy(tmp_path: Path) -> None:
+    suffix = EXTENSION_SUFFIXES[0].removeprefix(".")
+    message = imported_from(tmp_path, _ops=suffix, _build_info=suffix)
+    assert message.startswith(f"ImportError: fastrnn's compiled part is missing from {tmp_path}")
+    assert "(_direct)" in message and "for this Python" not in message
+
+
+def test_import_of_a_second_copy(tmp_path: Path) -> None:
+    shutil.copytree(Path(fastrnn.__file__).parent, tmp_path / "fastrnn")
+    code = f"""
+import sys, fastrnn
+for name in [n for n in sys.modules if n.split(".")[0] == "fastrnn"]:
+    del sys.modules[name]
+sys.path.insert(0, {str(tmp_path)!r})
+import fastrnn
+"""
+    result = run_python("-c", code)
+    assert result.returncode == 1, result.stderr
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: another copy of fastrnn is loaded in this process")
+    assert str(Path(fastrnn.__file__).parent) in message and str(tmp_path) in message
 
 
 def test_import_of_a_build_for_another_python(tmp_path: Path) -> None:
@@ -116,13 +140,35 @@ def test_import_with_another_patch_of_torch() -> None:
     assert code == 0, errors
 
 
-def test_build_without_torch() -> None:
+def run_setup(prelude: str = "pass", **env: str) -> str:
+    """Returns the last line of how setup.py, which is not to get far, ends."""
     setup = Path(__file__).parent.parent / "setup.py"
     code = (
-        "import runpy, sys; sys.modules['torch'] = None; "
-        f"sys.argv = ['setup.py', '--version']; runpy.run_path({str(setup)!r}, run_name='__main__')"
+        f"import runpy, sys; {prelude}; "
+        f"sys.argv = ['setup.py', 'build_ext']; runpy.run_path({str(setup)!r}, run_name='__main__')"
     )
-    result = run_python("-c", code)
+    result = run_python("-c", code, **env)
     assert result.returncode != 0
-    (message,) = result.stderr.strip().splitlines()
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_build_with_a_torch_that_does_not_import(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libcudart.so.13: no file')")
+    message = run_setup(f"sys.path.insert(0, {str(tmp_path)!r})")
+    assert message == (
+        "fastrnn compiles against torch, which does not import: libcudart.so.13: no file"
+    )
+
+
+def test_build_with_clang(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'Debian clang version 19.1.7'\n")
+    compiler.chmod(0o755)
+    message = run_setup(CXX=str(compiler))
+    assert message.startswith("fastrnn needs g++") and "Debian clang version 19" in message
+
+
+def test_build_without_torch() -> None:
+    message = run_setup("sys.modules['torch'] = None")
     assert "pip install torch" in message and "--no-build-isolation" in message

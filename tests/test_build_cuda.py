@@ -12,16 +12,22 @@ SETUP = Path(__file__).parent.parent / "setup.py"
 
 
 def choose(
-    tmp_path: Path, wish: str, *, torch_cuda: str | None, toolkit: str | None, archs: str = ""
+    tmp_path: Path,
+    wish: str,
+    *,
+    torch_cuda: str | None,
+    toolkit: str | None,
+    archs: str = "",
+    headers: str = "include",
 ) -> str:
     """Returns what setup.py says of its choice: "CUDA 13.0", "CPU", or why it stops.
 
     torch_cuda: the CUDA that torch was built for; toolkit: the release that lies in CUDA_HOME.
     """
     if toolkit:
-        for folder in ("bin", "include"):
-            (tmp_path / folder).mkdir()
-        (tmp_path / "include" / "cuda_runtime.h").touch()
+        for folder in ("bin", headers):
+            (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / headers / "cuda_runtime.h").touch()
         nvcc = tmp_path / "bin" / "nvcc"
         nvcc.write_text(
             f"#!/bin/sh\necho 'Cuda compilation tools, release {toolkit}, V{toolkit}.1'\n"
@@ -49,6 +55,12 @@ print([source for source in chosen["SOURCES"] if source.endswith(".cu")])
 @pytest.mark.parametrize("wish", ["", "auto", "1"])
 def test_builds_cuda_where_torch_and_toolkit_have_it(tmp_path: Path, wish: str) -> None:
     assert choose(tmp_path, wish, torch_cuda="13.0", toolkit="13.2") == "CUDA 13.2"
+
+
+def test_toolkit_of_conda(tmp_path: Path) -> None:
+    headers = "targets/x86_64-linux/include"
+    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", headers=headers)
+    assert said == "CUDA 13.0"
 
 
 def test_builds_for_the_cpu_on_demand(tmp_path: Path) -> None:
@@ -90,6 +102,12 @@ def test_another_major_release_stops(tmp_path: Path, wish: str) -> None:
 def test_architectures(tmp_path: Path, archs: str, low: str) -> None:
     said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
     assert f"names {low}, but" in said and "8.0" in said
+
+
+@pytest.mark.parametrize("archs", ["native", "11.9"])
+def test_architectures_that_are_not_known(tmp_path: Path, archs: str) -> None:
+    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
+    assert said.startswith(f"torch does not understand TORCH_CUDA_ARCH_LIST={archs}: ")
 
 
 @pytest.mark.parametrize("archs", ["10.0", "Ampere", "9.0a 12.0+PTX"])
