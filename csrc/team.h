@@ -3,6 +3,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <cfenv>
+
 #include "barrier.h"
 #include "contention.h"
 
@@ -12,6 +14,22 @@
 #endif
 
 namespace fastrnn {
+
+// Computes as another thread does, with its rounding and its handling of denormals: each thread has
+// settings of its own, and those of a pool's are as old as the pool.
+class FloatingPointOf {
+ public:
+  explicit FloatingPointOf(const std::fenv_t& other) {
+    std::fegetenv(&own_);
+    std::fesetenv(&other);
+  }
+  ~FloatingPointOf() { std::fesetenv(&own_); }
+  FloatingPointOf(const FloatingPointOf&) = delete;
+  FloatingPointOf& operator=(const FloatingPointOf&) = delete;
+
+ private:
+  std::fenv_t own_;
+};
 
 // Calls body(Member) on at most `threads` threads at the same time. The pool may give fewer, so the
 // size of the team is known only inside; body must not throw.
@@ -23,9 +41,12 @@ void run_team(int threads, const Body& body) {
   }
   Barrier everyone;
   std::atomic<int> seats{0}, members{0};
+  std::fenv_t callers;
+  std::fegetenv(&callers);
   const auto called = ContentionWatch::Clock::now();
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     const ContentionWatch watch(called);
+    const FloatingPointOf caller(callers);
     const int index = members.fetch_add(1);
     seats.fetch_add(static_cast<int>(end - begin));
     wait_until([&] { return seats.load() >= threads; });

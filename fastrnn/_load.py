@@ -29,9 +29,10 @@ def load_ops() -> None:
             the installed one's; or another copy of it is loaded.
     """
     folder = Path(__file__).parent
-    files = {name: _find(folder, name) for name in LIBRARIES}
-    if not all(files.values()):
-        raise ImportError(_missing(folder, [name for name, path in files.items() if path is None]))
+    missing = [name for name in LIBRARIES if not _find(folder, name)]
+    if missing:
+        raise ImportError(_missing(folder, missing))
+    ops = os.path.realpath(str(_find(folder, "_ops")))  # as torch knows it
     from fastrnn import _build_info
 
     built, installed = _build_info.torch_version, str(torch.__version__)
@@ -41,13 +42,13 @@ def load_ops() -> None:
             f"their C++ ABIs differ: {REBUILD}"
         )
     loaded = [path for path in torch.ops.loaded_libraries if Path(path).name.startswith("_ops.")]
-    if hasattr(torch.ops.fastrnn, "recurrent") and os.path.realpath(files["_ops"]) not in loaded:
+    if hasattr(torch.ops.fastrnn, "recurrent") and ops not in loaded:
         raise ImportError(
             f"another copy of fastrnn is loaded in this process, from {', '.join(loaded)}, and "
             f"{folder} is a second one: restart Python with one of them on its path"
         )
     try:
-        torch.ops.load_library(str(files["_ops"]))
+        torch.ops.load_library(ops)
     except OSError as error:  # torch's own; the cause has the linker's words
         raise ImportError(
             f"fastrnn, built against torch {built}, does not load with torch {installed} "

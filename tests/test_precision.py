@@ -122,6 +122,23 @@ def test_infinities_and_nan(lowered: str, kind: str) -> None:
         assert torch.isfinite(t).any() and not torch.isfinite(t).all()
 
 
+def test_largest_numbers_stay_finite(lowered: str) -> None:
+    """Those past the largest bfloat16 too: infinity times 0 would be NaN."""
+    case = Case("LSTM", T=3, N=5, I=17, H=33)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    largest = torch.finfo(torch.float32).max
+    with torch.no_grad():
+        module.weight_ih_l0[:, 3] = 0
+    inputs.x[1, :4, 3] = torch.tensor([largest, -largest, 0.999 * largest, 3.3961775e38])
+    results = call(module, inputs)
+    with precision("highest"):
+        expected = call(module, inputs)
+    most = 2 * ERRORS[lowered][1]
+    for name, t in expected.items():
+        torch.testing.assert_close(results[name], t, rtol=most, atol=most)
+        assert torch.isfinite(t).all()
+
+
 def test_zeros_stay_zeros(lowered: str) -> None:
     case = Case("RNN_RELU", T=3, N=5, I=17, H=33, bias=False)
     module, inputs = build(fastrnn, case), make_inputs(case)

@@ -12,9 +12,11 @@ from torch import nn
 
 import fastrnn
 from helpers import (
+    DTYPES,
     FUSED_DTYPES,
     MANY_ROWS,
     Case,
+    Inputs,
     assert_equal,
     assert_same,
     build,
@@ -113,6 +115,26 @@ def test_matches_torch(case: Case, threads: int) -> None:
     expected = run(build(nn, case), inputs)
     torch.set_num_threads(threads)
     assert_same(run(build(fastrnn, case), inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals_are_flushed_in_all_threads_or_none(dtype: torch.dtype) -> None:
+    """The setting is each thread's own, and those of the pool were there before it."""
+    case = Case("LSTM", T=20, N=24, I=300, H=300, bias=False, dtype=dtype)
+    assert flops(case) >= 3 * FLOPS_PER_THREAD
+    module = build(fastrnn, case).requires_grad_(False)
+    inputs = Inputs(make_inputs(case).x * (30 * torch.finfo(dtype).tiny))
+    torch.set_num_threads(3)
+    kept = call(module, inputs)
+    try:
+        assert torch.set_flush_denormal(True)
+        flushed = call(module, inputs)
+        torch.set_num_threads(1)
+        assert_equal(call(module, inputs), flushed)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_equal(call(module, inputs), kept)
+    assert not torch.equal(kept["y"], flushed["y"])
 
 
 REPEATED = cases(T=[20], N=[1, 7], I=[101], H=[300], dtype=FUSED_DTYPES)
