@@ -30,13 +30,17 @@ void check_kind(const char* name, const at::Tensor& tensor, const at::Tensor& x)
 // A size as a number; one that a compiler leaves open, and that numbers alone are computed with
 // here, becomes the one that it has seen.
 int64_t size_of(const at::Tensor& tensor, int64_t dimension) {
-  return tensor.sym_size(dimension).guard_int(__FILE__, __LINE__);
+  const c10::SymIntArrayRef sizes = tensor.sym_sizes();
+  const c10::SymInt& size = sizes[dimension < 0 ? dimension + tensor.dim() : dimension];
+  return size.is_heap_allocated() ? size.guard_int(__FILE__, __LINE__) : size.as_int_unchecked();
 }
 
 void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) {
   const c10::SymIntArrayRef found = tensor.sym_sizes();
-  TORCH_CHECK(std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()), "fastrnn: ", name,
-              " must have size ", sizes, ", got ", found);
+  const std::optional<at::IntArrayRef> numbers = c10::asIntArrayRefSlowOpt(found);
+  TORCH_CHECK(numbers ? *numbers == sizes
+                      : std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()),
+              "fastrnn: ", name, " must have size ", sizes, ", got ", found);
 }
 
 void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
