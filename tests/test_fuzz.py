@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 from helpers import run_python
 from test_bad_input import assert_same_outcome
 
-CALLS = 20_000
-SHAPES = 1_000
+CALLS = 10_000
+SHAPES = 600
 
 
 def run_worker(name: str, calls: int, folder: Path, **env: str) -> str:
