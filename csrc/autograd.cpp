@@ -1,6 +1,6 @@
 // Autograd of the op recurrent: forward through recurrent_forward, backward through
-// recurrent_backward, or through the reference where the gradients must themselves be
-// differentiable. Tangents of forward-mode AD come from the reference too.
+// recurrent_backward. Where gradients must themselves be differentiable, or a transform is to see
+// through the op, the reference takes their place.
 #include <ATen/ops/alias.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
