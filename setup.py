@@ -164,8 +164,11 @@ class BuildKernels(BuildExtension):
 
     def build_extensions(self) -> None:
         """Stops where the compiler is not g++."""
-        compiler = [*shlex.split(os.environ.get("CXX", "c++")), "--version"]
-        done = subprocess.run(compiler, capture_output=True, text=True, check=False)
+        compiler = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
+        try:
+            done = subprocess.run(compiler, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise SystemExit(f"fastrnn needs g++ (set CXX): {error}") from None
         if "clang" in done.stdout:
             raise SystemExit(
                 "fastrnn needs g++ (set CXX): clang would link an OpenMP runtime of its own beside "

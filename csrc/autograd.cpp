@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const bool records = wants_gradient(x, h0, c0, weights);
-  // A C++ Function is not seen by torch.func's transforms.
+  // Under torch.func's transforms torch refuses a C++ Function.
   const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
                                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
   if (transformed || wants_tangent(x, h0, c0, weights)) {

@@ -70,6 +70,7 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) { m.impl("cell", cell); }
+// Under vmap, which the alias above does not reach.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) { m.impl("cell", cell); }
 TORCH_LIBRARY_IMPL(fastrnn, AutogradCPU, m) { m.impl("cell", cell_autograd); }
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("cell", cell_cpu); }

@@ -139,7 +139,7 @@ StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, c
   if (stack.cell == Cell::rnn_relu) return {at::threshold_backward(dh, h, 0), {}};
   const Tensor &i = step.gate[kInput], &f = step.gate[kForget], &g = step.gate[kCell],
                &o = step.gate[kOutput];
-  const Tensor dm = stack.projected ? dh.matmul(weights.back()) : dh;
+  const Tensor dm = stack.projected ? dh.mm(weights.back()) : dh;
   const Tensor tanh_c = step.after.c.tanh();
   const Tensor d = dc + at::tanh_backward(dm * o, tanh_c);
   return {at::cat({at::sigmoid_backward(d * g, i), at::sigmoid_backward(d * step.before.c, f),
@@ -149,10 +149,12 @@ StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, c
 }
 
 // Backward of run_cell. dstate: of the final state, left as of the initial one. Returns the
-// gradient of x, and leaves the weights' in dweights.
+// gradient of x if it is wanted, and leaves those of the weights that are needed in dweights. (mm
+// and not matmul, which autograd's own vmap does sample by sample.)
 Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
                      const std::vector<Step>& steps, const Tensor& dy, CellState& dstate,
-                     at::TensorList weights, Tensor* dweights) {
+                     at::TensorList weights, bool wants_dx, std::vector<bool>::const_iterator needs,
+                     Tensor* dweights) {
   const Schedule schedule = stack.schedule();
   std::vector<Tensor> dgates(stack.steps), dh(stack.steps);
   for (int64_t s = stack.steps - 1; s >= 0; --s) {
@@ -162,26 +164,32 @@ Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
     const Tensor dc = dstate.c.defined() ? dstate.c.narrow(0, 0, rows) : dstate.c;
     const StepGradient gradient = step_back(stack, steps[t], dh[t], dc, weights);
     dgates[t] = gradient.dgates;
-    dstate.h = update(stack, dstate.h, gradient.dgates.matmul(weights[1]), rows);
+    dstate.h = update(stack, dstate.h, gradient.dgates.mm(weights[1]), rows);
     if (dc.defined()) dstate.c = update(stack, dstate.c, gradient.dc, rows);
   }
   const Tensor of_gates = at::cat(dgates), transposed = of_gates.t();
-  dweights[0] = transposed.matmul(x);
-  dweights[1] = transposed.matmul(collect(steps, [](const Step& step) { return step.before.h; }));
-  if (stack.has_biases) dweights[2] = dweights[3] = of_gates.sum(0);
-  if (stack.projected) {
-    dweights[stack.weights_per_cell() - 1] =
-        at::cat(dh).t().matmul(collect(steps, [](const Step& step) { return step.unprojected; }));
+  if (needs[0]) dweights[0] = transposed.mm(x);
+  if (needs[1])
+    dweights[1] = transposed.mm(collect(steps, [](const Step& step) { return step.before.h; }));
+  if (stack.has_biases && (needs[2] || needs[3])) {
+    dweights[2] = of_gates.sum(0);
+    dweights[3] = dweights[2].clone();
   }
-  return of_gates.matmul(weights[0]);
+  if (stack.projected && needs[stack.weights_per_cell() - 1]) {
+    dweights[stack.weights_per_cell() - 1] =
+        at::cat(dh).t().mm(collect(steps, [](const Step& step) { return step.unprojected; }));
+  }
+  return wants_dx ? of_gates.mm(weights[0]) : Tensor();
 }
 
 // The noise of a run, drawn as the kernels' runs draw it.
 std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options) {
   std::vector<Tensor> noise;
   for (int64_t layer = 0; stack.drops_after(layer); ++layer) {
-    draw_dropout(noise.emplace_back(at::empty({stack.rows, stack.layer_width()}, options)),
-                 stack.dropout);
+    const Tensor kept = at::empty({stack.rows, stack.layer_width()}, options);
+    noise.push_back(stack.dropout == 1
+                        ? at::zeros_like(kept)
+                        : at::bernoulli(kept, 1 - stack.dropout).div_(1 - stack.dropout));
   }
   return noise;
 }
@@ -218,15 +226,17 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
                                       : at::zeros({stack.rows, stack.layer_width()}, options);
   std::vector<Tensor> dh0(stack.cells()), dc0(stack.cells()), dweights(inputs.weights.size());
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
+    const bool wants_dx = l > 0 || needs[0];
     Tensor dx;
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = l * stack.directions + d;
       CellState dstate = {dh[cell], lstm ? dc[cell] : Tensor()};
       const Tensor part = run_cell_back(stack, layers[l].x, d == 1, layers[l].steps[d],
                                         dy.narrow(1, d * stack.width, stack.width), dstate,
-                                        weights_of(stack, inputs.weights, cell),
+                                        weights_of(stack, inputs.weights, cell), wants_dx,
+                                        needs.begin() + 3 + cell * stack.weights_per_cell(),
                                         dweights.data() + cell * stack.weights_per_cell());
-      dx = d == 0 ? part : dx + part;
+      dx = d == 0 || !wants_dx ? part : dx + part;
       dh0[cell] = dstate.h;
       dc0[cell] = dstate.c;
     }

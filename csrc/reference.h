@@ -16,7 +16,7 @@ namespace fastrnn {
 std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
-// Gradients of outputs; zeros where none is given.
+// Gradients of outputs; zeros where none is given. Refers to the caller's.
 struct OutputGradients {
   const std::optional<at::Tensor>&y, &h_n, &c_n;
 };

@@ -296,8 +296,8 @@ void BackwardRun<E>::add_products(const Direction& direction, const WeightSums<C
                                   const Member& member) {
   C* const scratch = memory_.scratch_of(member);
   // The last rows leave sums of another type than the weights' in their gradients.
-  const auto result = [&](const C* sums, int64_t i) {
-    return last && sums && !kIsComputed<E> ? mutable_elements<E>(direction.dweights[i]) : nullptr;
+  const auto result = [&](const C* sum, int64_t i) {
+    return last && sum && !kIsComputed<E> ? mutable_elements<E>(direction.dweights[i]) : nullptr;
   };
   if (sums.w_ih || sums.w_hh || sums.bias) {
     const auto [j_begin, j_end] = gate_part(member);
@@ -338,7 +338,7 @@ void BackwardRun<E>::add_to_totals(const Direction& direction, const WeightSums<
   };
   const auto add_rows = [&](const C* from, int64_t i, std::pair<int64_t, int64_t> rows,
                             int64_t columns) {
-    if (!from) return;
+    if (!from) return;  // nor is there a total
     C* const total = mutable_elements<C>(direction.dweights[i]);
     add(from, total, rows.first * columns, rows.second * columns);
   };

@@ -21,7 +21,7 @@ def can_fuse(x: Any) -> bool:
         return False
     if x.layout is not torch.strided or x.is_nested or x.dtype not in FUSED_DTYPES:
         return False
-    if not _transforms.active():
+    if not _transforms.take_over():
         return True
     return not (torch._C._is_any_autocast_enabled() or _transforms.functionalizing())
 

@@ -25,13 +25,18 @@ MaybeDim = int | None
 
 
 def active() -> bool:
-    """Returns whether a transform of torch.func or a level of forward-mode AD is active.
-
-    Not while torch.compile traces: it cannot follow what is done here, and the op sees to them.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return False
+    """Returns whether a transform of torch.func or a level of forward-mode AD is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def take_over(packed: bool = False) -> bool:
+    """Returns whether a call comes here: where a transform is active.
+
+    Not while torch.compile traces, which cannot follow what is done here: the op fastrnn::recurrent
+    shows it plain steps then. Those of a packed sequence depend on sizes that only a run knows: a
+    call on one is left out of the graph, and comes here when that runs.
+    """
+    return active() and (packed or not torch.compiler.is_dynamo_compiling())
 
 
 def functionalizing() -> bool:
@@ -54,6 +59,8 @@ def recurrent(
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack as the op `fastrnn::recurrent` does, and is seen by every transform."""
+    if torch.compiler.is_dynamo_compiling():
+        torch._dynamo.graph_break()
     stack = Stack(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)

@@ -35,7 +35,7 @@ def _step(
             return outputs
     if not can_fuse(x):
         return None
-    run = _transforms.cell if _transforms.active() else _fused_step
+    run = _transforms.cell if _transforms.take_over() else _fused_step
     return run(mode, x, h0, c0, weights_of(cell, names), cell.bias)
 
 

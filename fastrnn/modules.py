@@ -106,7 +106,8 @@ class _Recurrent(nn.RNNBase):
                 return outputs
         if not can_fuse(x):
             return None
-        run = _transforms.recurrent if _transforms.active() else _fused_run
+        take_over = _transforms.take_over(packed=batch_sizes is not None)
+        run = _transforms.recurrent if take_over else _fused_run
         return run(
             self.mode,
             x,

@@ -79,7 +79,7 @@ def cases(kinds: Iterable[str] = KINDS, **options: list) -> list[Case]:
 # Weights' gradients that are the sums of many blocks of rows (csrc/backward_plan.h), in one chunk
 # of the time loop or in many, the last sums incomplete.
 MANY_ROWS = [
-    *cases(T=[50], N=[400], I=[33], H=[17], dtype=DTYPES),
+    *cases(T=[50], N=[400], I=[33], H=[17], dtype=FUSED_DTYPES),
     *cases(T=[1], N=[20_000], I=[33], H=[17], hx=[True]),
     *cases(["LSTM"], T=[30], N=[400], I=[33], H=[17], P=[3], D=[2]),
     *cases(T=[60], N=[300], I=[33], H=[17], lengths=[tuple(60 - n % 40 for n in range(300))]),

@@ -169,6 +169,11 @@ def test_build_with_clang(tmp_path: Path) -> None:
     assert message.startswith("fastrnn needs g++") and "Debian clang version 19" in message
 
 
+def test_build_without_compiler() -> None:
+    message = run_setup(CXX="/nowhere/g++ -pipe")
+    assert message.startswith("fastrnn needs g++ (set CXX): ") and "/nowhere/g++" in message
+
+
 def test_build_without_torch() -> None:
     message = run_setup("sys.modules['torch'] = None")
     assert "pip install torch" in message and "--no-build-isolation" in message

@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 
@@ -190,6 +191,29 @@ def test_transform_in_compiled_code(
     assert_close(flat(function(x)), flat(TRANSFORMS[transform](ours, x)))
 
 
+def test_packed_is_left_out_of_compiled_code() -> None:
+    ours, _ = build_both("LSTM", "stack")
+    x = torch.randn(2, 6, 4, dtype=torch.float64)
+    function = vmap(lambda x: ours(PackedSequence(x, torch.tensor([3, 2, 1])))[0].data)
+    torch._dynamo.reset()
+    assert_close(torch.compile(function, backend="eager")(x), function(x))
+
+
+@pytest.mark.parametrize("make", ["exported", "compiled"])
+def test_randomness_of_dropout(make: str) -> None:
+    ours = fastrnn.LSTM(4, 50, num_layers=2, dropout=0.5, dtype=torch.float64)
+    x = draw("LSTM")
+    program = exported(ours, x) if make == "exported" else ours
+    run = {r: vmap(lambda x: first(program(x)), randomness=r) for r in ("same", "different")}
+    if make == "compiled":
+        torch._dynamo.reset()
+        run = {r: torch.compile(f, backend="aot_eager", fullgraph=True) for r, f in run.items()}
+    one, other = run["same"](torch.stack([x, x]))
+    assert_close(one, other)
+    one, other = run["different"](torch.stack([x, x]))
+    assert not torch.allclose(one, other)
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_forward_mode_in_compiled_code(kind: str) -> None:
     ours, _ = build_both(kind)
@@ -239,3 +263,42 @@ def test_jacobian_of_nothing(kind: str) -> None:
     x = draw(kind)
     found, expected = (jacrev(lambda x, m=m: first(m(x))[:0])(x) for m in (ours, theirs))
     assert found.shape == expected.shape and found.numel() == 0
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_gradients_share_no_memory(kind: str, options: str, batched: bool) -> None:
+    ours, _ = build_both(kind, options)
+    y = first(ours(draw(kind)))
+    v = torch.ones(2, *y.shape, dtype=torch.float64) if batched else torch.ones_like(y)
+    graph = {"is_grads_batched": batched, "create_graph": not batched}
+    gradients = autograd.grad(y, list(ours.parameters()), v, **graph)
+    assert len({g.untyped_storage().data_ptr() for g in gradients}) == len(gradients)
+
+
+class Counter(TorchDispatchMode):
+    """Counts matrix products."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.products += func is torch.ops.aten.mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_wanted_gradients_are_computed() -> None:
+    ours, _ = build_both("LSTM")
+    x = draw("LSTM").requires_grad_()
+    y, inputs = first(ours(x)), [x, *ours.parameters()]
+    counts = []
+    for wanted in (inputs, inputs[:1], inputs[1:2], inputs[3:4]):
+        ours.requires_grad_(False)
+        x.requires_grad_(False)
+        for tensor in wanted:
+            tensor.requires_grad_(True)
+        y = first(ours(x))
+        with Counter() as counter:
+            autograd.grad(y, wanted, torch.ones_like(y), create_graph=True)
+        counts.append(counter.products)
+    steps = x.size(0)
+    assert counts == [steps + 3, steps + 1, steps + 1, steps]

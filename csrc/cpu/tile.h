@@ -213,18 +213,20 @@ FASTRNN_INLINE Vec<float> in_pairs(Vec<float> v, std::integer_sequence<int, J...
   return (Vec<float>)shuffle<(J / 2 + J % 2 * 16)...>(numbers, numbers);
 }
 
+// x, but finite numbers past the largest BFloat16 as that one, where rounding would make infinity
+// of them. Without their signs they are the 0xffff floats from 0x7f7f0001 on, as bits.
+FASTRNN_INLINE Vec<float> within_bfloat16(Vec<float> x) {
+  const __m512i size = _mm512_and_si512((__m512i)x, _mm512_set1_epi32(0x7fffffff));
+  const __mmask16 is_past = _mm512_cmplt_epu32_mask(
+      _mm512_sub_epi32(size, _mm512_set1_epi32(0x7f7f0001)), _mm512_set1_epi32(0xffff));
+  const __m512i upper = _mm512_set1_epi32(~0xffff);
+  return (Vec<float>)_mm512_mask_and_epi32((__m512i)x, is_past, (__m512i)x, upper);
+}
+
 // Part `part` of the numbers x, which BFloat16 holds but for a last rounding.
 template <typename E, int part>
 FASTRNN_INLINE Vec<float> part_of(Vec<float> x) {
-  if constexpr (kParts<E> == 1) {
-    if constexpr (!kIsComputed<E>) return x;
-    // A float past the largest BFloat16 becomes that one, and not infinity.
-    const __m512i size = _mm512_and_si512((__m512i)x, _mm512_set1_epi32(0x7fffffff));
-    const __mmask16 is_past = _mm512_cmplt_epu32_mask(
-        _mm512_sub_epi32(size, _mm512_set1_epi32(0x7f7f0001)), _mm512_set1_epi32(0xffff));
-    const __m512i upper = _mm512_set1_epi32(~0xffff);
-    return (Vec<float>)_mm512_mask_and_epi32((__m512i)x, is_past, (__m512i)x, upper);
-  }
+  if constexpr (kParts<E> == 1) return kIsComputed<E> ? within_bfloat16(x) : x;
   // Rounded towards zero: both parts then have x's sign, and an infinite factor one with both.
   const Vec<float> upper = (Vec<float>)((Bits<float>)x & ~0xffff);
   if constexpr (part == 0) return upper;

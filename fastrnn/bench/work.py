@@ -164,27 +164,30 @@ def time_limit(seconds: float) -> Iterator[None]:
     Raises:
         TimeoutError: the time was up.
     """
-    late = TimeoutError(f"not done after {seconds:g} s")
-    expired = False
+    message = f"not done after {seconds:g} s"
+    expired = done = False
 
     def interrupt(*_: object) -> None:
         nonlocal expired
         expired = True
-        raise late
+        if not done:
+            raise TimeoutError(message)
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     except Exception as error:
-        if expired and error is not late:
-            raise late from error
+        done = True
+        if expired and not isinstance(error, TimeoutError):
+            raise TimeoutError(message) from error
         raise
     finally:
+        done = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     if expired:
-        raise late
+        raise TimeoutError(message)
 
 
 def build_compiled(work: Workload, seconds: float) -> Step:
