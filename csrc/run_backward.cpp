@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <array>
-#include <utility>
 
 #include "backward_memory.h"
+#include "weight_gradients.h"
 
 namespace fastrnn {
 namespace {
@@ -68,25 +68,12 @@ class BackwardRun {
     const at::Tensor* dweights;  // of this direction, undefined where not wanted
   };
 
-  // How far the weights' gradients are: blocks in the sums, and whether any are in the totals.
-  struct Summed {
-    int64_t blocks;
-    bool has_totals;
-  };
-
   bool sums_every_dw_hh() const {
     bool every = true;
     for (int64_t cell = 0; cell < stack_.cells(); ++cell) {
       every &= gradients_.dweights[cell * stack_.weights_per_cell() + 1].defined();
     }
     return every;
-  }
-  // The rows of w_ih and w_hh, and those of w_hr, whose gradients a member sums.
-  std::pair<int64_t, int64_t> gate_part(const Member& member) const {
-    return member.part(stack_.gates(), kernels_.tile_rows);
-  }
-  std::pair<int64_t, int64_t> width_part(const Member& member) const {
-    return member.part(stack_.width, kernels_.tile_rows);
   }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y) const;
@@ -97,14 +84,7 @@ class BackwardRun {
   void pack(const Direction& direction, const Member& member) const;
   int64_t collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
                        const Member& member);
-  WeightSums<C> sums_of(const Direction& direction);
-  void add_products(const Direction& direction, const WeightSums<C>& sums, int64_t begin,
-                    int64_t count, bool accumulate, bool last, const Member& member);
-  void add_to_totals(const Direction& direction, const WeightSums<C>& sums, bool accumulate,
-                     const Member& member);
-  void finish_chunk(const Direction& direction, const WeightSums<C>& sums, int64_t rows, bool last,
-                    Summed& summed, const Member& member);
-  void finish_biases(const Direction& direction, const C* sums);
+  void multiply_dx(const Direction& direction, int64_t rows, const Member& member) const;
   void run_direction(Direction& direction);
 
   const Stack& stack_;
@@ -248,142 +228,29 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   return rows_before;
 }
 
-// Where the gradients of a direction's weights are summed: in place where they are all the sums of
-// one run of blocks, and of their type.
+// This member's part of the gradient of a chunk's x, if that is wanted.
 template <typename E>
-WeightSums<Compute<E>> BackwardRun<E>::sums_of(const Direction& direction) {
-  const auto sums = [&](int64_t i, C* own) -> C* {
-    const at::Tensor& gradient = direction.dweights[i];
-    if (!gradient.defined()) return nullptr;
-    if constexpr (kIsComputed<E>) {
-      if (!plan_.sums_apart) return mutable_elements<C>(gradient);
-    }
-    return own;
-  };
-  WeightSums<C> result{};
-  result.w_ih = sums(0, memory_.sums.w_ih);
-  result.w_hh = sums(1, memory_.sums.w_hh);
-  if (stack_.has_biases) {
-    result.bias = sums(direction.dweights[2].defined() ? 2 : 3, memory_.sums.bias);
-  }
-  if (stack_.projected) result.w_hr = sums(stack_.weights_per_cell() - 1, memory_.sums.w_hr);
-  return result;
-}
-
-// Leaves the gradient that both biases have in each that is wanted.
-template <typename E>
-void BackwardRun<E>::finish_biases(const Direction& direction, const C* sums) {
-  if (!sums) return;
-  for (const int64_t i : {2, 3}) {
-    const at::Tensor& gradient = direction.dweights[i];
-    if (!gradient.defined()) continue;
-    if constexpr (!kIsComputed<E>) {
-      gradient.copy_(at::from_blob(const_cast<C*>(sums), gradient.sizes(),
-                                   gradient.options().dtype(at::kFloat)));
-    } else if (plan_.sums_apart) {
-      std::copy(memory_.bias_totals.begin(), memory_.bias_totals.end(),
-                mutable_elements<C>(gradient));
-    } else if (C* const out = mutable_elements<C>(gradient); out != sums) {
-      std::copy_n(sums, stack_.gates(), out);
-    }
-  }
-}
-
-// Adds products of rows [begin, begin + count) of a chunk to the sums, or begins those.
-template <typename E>
-void BackwardRun<E>::add_products(const Direction& direction, const WeightSums<C>& sums,
-                                  int64_t begin, int64_t count, bool accumulate, bool last,
-                                  const Member& member) {
-  C* const scratch = memory_.scratch_of(member);
-  // The last rows leave sums of another type than the weights' in their gradients.
-  const auto result = [&](const C* sum, int64_t i) {
-    return last && sum && !kIsComputed<E> ? mutable_elements<E>(direction.dweights[i]) : nullptr;
-  };
-  if (sums.w_ih || sums.w_hh || sums.bias) {
-    const auto [j_begin, j_end] = gate_part(member);
-    kernels_.outer_product({.a = memory_.dgate_rows.data() + begin,
-                            .rows = count,
-                            .a_columns = stack_.gates(),
-                            .products = {{memory_.x_rows.data() + begin, direction.input, sums.w_ih,
-                                          result(sums.w_ih, 0)},
-                                         {memory_.h_rows.data() + begin, stack_.width, sums.w_hh,
-                                          result(sums.w_hh, 1)}},
-                            .column_sums = sums.bias,
-                            .accumulate = accumulate,
-                            .scratch = scratch},
-                           j_begin, j_end);
-  }
-  if (sums.w_hr) {
-    const auto [j_begin, j_end] = width_part(member);
-    kernels_.outer_product({.a = memory_.dprojected_rows.data() + begin,
-                            .rows = count,
-                            .a_columns = stack_.width,
-                            .products = {{memory_.m_rows.data() + begin, stack_.hidden, sums.w_hr,
-                                          result(sums.w_hr, stack_.weights_per_cell() - 1)},
-                                         {}},
-                            .column_sums = nullptr,
-                            .accumulate = accumulate,
-                            .scratch = scratch},
-                           j_begin, j_end);
-  }
-}
-
-// Adds this member's part of the sums to the weights' gradients, or begins those.
-template <typename E>
-void BackwardRun<E>::add_to_totals(const Direction& direction, const WeightSums<C>& sums,
-                                   bool accumulate, const Member& member) {
-  const auto add = [&](const C* from, auto* to, int64_t begin, int64_t end) {
-    if (!from) return;
-    for (int64_t i = begin; i < end; ++i) to[i] = accumulate ? to[i] + from[i] : from[i];
-  };
-  const auto add_rows = [&](const C* from, int64_t i, std::pair<int64_t, int64_t> rows,
-                            int64_t columns) {
-    if (!from) return;  // nor is there a total
-    C* const total = mutable_elements<C>(direction.dweights[i]);
-    add(from, total, rows.first * columns, rows.second * columns);
-  };
-  const auto gates = gate_part(member);
-  add_rows(sums.w_ih, 0, gates, direction.input);
-  add_rows(sums.w_hh, 1, gates, stack_.width);
-  add(sums.bias, memory_.bias_totals.data(), gates.first, gates.second);
-  add_rows(sums.w_hr, stack_.weights_per_cell() - 1, width_part(member), stack_.hidden);
-}
-
-// What the rows of a chunk give: the gradient of their x, and their part in those of the weights.
-template <typename E>
-void BackwardRun<E>::finish_chunk(const Direction& direction, const WeightSums<C>& sums,
-                                  int64_t rows, bool last, Summed& summed, const Member& member) {
-  if (direction.dx.data) {
-    const auto [begin, end] = member.part(rows);
-    kernels_.row_product({.a = memory_.dgate_rows.data(),
-                          .out = memory_.dx_rows.data(),
-                          .k = stack_.gates(),
-                          .columns = direction.input,
-                          .w = direction.weights.w_ih,
-                          .in_place = plan_.reads_w_ih_in_place,
-                          .accumulate = direction.accumulate_dx,
-                          .scratch = memory_.scratch_of(member)},
-                         begin, end);
-  }
-  for (int64_t row = 0; row < rows;) {
-    const int64_t room = (plan_.blocks_together - summed.blocks) * kGradientRows;
-    const int64_t count = std::min(rows - row, room);
-    const bool is_last = last && row + count == rows;
-    add_products(direction, sums, row, count, /*accumulate=*/summed.blocks > 0, is_last, member);
-    row += count;
-    summed.blocks += Kernels<E>::divide_up(count, kGradientRows);
-    if (plan_.sums_apart && (is_last || summed.blocks == plan_.blocks_together)) {
-      add_to_totals(direction, sums, /*accumulate=*/summed.has_totals, member);
-      summed = {0, true};
-    }
-  }
+void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t rows,
+                                 const Member& member) const {
+  if (!direction.dx.data) return;
+  const auto [begin, end] = member.part(rows);
+  kernels_.row_product({.a = memory_.dgate_rows.data(),
+                        .out = memory_.dx_rows.data(),
+                        .k = stack_.gates(),
+                        .columns = direction.input,
+                        .w = direction.weights.w_ih,
+                        .in_place = plan_.reads_w_ih_in_place,
+                        .accumulate = direction.accumulate_dx,
+                        .scratch = memory_.scratch_of(member)},
+                       begin, end);
 }
 
 template <typename E>
 void BackwardRun<E>::run_direction(Direction& direction) {
   BackwardArgs<E>& args = direction.args;
-  const WeightSums<C> sums = sums_of(direction);
-  if (plan_.shares_dw_hh) memory_.packed_w_hh = sums.w_hh;
+  WeightGradients<E> gradients(stack_, kernels_, plan_, memory_, direction.input,
+                               direction.dweights);
+  if (plan_.shares_dw_hh) memory_.packed_w_hh = gradients.w_hh_sums();
   args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
                              memory_.packed_w_hh, plan_.reads_w_hh_in_place);
   if (stack_.projected) {
@@ -403,17 +270,18 @@ void BackwardRun<E>::run_direction(Direction& direction) {
     }
     member.wait();
     const Assignment<C> mine = assign<C>(division, stack_, member.index, panels, &barrier);
-    Summed summed{};
+    typename WeightGradients<E>::Progress progress{};
     for (int64_t s = 0; s < stack_.steps; s += plan_.chunk_steps) {
       const int64_t s_end = std::min(s + plan_.chunk_steps, stack_.steps);
       if (mine.works) kernels_.backward(args, mine.share, s, s_end);
       const int64_t rows = collect_rows(direction, s, s_end, member);
       member.wait();
-      finish_chunk(direction, sums, rows, s_end == stack_.steps, summed, member);
+      multiply_dx(direction, rows, member);
+      gradients.add_chunk(rows, s_end == stack_.steps, progress, member);
       member.wait();
     }
   });
-  finish_biases(direction, sums.bias);
+  gradients.finish();
   memory_.check();
 }
 
