@@ -127,8 +127,8 @@ std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
   return layers;
 }
 
-// From the gradient of a step's h and c to those of its pre-activations, before the projection
-// (dm), and of c before it. Not of h: that is dgates . w_hh.
+// From the gradients of a step's h and c to those of its pre-activations, and of c before it. Not
+// of h before it: that is dgates . w_hh.
 struct StepGradient {
   Tensor dgates, dc;
 };
@@ -169,8 +169,9 @@ Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
   }
   const Tensor of_gates = at::cat(dgates), transposed = of_gates.t();
   if (needs[0]) dweights[0] = transposed.mm(x);
-  if (needs[1])
+  if (needs[1]) {
     dweights[1] = transposed.mm(collect(steps, [](const Step& step) { return step.before.h; }));
+  }
   if (stack.has_biases && (needs[2] || needs[3])) {
     dweights[2] = of_gates.sum(0);
     dweights[3] = dweights[2].clone();
@@ -182,7 +183,8 @@ Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
   return wants_dx ? of_gates.mm(weights[0]) : Tensor();
 }
 
-// The noise of a run, drawn as the kernels' runs draw it.
+// The noise of a run, drawn as draw_dropout draws it, but out of place: in place, vmap would refuse
+// to draw for each sample.
 std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options) {
   std::vector<Tensor> noise;
   for (int64_t layer = 0; stack.drops_after(layer); ++layer) {
