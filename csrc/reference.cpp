@@ -83,7 +83,7 @@ Tensor collect(const std::vector<Step>& steps, const F& f) {
 Tensor state_or_zeros(const Stack& stack, const std::optional<Tensor>& given, int64_t width,
                       const at::TensorOptions& options) {
   const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
-  return given.has_value() && given->defined() ? given->reshape(sizes) : at::zeros(sizes, options);
+  return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);
 }
 
 // x, y or a gradient of one, (rows, width); and back.

@@ -60,7 +60,7 @@ def recurrent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack as the op `fastrnn::recurrent` does, and is seen by every transform."""
     if torch.compiler.is_dynamo_compiling():
-        torch._dynamo.graph_break()
+        torch._dynamo.graph_break()  # what follows runs, and is not traced
     stack = Stack(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)

@@ -138,3 +138,15 @@ def test_import_with_another_patch_of_torch() -> None:
     major, minor = torch.__version__.split(".")[:2]
     code, errors = import_under(f"{major}.{minor}.9+cpu")
     assert code == 0, errors
+
+
+def test_build_without_torch() -> None:
+    setup = Path(__file__).parent.parent / "setup.py"
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; "
+        f"sys.argv = ['setup.py', '--version']; runpy.run_path({str(setup)!r}, run_name='__main__')"
+    )
+    result = run_python("-c", code)
+    assert result.returncode != 0
+    (message,) = result.stderr.strip().splitlines()
+    assert "pip install torch" in message and "--no-build-isolation" in message

@@ -1,4 +1,4 @@
-"""How setup.py stops where it cannot build."""
+"""How setup.py stops where it cannot build, on a machine that has what it is built with."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from helpers import run_python
 
 
 def run_setup(prelude: str = "pass", **env: str) -> str:
-    """Returns the last line of how setup.py, which is not to get far, ends."""
+    """Returns the sentence with which setup.py, which is not to get far, ends."""
     setup = Path(__file__).parent.parent / "setup.py"
     code = (
         f"import runpy, sys; {prelude}; "
@@ -14,7 +14,8 @@ def run_setup(prelude: str = "pass", **env: str) -> str:
     )
     result = run_python("-c", code, **env)
     assert result.returncode != 0
-    return result.stderr.strip().splitlines()[-1]
+    (message,) = result.stderr.strip().splitlines()
+    return message
 
 
 def test_build_with_a_torch_that_does_not_import(tmp_path: Path) -> None:
@@ -37,8 +38,3 @@ def test_build_with_clang(tmp_path: Path) -> None:
 def test_build_without_compiler() -> None:
     message = run_setup(CXX="/nowhere/g++ -pipe")
     assert message.startswith("fastrnn needs g++ (set CXX): ") and "/nowhere/g++" in message
-
-
-def test_build_without_torch() -> None:
-    message = run_setup("sys.modules['torch'] = None")
-    assert "pip install torch" in message and "--no-build-isolation" in message
