@@ -16,7 +16,7 @@ namespace fastrnn {
 // 2 to 3, 4 to 5; with tiles of three rows 1, 2, 3).
 constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
     {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
-    {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {3, 2, 1}}}};
+    {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}}};
 
 // Whether weights are packed as a whole before the first step. Reading them where they lie at each
 // step costs less for few steps of one block of rows, the more so if they are in spans; so does

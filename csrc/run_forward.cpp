@@ -55,6 +55,7 @@ class ForwardRun {
   Sequence<E> output_of(int64_t layer, const at::Tensor& y);
   void set_up(int64_t layer, int64_t d, const Sequence<const E>& input, const Sequence<E>& output);
   void pack(int64_t cell, const Member& member) const;
+  void pack_gates(int64_t cell, const Member& member) const;
   void run_layer(int64_t first_cell) const;
   void run_diagonally() const;
   E* drop(int64_t layer, E* output, const at::TensorOptions& options);
@@ -125,7 +126,7 @@ void ForwardRun<E>::set_up(int64_t layer, int64_t d, const Sequence<const E>& in
   }
 }
 
-// Packs this member's part of one direction's weights.
+// Packs this member's part of one direction's biases and projection.
 template <typename E>
 void ForwardRun<E>::pack(int64_t cell, const Member& member) const {
   const ForwardArgs<E>& args = args_[cell];
@@ -133,16 +134,23 @@ void ForwardRun<E>::pack(int64_t cell, const Member& member) const {
   const auto& memory = memory_.cells[cell % memory_.cells.size()];
   const auto [begin, end] = member.part(plan_.panels);
   kernels_.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
-  const auto pack_gates = [&](const E* w, int64_t k, C* packed) {
-    if (packed) kernels_.pack_gates(args.cell, w, k, args.hidden, packed, begin, end);
-  };
-  pack_gates(args.w_ih, args.input, memory.packed_ih);
-  pack_gates(args.w_hh, args.width, memory.packed_hh);
   if (memory.packed_w_hr) {
     const auto [first, last] = member.part(kernels_.panels(args.width));
     kernels_.pack_gates(Cell::rnn_tanh, args.w_hr, args.hidden, args.width, memory.packed_w_hr,
                         first, last);
   }
+}
+
+// Likewise of w_ih and w_hh.
+template <typename E>
+void ForwardRun<E>::pack_gates(int64_t cell, const Member& member) const {
+  const ForwardArgs<E>& args = args_[cell];
+  const auto [begin, end] = member.part(plan_.panels);
+  const auto pack = [&, begin = begin, end = end](const E* w, int64_t k, C* packed) {
+    if (packed) kernels_.pack_gates(args.cell, w, k, args.hidden, packed, begin, end);
+  };
+  pack(args.w_ih, args.input, args.packed_ih);
+  pack(args.w_hh, args.width, args.packed_hh);
 }
 
 // The directions of a layer, of which first_cell is the first, divided among threads.
@@ -156,13 +164,18 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
     // Each direction by those who read it.
     const int group_size = member.size / division.direction_groups;
     const Member packer{member.index % group_size, group_size, nullptr};
+    // Who has all rows packs a panel when it is first used, while it and its weights are in cache.
+    const bool as_used = division.row_parts == 1;
     for (int64_t d = 0; d < stack_.directions; ++d) {
-      if (d % division.direction_groups == member.index / group_size) pack(first_cell + d, packer);
+      if (d % division.direction_groups != member.index / group_size) continue;
+      pack(first_cell + d, packer);
+      if (!as_used) pack_gates(first_cell + d, packer);
     }
     member.wait();
     auto mine = assign<C>(division, stack_, member.index, plan_.panels, barriers);
     if (!mine.works) return;
     mine.share.scratch = memory_.scratch_of(member);
+    mine.share.packs = as_used;
     for (int64_t d = 0; d < stack_.directions; ++d) {
       if (d % division.direction_groups != mine.direction_group) continue;
       kernels_.forward(args_[first_cell + d], mine.share, 0, stack_.steps);
@@ -175,7 +188,10 @@ template <typename E>
 void ForwardRun<E>::run_diagonally() const {
   Diagonal diagonal(stack_.layers, Kernels<E>::divide_up(stack_.steps, kDiagonalSteps));
   run_team(plan_.threads, [&](const Member& member) {
-    for (int64_t layer = 0; layer < stack_.layers; ++layer) pack(layer, member);
+    for (int64_t layer = 0; layer < stack_.layers; ++layer) {
+      pack(layer, member);
+      pack_gates(layer, member);
+    }
     member.wait();
     C* const scratch = memory_.scratch_of(member);
     const Share<C> share{0, stack_.batch, 0, plan_.panels, scratch, nullptr, nullptr};

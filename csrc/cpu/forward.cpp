@@ -22,11 +22,7 @@ struct Forward {
   const int64_t share_rows = share.row_end - share.row_begin;
   const int64_t shared_panels = share.panel_end - share.panel_begin;
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
-  const int64_t x_operands = operands<E>(args.input);
-  const int64_t h_operands = operands<E>(args.width);
   const int unit_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
-  // Of the packed weights:
-  const int64_t x_stride = x_operands * kPanelColumns<C>, h_stride = h_operands * kPanelColumns<C>;
 
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
@@ -47,6 +43,7 @@ struct Forward {
     const C* products;      // hoisted, of this step's first row of the share
     // The weights, as ForwardArgs; those of the panel at work if need be.
     const C *packed_ih, *packed_hh;
+    bool packs;  // whether a panel's are packed before it is used
   };
 
   void run(int64_t s_begin, int64_t s_end) const {
@@ -91,6 +88,7 @@ struct Forward {
     step.row_end = last_row(step.t);
     step.packed_ih = args.packed_ih;
     step.packed_hh = args.packed_hh;
+    step.packs = scratch.packs_panels || (s == 0 && share.packs && args.packed_hh);
     // Every other step runs through the panels from the last to the first: what the cache still
     // holds of the weights is what was read last.
     step.backwards = (args.steps_before + s) % 2;
@@ -122,6 +120,7 @@ struct Forward {
   // w_ih . x for the share's rows of as many steps, from step s to before s_end, as
   // scratch.hoist_rows allows (one at least). Returns the end of those steps.
   int64_t project_inputs(int64_t s, int64_t s_end) const {
+    const bool packs = scratch.packs_input || (s == 0 && share.packs && args.packed_ih);
     const C* rows[kMostHoisted];
     C* out[kMostHoisted];                 // of the first panel
     int64_t panel_strides[kMostHoisted];  // of out
@@ -141,15 +140,16 @@ struct Forward {
     const int rows_ahead = unit_rows_for(count);
     if (rows_ahead != unit_rows) TileUnit::set_rows(kParts<E>, rows_ahead);
     for_panels(count, false, [&](int64_t panel, int vectors) {
-      const C* const packed_ih =
-          scratch.packs_input
-              ? pack_panels(args.w_ih, args.input, panel, vectors, share.scratch + scratch.packed_x)
-              : args.packed_ih;
+      const C* packed_ih = args.packed_ih;
+      if (packs) {
+        packed_ih = pack_panels(args.w_ih, args.input, panel, vectors, args.packed_ih,
+                                share.scratch + scratch.packed_x);
+      }
       for_row_blocks(0, count, [&](int64_t first, int block) {
         Tile<C> sums;
-        multiply_panel<E>(rows + first, input_weights(packed_ih), panel, block, vectors, sums.at,
-                          false, next_quarter(args.packed_ih, x_stride, panel + 1, first),
-                          rows_ahead);
+        multiply_panel<E>(
+            rows + first, input_weights(packed_ih), panel, block, vectors, sums.at, false,
+            next_quarter(input_weights(args.packed_ih), packs, panel + 1, first), rows_ahead);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -186,20 +186,25 @@ struct Forward {
     }
     Step at = step;
     for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
-      if (scratch.packs_panels) {
+      if (step.packs) {
         C* const packed_x = share.scratch;
-        C* const packed_h = packed_x + scratch.panels_ahead * x_stride;
-        at.packed_ih = pack_panels(args.w_ih, args.input, panel, vectors, packed_x);
-        at.packed_hh = pack_panels(args.w_hh, args.width, panel, vectors, packed_h);
+        C* const packed_h =
+            packed_x + scratch.panels_ahead * operands<E>(args.input) * kPanelColumns<C>;
+        if (!hoist) {
+          at.packed_ih =
+              pack_panels(args.w_ih, args.input, panel, vectors, args.packed_ih, packed_x);
+        }
+        at.packed_hh = pack_panels(args.w_hh, args.width, panel, vectors, args.packed_hh, packed_h);
       }
       run_panel(at, panel, vectors);
     });
     if (scratch.left_weights) TileUnit::set_rows(kParts<E>, unit_rows);
   }
 
-  // Packs a panel of w, or two, to `out`. Returns where panel 0 would then begin.
-  const C* pack_panels(const E* w, int64_t k, int64_t panel, int vectors, C* out) const {
-    C* const packed = out - panel * operands<E>(k) * kPanelColumns<C>;
+  // Packs a panel of w, or two, to its place in `packed` or, if that is null, to `out`. Returns
+  // where panel 0 then begins.
+  const C* pack_panels(const E* w, int64_t k, int64_t panel, int vectors, C* packed, C* out) const {
+    if (!packed) packed = out - panel * operands<E>(k) * kPanelColumns<C>;
     pack_gates(args.cell, w, k, hidden, packed, panel, panel + (vectors > kPanelVectors ? 2 : 1));
     return packed;
   }
@@ -271,7 +276,8 @@ struct Forward {
       GateWeights<E> w_ih = input_weights(step.packed_ih);
       if (scratch.fetches_rows) w_ih.next = panel_rows(args.w_hh, args.width, panel);
       multiply_panel<E>(a, w_ih, panel, rows, vectors, sums, false,
-                        next_quarter(args.packed_ih, x_stride, next_panel, i), unit_rows);
+                        next_quarter(input_weights(args.packed_ih), step.packs, next_panel, i),
+                        unit_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
@@ -283,19 +289,26 @@ struct Forward {
                         : panel_rows(args.w_ih, args.input, next_panel);
     }
     multiply_panel<E>(a, w_hh, panel, rows, vectors, sums, true,
-                      next_quarter(args.packed_hh, h_stride, next_panel, i), unit_rows,
-                      scratch.reorders);
+                      next_quarter(w_hh, step.packs, next_panel, i), unit_rows, scratch.reorders);
   }
 
   // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
-  // own is multiplied, a line at each k: a quarter, or null.
-  const C* next_quarter(const C* packed, int64_t stride, int64_t next_panel, int64_t i) const {
+  // own is multiplied, a line at each k: a quarter, or null. to_pack: from where it is packed.
+  const C* next_quarter(const GateWeights<E>& weights, bool to_pack, int64_t next_panel,
+                        int64_t i) const {
     const int64_t quarter = i / kTileRows;
-    if (!packed || !scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
+    if (!scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
         next_panel >= share.panel_end) {
       return nullptr;
     }
-    return packed + next_panel * stride + quarter * (stride / kPanelVectors);
+    if (to_pack) {
+      const PanelRows rows = cell_panel_rows<C>(args.cell, hidden, next_panel);
+      if (quarter >= rows.vectors) return nullptr;
+      return reinterpret_cast<const C*>(weights.w + rows.row(quarter * L) * weights.k);
+    }
+    if (!weights.packed) return nullptr;
+    const int64_t size = operands<E>(weights.k) * L;
+    return weights.packed + (next_panel * kPanelVectors + quarter) * size;
   }
 
   GateWeights<E> input_weights(const C* packed) const {

@@ -42,6 +42,9 @@ struct Share {
   C* scratch;  // this thread's own, forward_scratch() elements
   void (*sync)(void* barrier);
   void* barrier;
+  // Whether forward is to write packed_ih and packed_hh itself, each panel before its first use: of
+  // a share that has all rows.
+  bool packs = false;
 };
 
 // Vectors of output columns that a packed panel is wide: the four gates of one vector of hidden
@@ -89,7 +92,8 @@ struct ForwardArgs {
   // Those as written by pack_gates (w_hr as of an Elman cell), or null. w_ih and w_hh: null if they
   // are read in place, or packed panel by panel; w_ih alone only if there are at most kMostHoisted
   // rows in all. w_hr: null if it is read in place, and only if elements are operands.
-  const C *packed_ih, *packed_hh, *packed_w_hr;
+  C *packed_ih, *packed_hh;
+  const C* packed_w_hr;
   const C* bias;  // as written by pack_bias
   Sequence<E> h;  // (T, N, P), out; the next step reads it
   E* h_n;         // (N, P), out; may be h where T is 1

@@ -4,6 +4,49 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+// Where packing puts a part of a panel: `step` elements lie from one operand to that which is next
+// in the order of summation.
+template <typename E>
+struct PanelOrder {
+  using C = Compute<E>;
+  static constexpr int L = kLanes<C>;
+
+  const int64_t step;
+  const int64_t count;                                             // operands
+  const int64_t spans_end = kDealsSpans ? whole_spans(count) : 0;  // of those in whole spans
+
+  // Writes a square's columns as operands k and on, as far as they exist.
+  FASTRNN_INLINE void store_square(const Vec<C> (&square)[L], int64_t k, C* out) const {
+    int64_t block_step = step, next_step = kSpanBlocks * step;
+    if (k < spans_end) {
+      block_step = kSumBlock * step;
+      next_step = step;
+      out += (k / kSpan * kSpan + k % kSpan / kSpanBlocks) * step;
+      out += k % kSpanBlocks * block_step;  // where a vector holds fewer
+    } else {
+      out += k * step;
+    }
+    if (count - k >= L) {
+      for (int j = 0; j < L; ++j) {
+        store(out + j % kSpanBlocks * block_step + j / kSpanBlocks * next_step, square[j]);
+      }
+    } else {
+      Vec<C> columns[L];  // or the square would lie in memory at any k
+      for (int j = 0; j < L; ++j) columns[j] = square[j];
+      for (int64_t j = 0; j < count - k; ++j) store(out + j * step, columns[j]);
+    }
+  }
+};
+
+template <typename E, int part>
+FASTRNN_INLINE void pack_square(const E* w, int64_t k_count, const VectorRows<Compute<E>>& rows,
+                                int64_t k, const PanelOrder<E>& order, Compute<E>* out) {
+  Vec<Compute<E>> square[kLanes<Compute<E>>];
+  const int64_t element = k * kDepth<E>;
+  load_operands<E, part>(square, w + element, k_count, rows, k_count - element);
+  order.store_square(square, k, out + part * order.count * order.step);
+}
+
 // Writes the panel's rows of w, (rows, k) elements, to out as (parts, operands, vector, lane),
 // operands in the order of summation.
 template <typename E>
@@ -11,33 +54,14 @@ __attribute__((noinline)) void pack_panel(const E* w, int64_t k_count, const Pan
                                           Compute<E>* out) {
   using C = Compute<E>;
   constexpr int L = kLanes<C>;
-  const int64_t out_step = int64_t{rows.vectors} * L;
-  const int64_t operand_count = part_operands<E>(k_count);
-  const int64_t spans_end = kDealsSpans ? operand_count / kSpan * kSpan : 0;
-  for (int v = 0; v < rows.vectors; ++v) {
+  const PanelOrder<E> order{int64_t{rows.vectors} * L, part_operands<E>(k_count)};
+  for (int v = 0; v < rows.vectors; ++v, out += L) {
     const VectorRows<C> of_vector(rows, v);
     Fetcher following{w + following_row<C>(rows, v) * k_count};
-    for (int64_t k = 0; k < operand_count; k += L) {
+    for (int64_t k = 0; k < order.count; k += L) {
       following.fetch(L * L * kDepth<E> * int64_t{sizeof(E)});
-      for_parts<E>([&](auto part) {
-        constexpr int p = decltype(part)::value;
-        Vec<C> square[L];
-        const int64_t element = k * kDepth<E>;
-        load_operands<E, p>(square, w + element, k_count, of_vector, k_count - element);
-        C* target = out + p * operand_count * out_step + v * L;
-        if (k < spans_end) {
-          const int64_t block_step = kSumBlock * out_step;
-          target += (k / kSpan * kSpan + k % kSpan / kSpanBlocks) * out_step;
-          target += k % kSpanBlocks * block_step;  // where a vector holds fewer
-          for (int j = 0; j < L; ++j) {
-            store(target + j % kSpanBlocks * block_step + j / kSpanBlocks * out_step, square[j]);
-          }
-        } else {
-          target += k * out_step;
-          const int64_t columns = operand_count - k < L ? operand_count - k : L;
-          for (int j = 0; j < columns; ++j) store(target + j * out_step, square[j]);
-        }
-      });
+      pack_square<E, 0>(w, k_count, of_vector, k, order, out);
+      if constexpr (kParts<E> == 2) pack_square<E, 1>(w, k_count, of_vector, k, order, out);
     }
   }
 }

@@ -87,18 +87,20 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
                                   int64_t elements) {
   using C = Compute<E>;
   constexpr int64_t L = kLanes<C>;
-  if constexpr (kIsOperand<E>) {
-    if (rows.neighbours && elements >= L) {
-      load_transposed<C>(square, reinterpret_cast<const C*>(w + rows.first * ldw), ldw);
-      return;
+  C copy[L * L];
+  const C* in = copy;
+  int64_t step = L;
+  if (kIsOperand<E> && rows.neighbours && elements >= L) {
+    in = reinterpret_cast<const C*>(w + rows.first * ldw);
+    step = ldw;
+  } else {
+#pragma GCC unroll 1  // of packing's loop it is the smallest part
+    for (int64_t j = 0; j < L; ++j) {
+      store(copy + j * L,
+            rows.exists(j) ? row_operands<E, part>(w + rows.row(j) * ldw, elements) : Vec<C>{});
     }
   }
-  C copy[L * L];
-  for (int64_t j = 0; j < L; ++j) {
-    store(copy + j * L,
-          rows.exists(j) ? row_operands<E, part>(w + rows.row(j) * ldw, elements) : Vec<C>{});
-  }
-  load_transposed<C>(square, copy, L);
+  load_transposed<C>(square, in, step);
 }
 
 // Copies k operands into the order in which packed rows have them.

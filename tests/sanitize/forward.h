@@ -17,6 +17,7 @@ struct ForwardRun {
   const bool kept;      // what the backward pass needs
   const bool in_place;  // the weights are read where they lie
   const bool packs_ih;  // else w_ih alone is not packed as a whole
+  bool packs_as_used = false;  // whether the shares pack w_ih and w_hh
   const double scale = 1 / std::sqrt(double(shape.H + shape.I));
 
   Rows<E> x{"x", draw, shape, shape.I, true};
@@ -117,10 +118,10 @@ struct ForwardRun {
     const auto [begin, end] = member.part(panels());
     kernels.pack_bias(shape.cell, has_biases ? b_ih.data() : nullptr,
                       has_biases ? b_hh.data() : nullptr, shape.H, bias.data(), begin, end);
-    if (packs_ih) {
+    if (packs_ih && !packs_as_used) {
       kernels.pack_gates(shape.cell, w_ih.data(), shape.I, shape.H, packed_ih.data(), begin, end);
     }
-    if (!in_place) {
+    if (!in_place && !packs_as_used) {
       kernels.pack_gates(shape.cell, w_hh.data(), shape.P, shape.H, packed_hh.data(), begin, end);
     }
     if (!packs_hr()) return;
@@ -134,8 +135,10 @@ struct ForwardRun {
     GroupBarrier group;
     auto shares = random_shares<C>(draw, shape, threads, panels(), group, true);
     const int64_t range = draw.one_in(2) ? shape.T : draw.integer(1, shape.T);
+    packs_as_used = shares[0].row_end - shares[0].row_begin == shape.N && draw.one_in(2);
     std::vector<Array<C>> scratch;
     for (Share<C>& share : shares) {
+      share.packs = packs_as_used;
       scratch.push_back(scratch_for(share));
       share.scratch = scratch.back().data();
     }
