@@ -72,7 +72,11 @@ class Worker:
 
     def __init__(self, side: str, tree: Path) -> None:
         self._side, self._tree = side, tree
-        self._start()
+        try:
+            self._start()
+        except WorkerError:
+            self.close()
+            raise
 
     def _start(self) -> None:
         path = os.pathsep.join([str(self._tree), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -81,7 +81,11 @@ def _count_calls(
     def call(run: Callable[[], Any]) -> None:
         torch.set_num_threads(intra_op_threads)
         with torch.inference_mode(inference):
-            run()
+            try:
+                run()
+            except BaseException:
+                ready.abort()  # nobody waits for this one
+                raise
             ready.wait()
             ready.wait()
             count = 0

@@ -106,16 +106,17 @@ def compare_with_base(cells: list[Cell], arguments: argparse.Namespace, command:
     """Compares with the commit --base; writes guard.json.
 
     Returns:
-        1 if some cell lost beyond noise or has no figure, 2 if the commit cannot be built, else 0.
+        1 if some cell lost beyond noise or has no figure, 2 if the commit cannot be built or run,
+        else 0.
     """
-    try:
-        tree = trees.prepare(arguments.base)
-    except trees.TreeError as error:
-        print(error, file=sys.stderr)
-        return 2
     modes = choose_modes(arguments)
     jobs = [(cell.id, mode, n) for n in arguments.threads for mode in modes for cell in cells]
-    found = guard.compare_all(jobs, tree, arguments.seconds_per_cell)
+    try:
+        tree = trees.prepare(arguments.base)
+        found = guard.compare_all(jobs, tree, arguments.seconds_per_cell)
+    except (trees.TreeError, guard.WorkerError) as error:
+        print(error, file=sys.stderr)
+        return 2
     print(f"\n{guard.summary(found)}")
     write_run(
         arguments.out / "guard.json",
@@ -164,7 +165,6 @@ def main() -> int:
 
     records = measure_all(cells, arguments, peak)
     print(f"\n{summary(records)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     save(arguments.out / "results.json", records, peak, command, about)
     for name in IMPLEMENTATIONS:
         if name != SUBJECT:

@@ -146,11 +146,6 @@ void check_states(const Inputs& inputs, const Stack& stack) {
 
 }  // namespace
 
-bool is_fused(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-         dtype == at::kBFloat16;
-}
-
 Stack check_arguments(const Options& options, const Inputs& inputs) {
   Stack stack{};
   stack.cell = parse_mode(options.mode);

@@ -61,7 +61,8 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
               has_biases, bidirectional, batch_first, dropout);
 
   const ScalarType given = x.scalar_type();
-  Dtypes dtypes = {given == at::kDouble ? given : lower, given == at::kDouble ? given : lower};
+  const ScalarType same = given == at::kDouble ? given : lower;
+  Dtypes dtypes = {same, same};
   if constexpr (device == c10::DeviceType::CPU) {
     const bool lstm = mode == "LSTM";
     const int64_t cells = num_layers * (bidirectional ? 2 : 1);

@@ -46,7 +46,8 @@ struct BackwardPlan {
   int threads;
   int64_t chunk_steps;      // of the time loop
   int64_t chunk_rows;       // at most
-  int64_t slots;            // steps whose gate gradients are kept: a chunk's and the one before
+  int64_t slots;            // steps whose gate gradients are kept: a chunk's, but two at least,
+                            // as a step reads those of the one before it
   int64_t blocks_together;  // all, or:
   bool sums_apart;          // their sums are in memory of their own, as there are more blocks
   // Sums of another type than the weights' are then stored as gradients, and not in memory of their
@@ -77,7 +78,7 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   plan.chunk_steps = chunk_steps_of<E>(stack);
   plan.chunk_rows = plan.chunk_steps * stack.batch;
   const bool one_chunk = plan.chunk_steps == stack.steps;
-  plan.slots = one_chunk ? plan.chunk_steps : plan.chunk_steps + 1;
+  plan.slots = std::max(plan.chunk_steps, std::min<int64_t>(2, stack.steps));
   const auto divide_up = Kernels<E>::divide_up;
   const int64_t blocks =
       divide_up(stack.steps, plan.chunk_steps) * divide_up(plan.chunk_rows, kGradientRows);

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "signatures.h"
+#include "stack.h"
 
 namespace fastrnn {
 namespace {
@@ -30,11 +31,8 @@ bool covers(const Tensor& x) {
   static const bool has_cuda = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("fastrnn::recurrent", "")
                                    .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
-  const at::ScalarType dtype = x.scalar_type();
   return (x.is_cpu() || (has_cuda && x.is_cuda())) && x.layout() == at::kStrided &&
-         !x.is_nested() &&
-         (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 ||
-          dtype == at::kHalf);
+         !x.is_nested() && is_fused(x.scalar_type());
 }
 
 // Reads Python arguments one after the other, as long as they are of the very types that the ops

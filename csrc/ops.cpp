@@ -14,10 +14,9 @@ TORCH_LIBRARY(fastrnn, m) {
   const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded,
                                        at::Tag::pt2_compliant_tag};
   m.def(
-      "recurrent(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] "
-      "weights, "
-      "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n)",
+      "recurrent(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
+      "Tensor[] weights, int num_layers, bool has_biases, bool bidirectional, bool batch_first, "
+      "float dropout) -> (Tensor y, Tensor h_n, Tensor c_n)",
       random);
   // As recurrent; the reserve holds what recurrent_backward needs beside the arguments and y,
   // Stack::reserve_size() elements, of which there may be none.

@@ -207,8 +207,8 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   int64_t rows_before = 0;
   for (int64_t s = s_begin; s < s_end; ++s) {
     const int64_t t = args.step(s), slot_row = s % plan_.slots * stack_.batch;
-    const int64_t previous = args.reverse ? t + 1 : t - 1;
-    const bool exists = previous >= 0 && previous < schedule.steps;
+    const bool exists = s + 1 < schedule.steps;
+    const int64_t previous = exists ? args.step(s + 1) : 0;
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
     const auto [n_begin, n_end] = member.part(schedule.rows_at(t));
     for (int64_t n = n_begin; n < n_end; ++n) {

@@ -27,7 +27,8 @@ struct Options {
   double dropout;
 };
 
-// Both, checked: L layers of D directions over T steps of at most N rows; I, H, P as in kernels.h.
+// Inputs and Options, checked: L layers of D directions over T steps of at most N rows; I, H, P as
+// in kernels.h.
 struct Stack {
   Cell cell;
   int64_t layers, directions;
@@ -42,6 +43,7 @@ struct Stack {
   Schedule schedule() const {
     return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
   }
+  // Here a cell is one direction of one layer.
   int64_t cells() const { return layers * directions; }
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
@@ -61,7 +63,10 @@ struct Stack {
 };
 
 // Whether there are kernels for that dtype.
-bool is_fused(at::ScalarType dtype);
+inline bool is_fused(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
+         dtype == at::kBFloat16;
+}
 
 // Raises c10::Error (RuntimeError in Python) unless the kernels can run on these arguments.
 Stack check_arguments(const Options& options, const Inputs& inputs);

@@ -13,12 +13,19 @@ HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", 
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+def _is_too_old(device: torch.device) -> bool:
+    """Returns whether a GPU is older than the CUDA kernels; a fake tensor's need not exist."""
+    return torch.cuda.is_available() and torch.cuda.get_device_properties(device).major < 8
+
+
 def can_fuse(x: Any) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
     if not isinstance(x, Tensor):
         return False
     if not (x.is_cpu or (HAS_CUDA and x.is_cuda)):
         return False
+    if x.is_cuda and _is_too_old(x.device):
+        return False  # the op would refuse, which compiled code learns when it is too late
     if x.layout is not torch.strided or x.is_nested or x.dtype not in FUSED_DTYPES:
         return False
     if not _transforms.take_over():

@@ -181,6 +181,13 @@ def _run_samples(
     """Runs vmap's `count` samples: outputs, and the dimension of the samples in each."""
     if all(dim is None for dim in dims):
         return _run(stack, batch_sizes, tensors), (None, None, None)
+    if count == 0:  # what one sample would give tells the shapes
+        sample = [
+            t if t is None or dim is None else t.new_zeros(t.movedim(dim, 0).shape[1:])
+            for t, dim in zip(tensors, dims, strict=True)
+        ]
+        y, h_n, c_n = (o.new_empty(0, *o.shape) for o in _run(stack, batch_sizes, sample))
+        return (y, h_n, c_n), (0, 0, 0)
     if any(dim is not None for dim in dims[3:]):
         runs = [_run(stack, batch_sizes, sample) for sample in _samples(tensors, dims, count)]
         y, h_n, c_n = map(torch.stack, zip(*runs, strict=True))

@@ -82,19 +82,26 @@ def test_vector_code_lies_in_its_namespace() -> None:
         assert not strays, f"{encoding} instructions in {strays}"
 
 
-def inner_loops(library: Path, function: re.Pattern[str]) -> dict[str, list[list[str]]]:
-    """Returns the instructions of the innermost loops of the functions with such names."""
+def instructions(library: Path, function: re.Pattern[str]) -> dict[str, list[tuple[int, str]]]:
+    """Returns the instructions of the functions with such names, each with its address."""
     command = ["objdump", "-dC", "--no-show-raw-insn", str(library)]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found: dict[str, list[list[str]]] = {}
+    found: dict[str, list[tuple[int, str]]] = {}
     for block in listing.split("\n\n"):
         name = FUNCTION.match(block.splitlines()[0]) if block else None
-        if not name or not (short := function.search(name[1])):
-            continue
-        code = [(int(at, 16), what) for at, what in re.findall(r"^ +(\w+):\t(.+)$", block, re.M)]
+        if name and (short := function.search(name[1])):
+            lines = re.findall(r"^ +(\w+):\t(.+)$", block, re.M)
+            found[short[0]] = [(int(at, 16), what) for at, what in lines]
+    return found
+
+
+def inner_loops(library: Path, function: re.Pattern[str]) -> dict[str, list[list[str]]]:
+    """Returns the instructions of the innermost loops of the functions with such names."""
+    found: dict[str, list[list[str]]] = {}
+    for name, code in instructions(library, function).items():
         jumps = [(at, re.match(r"j\w+ +([0-9a-f]+) ", what)) for at, what in code]
         loops = [(int(to[1], 16), at) for at, to in jumps if to and int(to[1], 16) < at]
-        found[short[0]] = [
+        found[name] = [
             [what for at, what in code if begin <= at <= end]
             for begin, end in loops
             if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in loops)
@@ -116,6 +123,19 @@ def test_tiles_keep_their_sums_in_registers(isa: str) -> None:
         assert products, name
         stores = [i for loop in products for i in loop if re.search(r"mm\d+,\S*\(%r[sb]p", i)]
         assert not stores, (name, stores)
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 only")
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+def test_packing_calls_nothing(isa: str) -> None:
+    """A call for each square, which then lay in memory, once cost packing half of its speed."""
+    packing = re.compile(rf"fastrnn::{isa}::\S* ?\S*::pack_panel<\S+>\(")
+    functions = instructions(OPS, packing)
+    assert len(functions) >= 2
+    for name, code in functions.items():
+        calls = [what for _, what in code if re.match(r"call.*fastrnn", what)]
+        assert not calls, (name, calls)
 
 
 @pytest.mark.skipif(EMULATOR is None, reason="no qemu-x86_64 (Debian: qemu-user)")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
 
 import fastrnn
-from fastrnn import _direct
+from fastrnn import _direct, _fused
 from helpers import FUSED_DTYPES, Recorder
 
 MODULES = {
@@ -259,3 +260,16 @@ def test_errors_are_those_of_the_op(name: str) -> None:
     with pytest.raises(RuntimeError) as direct:
         getattr(_direct, name)(*arguments, weights, names, *rest)
     assert str(direct.value) == str(of_op.value)
+
+
+@pytest.mark.parametrize("major", [7, 8])
+def test_gpus_that_are_too_old_are_left_to_torch(
+    major: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the op is called: in compiled code its refusal would come too late."""
+    monkeypatch.setattr(_fused, "HAS_CUDA", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    properties = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    with FakeTensorMode():
+        assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda")) == (major >= 8)

@@ -67,6 +67,14 @@ def test_over_inputs(case: Case, dim: int) -> None:
     assert_same(f(samples_of(case, dim)), loop(lambda x: flat(module(x)), samples_of(case)))
 
 
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_over_no_samples(case: Case) -> None:
+    module = build(fastrnn, case)
+    one = flat(module(samples_of(case)[0]))
+    for name, none in vmap(lambda x: flat(module(x)))(samples_of(case)[:0]).items():
+        assert none.shape == (0, *one[name].shape)
+
+
 @pytest.mark.parametrize("given", ["x", "hx", "both"])
 @pytest.mark.parametrize(
     "case",

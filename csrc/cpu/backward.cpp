@@ -56,9 +56,10 @@ struct Backward {
     step.dgates_next = s > 0 ? args.dgates + (s - 1) % args.slots * N * gate_operands : nullptr;
     step.dgates = args.dgates + s % args.slots * N * gate_operands;
     step.dprojected = args.projected ? args.dprojected + s % args.slots * N * h_operands : nullptr;
-    step.forward_previous = args.reverse ? step.t + 1 : step.t - 1;
-    const bool exists = step.forward_previous >= 0 && step.forward_previous < args.schedule.steps;
-    step.forward_previous_rows = exists ? args.schedule.rows_at(step.forward_previous) : 0;
+    if (s + 1 < args.schedule.steps) {
+      step.forward_previous = args.step(s + 1);
+      step.forward_previous_rows = args.schedule.rows_at(step.forward_previous);
+    }
     return step;
   }
 

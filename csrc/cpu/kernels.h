@@ -5,9 +5,10 @@
 // contiguous. In every template below E is the type of the arrays' elements (of element.h), and C =
 // Compute<E> that of sums, of c and of working memory.
 //
-// "Operands" are what products read: an element as C; or two 16-bit numbers in the room of a C, the
-// second of a last odd one zero; where an element is the sum of two of those, the first of all
-// elements and then the second. K elements are operands(K) of them.
+// "Operands" are what products read, each of the size of a C: an element as C; or two neighbours of
+// 16 bits side by side, a last odd one with zero; or, where an element is split into two parts of
+// 16 bits, such pairs of all first parts and then of all second ones. K elements are operands(K) of
+// them.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,7 @@ struct Sequence {
 };
 
 // The part of a kernel's work that one thread does: a range of batch rows and a range of panels (of
-// hidden units, kPanelVectors vectors each; see pack.cpp). Where threads share rows, sync is a
+// hidden units, kPanelVectors vectors each; see pack.h). Where threads share rows, sync is a
 // barrier among them, passed between steps (and after the last one of the backward pass, whose
 // results dh0 follows from); else it is null.
 template <typename C>
@@ -135,7 +136,7 @@ struct BackwardArgs {
   Schedule schedule;
   int64_t hidden, width;  // H, P
   Sequence<const E> dy;   // (T, N, P), or data null
-  Sequence<const E> h;    // (T, N, P), Elman only
+  Sequence<const E> h;    // (T, N, P); read for Elman only
   const E* gates;         // as ForwardArgs
   const E* cells;         // as ForwardArgs
   const E* c0;            // (N, H), LSTM only
@@ -217,7 +218,7 @@ struct Kernels {
   int64_t (*outer_product_scratch)(int64_t a_columns, int64_t columns0, int64_t columns1,
                                    int64_t rows);
 
-  // Each writes panels [begin, end): see pack.cpp for the layouts.
+  // Each writes panels [begin, end): see pack.h for the layouts.
   void (*pack_gates)(Cell, const E* w, int64_t k, int64_t hidden, C* out, int64_t begin,
                      int64_t end);
   void (*pack_bias)(Cell, const E* b_ih, const E* b_hh, int64_t hidden, C* out, int64_t begin,

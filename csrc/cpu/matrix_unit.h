@@ -101,9 +101,8 @@ struct LeftProduct {
   LeftProduct(const float* a, const E* w, int64_t k_count, const PanelRows& panel, int rows)
       : a(a), w(w), k_count(k_count), panel(panel), rows(rows) {
     for (int64_t v = 0; v < V; ++v) {
-      const int64_t first = panel.row(v * L), last = v * L + L - 1;
-      const bool neighbours = last < panel.columns && panel.row(last) == first + L - 1;
-      first_rows[v] = neighbours ? w + first * k_count : nullptr;
+      const VectorRows<float> of_vector(panel, v);
+      first_rows[v] = of_vector.neighbours ? w + of_vector.first * k_count : nullptr;
     }
   }
 

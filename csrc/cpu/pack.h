@@ -62,10 +62,8 @@ FASTRNN_INLINE int64_t following_row(const PanelRows& rows, int v) {
 }
 
 // Fetches memory into L2 in the order in which it lies. A vector's rows are read side by side, a
-// line of each in turn, which the hardware does not foresee: to read what has been fetched so
-// before, while the vector ahead of it was read, takes a tenth of the time (Zen 4, ns for the 16 x
-// 16 weights of a square beside some 30 of instructions: H256 68 and 2, H512 78 and 11, H1024 61
-// and 25). What is fetched need not exist.
+// line of each in turn, which the hardware does not foresee (MEASURED.md, Layout). What is fetched
+// need not exist.
 struct Fetcher {
   static constexpr int64_t kLine = 64;
   uintptr_t at;

@@ -1,4 +1,5 @@
-// The one inner loop of every kernel: a tile of output held in registers while K runs.
+// The inner loops over packed weights and over weights in place: a tile of output in registers
+// while K runs.
 #include "matrix_unit.h"
 #include "pack.h"
 
@@ -89,6 +90,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
     }
     if (done == 0 && !product.accumulate) {
       for (int r = 0; r < R; ++r) {
+        // 0 +: sums in place start from zero, and make 0 of -0.
         for (int v = 0; v < V; ++v) sums[r * V + v] = Vec<C>{} + block[r][v];
       }
     } else {

@@ -1,4 +1,4 @@
-// The one inner loop of every kernel, declared: a tile of output held in registers while K runs.
+// The inner loop of the kernels, declared: a tile of output held in registers while K runs.
 #pragma once
 
 #include "amx.h"

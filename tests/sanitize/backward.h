@@ -16,7 +16,7 @@ struct BackwardRun {
   const bool lstm = forward.lstm;
   const bool wants_dh0 = draw.one_in(2);
   const int64_t chunk = draw.one_in(3) ? shape.T : draw.integer(1, shape.T);
-  const int64_t slots = chunk < shape.T ? chunk + 1 : chunk;
+  const int64_t slots = std::max(chunk, std::min<int64_t>(2, shape.T));
   const int64_t gate_operands = kernels.operands(shape.gates());
   const int64_t width_operands = kernels.operands(shape.P);
 

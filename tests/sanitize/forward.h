@@ -14,9 +14,9 @@ struct ForwardRun {
   const Shape& shape;
   Draw& draw;
   const bool lstm = shape.cell == Cell::lstm;
-  const bool kept;      // what the backward pass needs
-  const bool in_place;  // the weights are read where they lie
-  const bool packs_ih;  // else w_ih alone is not packed as a whole
+  const bool kept;             // what the backward pass needs
+  const bool in_place;         // the weights are read where they lie
+  const bool packs_ih;         // else w_ih alone is not packed as a whole
   bool packs_as_used = false;  // whether the shares pack w_ih and w_hh
   const double scale = 1 / std::sqrt(double(shape.H + shape.I));
 
