@@ -54,7 +54,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
 
     Warns:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
-            they are left alone. The warning names them.
+            they are left alone. The warning names them. Or some were compiled, and not `inplace`:
+            the copy runs what was compiled, with the modules of `model`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 8))
@@ -86,6 +87,11 @@ def revert(model: Model, inplace: bool = False) -> Model:
     return _swap(model, _PLAIN, inplace, swapped=())
 
 
+def _compiled(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile returns, or had its own `compile` called."""
+    return "_orig_mod" in module._modules or module._compiled_call_impl is not None
+
+
 def _swap(
     model: Model,
     classes: Mapping[type[nn.Module], type[nn.Module]],
@@ -96,6 +102,13 @@ def _swap(
     if not isinstance(model, nn.Module):
         raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
+        compiled = [name or "the model itself" for name, m in model.named_modules() if _compiled(m)]
+        if compiled:
+            warnings.warn(
+                f"compiled, so that the copy runs what they were before: {', '.join(compiled)}",
+                UserWarning,
+                stacklevel=3,
+            )
         model = _Twins(model).of(model)
     modules = list(model.named_modules())
     for _, module in modules:

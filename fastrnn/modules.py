@@ -126,12 +126,14 @@ class _Recurrent(nn.RNNBase):
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
         Not for what its LSTM does not check but reads past: weights of a wrong shape in oneDNN, its
-        kernels for all dtypes but float64, and some states of packed input.
+        kernels for all dtypes but float64, and sizes of packed input.
         """
         if self.mode == "LSTM" and str(error).startswith("fastrnn:"):
             packed = isinstance(input, PackedSequence)
             x = input.data if packed else input
             if packed and _torch_reads_past(hx):
+                return False
+            if packed and "must have size" in str(error) and _goes_to_onednn(input):
                 return False
             if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
                 return bool(x.dtype == torch.float64)
@@ -150,6 +152,15 @@ def _torch_reads_past(hx: Any) -> bool:
         return False
     dims = [state.dim() for state in hx]
     return max(dims) > 3 or (dims == [3, 3] and hx[1].size(0) < hx[0].size(0))
+
+
+def _goes_to_onednn(packed: PackedSequence) -> bool:
+    """Whether torch.nn.LSTM runs its oneDNN kernels, which check no size, on a packed sequence.
+
+    They take sequences of one length; others go step by step, where wrong sizes raise.
+    """
+    sizes = packed.batch_sizes
+    return bool((sizes == sizes[0]).all()) and packed.data.dtype != torch.float64
 
 
 def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:

@@ -320,6 +320,23 @@ def test_fake_tensors(sizes: tuple[tuple[int, ...], tuple[int, ...] | None], nam
         assert_same_outcome(action, name)
 
 
+# Of sequences of one length torch.nn.LSTM checks none of these: it gives numbers that nobody
+# computed, or ends the process.
+@pytest.mark.parametrize(
+    ("features", "sizes"),
+    [(6, None), (3, None), (5, (1, 2, 7)), (5, (1, 2, 9)), (5, (1, 3, 8)), (5, (2, 2, 8))],
+)
+@pytest.mark.parametrize("lengths", [[2, 2, 2], [2]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_packed_sizes_that_torch_does_not_check(
+    features: int, sizes: tuple[int, int, int] | None, lengths: list[int], dtype: torch.dtype
+) -> None:
+    rows = zeros(sum(lengths), features, dtype=dtype)
+    hx = None if sizes is None else (zeros(sizes, dtype=dtype),) * 2
+    with pytest.raises(RuntimeError, match=r"^fastrnn: (weight_ih|h0) must have size"):
+        fastrnn.LSTM(5, 8, dtype=dtype)(PackedSequence(rows, torch.tensor(lengths)), hx)
+
+
 # torch.nn.LSTM ends the process with these.
 @pytest.mark.parametrize("layers", [(2, 1), (1, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -324,6 +324,20 @@ class MyFastCell(fastrnn.LSTMCell):
     """Another, whose base is itself a subclass of torch.nn's."""
 
 
+def test_compiled_modules_are_reported() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8), torch.compile(nn.RNN(5, 8), backend="eager"))
+    for compiled in (nn.Sequential(*model), torch.compile(nn.LSTM(5, 8), backend="eager")):
+        with pytest.warns(UserWarning, match="^compiled, so that the copy runs what") as warned:
+            fastrnn.convert(compiled)
+        assert warned[0].filename == __file__
+    model[0].compile(backend="eager")
+    with pytest.warns(UserWarning, match="before: 0, 1$"):
+        fastrnn.convert(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastrnn.convert(model, inplace=True)
+
+
 def test_subclasses_are_left_alone_and_reported() -> None:
     model = nn.Sequential(
         nn.LSTM(5, 8), MyLSTM(5, 8), parametrizations.weight_norm(nn.Linear(5, 8))

@@ -63,6 +63,7 @@ def test_program(case: Case, tmp_path: Path) -> None:
 
 RUN_PACKAGE = """
 import sys, torch
+import torch._inductor.codecache  # which torch 2.10 does not import by itself
 package, library, inputs, results = sys.argv[1:]
 torch.ops.load_library(library)
 model = torch._inductor.aoti_load_package(package)
