@@ -70,9 +70,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                                const OptionalTensor& batch_sizes, const Options& options) {
     static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, h_n, c_n, reserve] =
-        op.call(options.mode, x, batch_sizes, h0, c0, weights, options.num_layers,
-                options.has_biases, options.bidirectional, options.batch_first, options.dropout);
+    OptionalTensor token;
+    if (options.dropout > 0) token = at::empty({0}, x.options());
+    auto [y, h_n, c_n, reserve] = op.call(
+        options.mode, x, batch_sizes, h0, c0, weights, options.num_layers, options.has_biases,
+        options.bidirectional, options.batch_first, options.dropout, token);
     // An alias that is made below autograd has a version counter of its own.
     variable_list saved = {x,
                            h0.value_or(Tensor()),

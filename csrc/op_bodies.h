@@ -40,7 +40,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
     c10::string_view mode, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
     const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
     at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, double dropout) {
+    bool batch_first, double dropout, const std::optional<at::Tensor>& /*token*/) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/true);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};

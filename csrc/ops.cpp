@@ -19,11 +19,14 @@ TORCH_LIBRARY(fastrnn, m) {
       "float dropout) -> (Tensor y, Tensor h_n, Tensor c_n)",
       random);
   // As recurrent; the reserve holds what recurrent_backward needs beside the arguments and y,
-  // Stack::reserve_size() elements, of which there may be none.
+  // Stack::reserve_size() elements, of which there may be none. The token is not read: compilers
+  // make one call of two on the same arguments, which dropout must not have, and none of two empty
+  // tensors.
   m.def(
       "recurrent_forward(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, int num_layers, bool has_biases, bool bidirectional, bool batch_first, "
-      "float dropout) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)",
+      "float dropout, Tensor? token=None) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)",
       random);
   // Gradients of x, h0, c0 and each weight: of those that are given and that needs asks for, in
   // this order.

@@ -22,7 +22,8 @@ using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
 using ForwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout);
+    bool has_biases, bool bidirectional, bool batch_first, double dropout,
+    const OptionalTensor& token);
 using BackwardSignature = std::vector<at::Tensor>(
     c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,

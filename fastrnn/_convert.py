@@ -82,7 +82,7 @@ def revert(model: Model, inplace: bool = False) -> Model:
 
     Warns:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone. The warning
-            names them.
+            names them. Or some were compiled, as for `convert`.
     """
     return _swap(model, _PLAIN, inplace, swapped=())
 
@@ -105,7 +105,7 @@ def _swap(
         compiled = [name or "the model itself" for name, m in model.named_modules() if _compiled(m)]
         if compiled:
             warnings.warn(
-                f"compiled, so that the copy runs what they were before: {', '.join(compiled)}",
+                f"compiled before, so the copy still runs the original's: {', '.join(compiled)}",
                 UserWarning,
                 stacklevel=3,
             )

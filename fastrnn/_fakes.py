@@ -114,6 +114,7 @@ def _recurrent_forward(
     bidirectional: bool,
     batch_first: bool,
     dropout: float,
+    token: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stack = _Stack(
         mode, x, batch_sizes, weights, num_layers, has_biases, bidirectional, batch_first, (h0, c0)

@@ -181,12 +181,12 @@ def _run_samples(
     """Runs vmap's `count` samples: outputs, and the dimension of the samples in each."""
     if all(dim is None for dim in dims):
         return _run(stack, batch_sizes, tensors), (None, None, None)
-    if count == 0:  # what one sample would give tells the shapes
+    if count == 0:  # none of what one sample of zeros gives
         sample = [
-            t if t is None or dim is None else t.new_zeros(t.movedim(dim, 0).shape[1:])
+            t if t is None or dim is None else t.sum(dim)
             for t, dim in zip(tensors, dims, strict=True)
         ]
-        y, h_n, c_n = (o.new_empty(0, *o.shape) for o in _run(stack, batch_sizes, sample))
+        y, h_n, c_n = (o.unsqueeze(0)[:0] for o in _run(stack, batch_sizes, sample))
         return (y, h_n, c_n), (0, 0, 0)
     if any(dim is not None for dim in dims[3:]):
         runs = [_run(stack, batch_sizes, sample) for sample in _samples(tensors, dims, count)]

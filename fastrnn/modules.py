@@ -133,11 +133,21 @@ class _Recurrent(nn.RNNBase):
             x = input.data if packed else input
             if packed and _torch_reads_past(hx):
                 return False
-            if packed and "must have size" in str(error) and _goes_to_onednn(input):
+            if packed and "must have size" in str(error) and self._torch_takes_onednn(input):
                 return False
             if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
                 return bool(x.dtype == torch.float64)
         return is_refusal(error)
+
+    def _torch_takes_onednn(self, packed: PackedSequence) -> bool:
+        """Whether torch.nn.LSTM runs oneDNN's kernels, which check no size, on a packed sequence.
+
+        They take sequences of one length; others go step by step, where wrong sizes raise.
+        """
+        x, sizes = packed.data, packed.batch_sizes
+        if not x.is_cpu or x.dtype == torch.float64 or self.proj_size > 0:
+            return False
+        return torch._C._get_mkldnn_enabled() and bool((sizes == sizes[0]).all())
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
         """torch.nn's own computation, and its words for arguments that it rejects."""
@@ -152,15 +162,6 @@ def _torch_reads_past(hx: Any) -> bool:
         return False
     dims = [state.dim() for state in hx]
     return max(dims) > 3 or (dims == [3, 3] and hx[1].size(0) < hx[0].size(0))
-
-
-def _goes_to_onednn(packed: PackedSequence) -> bool:
-    """Whether torch.nn.LSTM runs its oneDNN kernels, which check no size, on a packed sequence.
-
-    They take sequences of one length; others go step by step, where wrong sizes raise.
-    """
-    sizes = packed.batch_sizes
-    return bool((sizes == sizes[0]).all()) and packed.data.dtype != torch.float64
 
 
 def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:

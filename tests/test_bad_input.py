@@ -337,6 +337,23 @@ def test_packed_sizes_that_torch_does_not_check(
         fastrnn.LSTM(5, 8, dtype=dtype)(PackedSequence(rows, torch.tensor(lengths)), hx)
 
 
+@pytest.mark.parametrize("options", [{"proj_size": 3}, {"dtype": DOUBLE}, {}], ids=str)
+@pytest.mark.parametrize("sizes", [(6, 8), (5, 7)])
+def test_packed_sizes_of_one_length_that_torch_checks(
+    sizes: tuple[int, int], options: dict[str, object]
+) -> None:
+    features, units = sizes
+    dtype = options.get("dtype", torch.float32)
+    rows = PackedSequence(zeros(6, features, dtype=dtype), torch.tensor([2, 2, 2]))
+    hx = (zeros(1, 2, options.get("proj_size", units), dtype=dtype), zeros(1, 2, 7, dtype=dtype))
+
+    def call(package: ModuleType, name: str) -> object:
+        return getattr(package, name)(5, 8, **options)(rows, hx)
+
+    with torch.backends.mkldnn.flags(enabled=bool(options)):
+        assert_same_outcome(call, "LSTM")
+
+
 # torch.nn.LSTM ends the process with these.
 @pytest.mark.parametrize("layers", [(2, 1), (1, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -93,3 +93,15 @@ def test_no_recompilation_for_other_lengths_and_batches(case: Case) -> None:
         torch.manual_seed(0)
         assert torch.equal(y, module(x)[0])
     assert (counter.graphs, counter.stacks) == (1, 1)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_calls_on_the_same_input_draw_masks_of_their_own(kind: str, backend: str) -> None:
+    """Compilers make one node of equal ones; R-Drop and the like would train on nothing."""
+    module = getattr(fastrnn, kind)(6, 10, 2, dropout=0.5)
+    compiled = torch.compile(lambda x: (module(x)[0], module(x)[0]), backend=backend)
+    first, second = compiled(torch.randn(5, 3, 6))
+    assert not torch.equal(first, second)
+    (first - second).square().sum().backward()
+    assert module.weight_hh_l0.grad.norm() > 0

@@ -71,8 +71,11 @@ def test_over_inputs(case: Case, dim: int) -> None:
 def test_over_no_samples(case: Case) -> None:
     module = build(fastrnn, case)
     one = flat(module(samples_of(case)[0]))
-    for name, none in vmap(lambda x: flat(module(x)))(samples_of(case)[:0]).items():
+    results = vmap(lambda x: flat(module(x)))(samples_of(case)[:0])
+    for name, none in results.items():
         assert none.shape == (0, *one[name].shape)
+    results["y"].sum().backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in module.parameters())
 
 
 @pytest.mark.parametrize("given", ["x", "hx", "both"])

@@ -90,9 +90,10 @@ struct ForwardArgs {
   const E *h0, *c0;              // (N, P), and (N, H) for LSTM
   int64_t h0_stride, c0_stride;  // of a row; 0 when every row starts from the same state
   const E *w_ih, *w_hh, *w_hr;   // (G, I), (G, P), (P, H); w_hr null: no projection
-  // Those as written by pack_gates (w_hr as of an Elman cell), or null. w_ih and w_hh: null if they
-  // are read in place, or packed panel by panel; w_ih alone only if there are at most kMostHoisted
-  // rows in all. w_hr: null if it is read in place, and only if elements are operands.
+  // Those as written by pack_gates (w_hr as of an Elman cell; see Share::packs), or null. w_ih and
+  // w_hh: null if they are read in place, or packed panel by panel; w_ih alone only if there are at
+  // most kMostHoisted rows in all. w_hr: null if it is read in place, and only if elements are
+  // operands.
   C *packed_ih, *packed_hh;
   const C* packed_w_hr;
   const C* bias;  // as written by pack_bias

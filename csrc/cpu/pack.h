@@ -92,7 +92,7 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
     in = reinterpret_cast<const C*>(w + rows.first * ldw);
     step = ldw;
   } else {
-#pragma GCC unroll 1  // of packing's loop it is the smallest part
+#pragma GCC unroll 1  // it is rarely run, and would be most of packing's code
     for (int64_t j = 0; j < L; ++j) {
       store(copy + j * L,
             rows.exists(j) ? row_operands<E, part>(w + rows.row(j) * ldw, elements) : Vec<C>{});
