@@ -17,6 +17,10 @@ LIBRARIES = sorted(Path(fastrnn.__file__).parent.glob("*.so"))
 OPS = next(path for path in LIBRARIES if path.name.startswith("_ops"))
 EMULATOR = shutil.which("qemu-x86_64")
 
+reads_machine_code = pytest.mark.skipif(
+    not shutil.which("objdump") or os.uname().machine != "x86_64", reason="no objdump, or not x86"
+)
+
 # Prefixes that may stand before a VEX or EVEX one: segment overrides and the address size.
 LEGACY_PREFIXES = {"26", "2e", "3e", "64", "65", "67"}
 FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
@@ -68,8 +72,7 @@ def functions_with_vector_code(library: Path) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 only")
+@reads_machine_code
 def test_vector_code_lies_in_its_namespace() -> None:
     """An inline function compiled for AVX-512 must never be the copy that everyone runs."""
     found = functions_with_vector_code(OPS)
@@ -109,8 +112,7 @@ def inner_loops(library: Path, function: re.Pattern[str]) -> dict[str, list[list
     return found
 
 
-@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 only")
+@reads_machine_code
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
 def test_tiles_keep_their_sums_in_registers(isa: str) -> None:
     """A sum that goes through memory at every k once cost AVX2 half of its speed."""
@@ -125,8 +127,7 @@ def test_tiles_keep_their_sums_in_registers(isa: str) -> None:
         assert not stores, (name, stores)
 
 
-@pytest.mark.skipif(not shutil.which("objdump"), reason="no objdump")
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86 only")
+@reads_machine_code
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
 def test_packing_calls_nothing(isa: str) -> None:
     """A call for each square, which then lay in memory, once cost packing half of its speed."""
