@@ -17,9 +17,10 @@ constexpr int64_t kCachedElements = 512 * 1024 / sizeof(C);
 // row, one stream of stores and not one for each row of a tile.
 constexpr int64_t kFewRows = 4;
 
-// Up to so many columns of right operands are packed together and share the packed left one, if
-// that is no narrower: with more, that is hardly faster, and takes twice the memory.
-constexpr int64_t kColumnsTogether = 384;
+// Right operands whose rows are together no longer than this are packed together and share the
+// packed left one, if that is no narrower: with more, that is hardly faster, and takes twice the
+// memory.
+constexpr int64_t kBytesTogether = 2560;
 
 template <typename C>
 int64_t padded_columns(int64_t columns) {
@@ -30,7 +31,7 @@ int64_t padded_columns(int64_t columns) {
 template <typename C>
 bool packs_together(int64_t a_columns, int64_t columns0, int64_t columns1) {
   const int64_t both = padded_columns<C>(columns0) + padded_columns<C>(columns1);
-  return both <= kColumnsTogether && both <= padded_columns<C>(a_columns);
+  return both * int64_t{sizeof(C)} <= kBytesTogether && both <= padded_columns<C>(a_columns);
 }
 template <typename C>
 int64_t packed_columns_b(int64_t a_columns, int64_t columns0, int64_t columns1) {
