@@ -23,7 +23,8 @@ class Record:
         seconds: Time of a call, by implementation.
         ratios: An implementation's time over fastrnn's: above 1 fastrnn is faster.
         gflops: GFLOP/s of the matrix products (1e9 a second), by implementation.
-        share: fastrnn's gflops over the FMA peak of that many cores.
+        peak: GFLOP/s of one core's multiply-adds, measured just before.
+        share: fastrnn's gflops over the peak of that many cores.
     """
 
     cell: str
@@ -34,6 +35,7 @@ class Record:
     seconds: dict[str, Spread] = field(default_factory=dict)
     ratios: dict[str, Spread] = field(default_factory=dict)
     gflops: dict[str, float] = field(default_factory=dict)
+    peak: float = 0.0
     share: float = 0.0
 
 
@@ -52,6 +54,7 @@ def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> 
         The figures; or, where an implementation raises or is wrong, a record that says so, so
         that one bad cell does not cost the rest of a long run.
     """
+    core = peak.of(cell.dtype)
     try:
         found = bench.measure(cell, mode, threads, seconds, IMPLEMENTATIONS)
     except Exception as error:
@@ -70,5 +73,6 @@ def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> 
         seconds=found.seconds,
         ratios=found.ratios,
         gflops=gflops,
-        share=gflops[SUBJECT] / (peak.of(cell.dtype) * threads),
+        peak=core,
+        share=gflops[SUBJECT] / (core * threads),
     )

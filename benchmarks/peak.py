@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -10,48 +11,64 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 
-_SLICES = 60  # the best of these counts: noise only ever slows
-_SLICE_SECONDS = 0.005
+from fastrnn.bench.timing import SLICE_SECONDS
+
+# The median of these counts, as of the calls that are held against it: what a core makes at the
+# time. The best of many would be a clock that shared machines hardly ever have.
+_SLICES = 9
+
+# As wide as the vectors that torch, and so fastrnn, is held to.
+_ISA_FLAGS = {"AVX2": ["-mno-avx512f"], "DEFAULT": ["-mno-avx"]}
 
 
 @dataclass(frozen=True)
 class Peak:
-    """GFLOP/s of one core, and where the figures come from."""
+    """A core's multiply-adds, measured whenever they are asked for.
 
-    f32: float
-    f64: float
+    Attributes:
+        f32, f64: Functions that return GFLOP/s.
+        source: Where the figures come from.
+    """
+
+    f32: Callable[[], float]
+    f64: Callable[[], float]
     source: str
 
+    @staticmethod
+    def given(f32: float) -> Peak:
+        """A known peak; float64's is half of it."""
+        return Peak(lambda: f32, lambda: f32 / 2, source="given")
+
     def of(self, dtype: torch.dtype) -> float:
-        """The peak a dtype is held against; bf16 and f16 against float32's."""
-        return self.f64 if dtype == torch.float64 else self.f32
+        """The peak a dtype is held against, now; bf16 and f16 against float32's."""
+        return self.f64() if dtype == torch.float64 else self.f32()
 
 
-def _best_rate(work: Callable[[int], object], flops: float) -> float:
-    """GFLOP/s of work(n), which does n * flops operations, in its best slice."""
-    n, best = 1, 0.0
-    while True:
+def _rate(work: Callable[[int], object], flops: float) -> Callable[[], float]:
+    """A function that returns the GFLOP/s of work(n), which does n * flops operations."""
+
+    def seconds(n: int) -> float:
         start = time.perf_counter()
         work(n)
-        elapsed = time.perf_counter() - start
-        if elapsed >= _SLICE_SECONDS:
-            break
+        return time.perf_counter() - start
+
+    n = 1
+    while seconds(n) < SLICE_SECONDS:
         n *= 2
-    for _ in range(_SLICES):
-        start = time.perf_counter()
-        work(n)
-        best = max(best, n * flops / (time.perf_counter() - start) / 1e9)
-    return best
+    return lambda: n * flops / median(seconds(n) for _ in range(_SLICES)) / 1e9
 
 
 def _from_registers(compiler: str) -> Peak:
     source = Path(__file__).with_name("peak.c")
+    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+    if platform.machine() == "x86_64":
+        flags += _ISA_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
     with tempfile.TemporaryDirectory() as folder:
         library_path = Path(folder) / "peak.so"
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
         command = [compiler, *flags, str(source), "-o", str(library_path)]
         subprocess.run(command, check=True, capture_output=True)
         library = ctypes.CDLL(str(library_path))
@@ -61,7 +78,7 @@ def _from_registers(compiler: str) -> Peak:
         work.argtypes, work.restype = [ctypes.c_long], ctypes.c_double
         flops = getattr(library, f"{name}_flops")
         flops.restype = ctypes.c_long
-        rates.append(_best_rate(work, flops()))
+        rates.append(_rate(work, flops()))
     return Peak(rates[0], rates[1], source="multiply-adds in registers, measured")
 
 
@@ -74,18 +91,14 @@ def _from_matrix_product() -> Peak:
             for _ in range(n):
                 torch.mm(a, a)
 
-        rates.append(_best_rate(work, 2.0 * size**3))
+        rates.append(_rate(work, 2.0 * size**3))
     return Peak(
         rates[0], rates[1], source="torch.mm, measured: no C compiler, the true peak is higher"
     )
 
 
-def measure_peak() -> Peak:
-    """Compiles and runs a small loop; without a C compiler, falls back to torch.mm's rate.
-
-    Sets the number of torch threads to 1.
-    """
-    torch.set_num_threads(1)
+def measured_peak() -> Peak:
+    """Compiles a small loop; without a C compiler, torch.mm on as many threads as are set."""
     for compiler in filter(shutil.which, ("cc", "gcc", "clang")):
         try:
             return _from_registers(compiler)

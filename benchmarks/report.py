@@ -18,7 +18,6 @@ from fastrnn.bench.report import us
 from fastrnn.bench.timing import Spread
 from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record
-from peak import Peak
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -177,17 +176,9 @@ def write_run(path: Path, command: str, about: dict[str, Any], **results: Any) -
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def save(
-    path: Path, records: list[Record], peak: Peak, command: str, about: dict[str, Any]
-) -> None:
+def save(path: Path, records: list[Record], command: str, about: dict[str, Any]) -> None:
     """Writes a run as JSON: how it was made, then a list of records."""
-    write_run(
-        path,
-        command,
-        about,
-        peak_gflops_per_core=asdict(peak),
-        records=[asdict(record) for record in records],
-    )
+    write_run(path, command, about, records=[asdict(record) for record in records])
 
 
 def load(path: Path) -> list[Record]:

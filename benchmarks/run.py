@@ -23,7 +23,7 @@ from fastrnn.bench.machine import machine
 from fastrnn.bench.work import SUBJECT
 from implementations import IMPLEMENTATIONS
 from measure import Record, measure
-from peak import Peak, measure_peak
+from peak import Peak, measured_peak
 from plot import draw
 from report import header, row, save, summary, write_run
 from selection import add_options, choose_cells, choose_modes
@@ -73,13 +73,6 @@ def add_peers() -> dict[str, str]:
         sys.exit(f"--peers needs more packages: pip install 'fastrnn[peers]' ({error})")
     IMPLEMENTATIONS.update(peers.PEERS)
     return peers.VERSIONS
-
-
-def find_peak(given: float | None) -> Peak:
-    """The given f32 peak, float64 at half of it; or what this machine shows."""
-    if given is not None:
-        return Peak(given, given / 2, source="given")
-    return measure_peak()
 
 
 def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
@@ -157,15 +150,18 @@ def main() -> int:
         about["peers"] = add_peers()
     # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
-    peak = find_peak(arguments.peak_gflops)
+    given = arguments.peak_gflops
+    peak = measured_peak() if given is None else Peak.given(given)
     title = f"{about['machine']['processor']}, torch {torch.__version__}"
     if arguments.precision != "highest":
         title += f", float32 products in {arguments.precision} precision"
-    print(f"{title}\nFMA peak of a core: f32 {peak.f32:.0f}, f64 {peak.f64:.0f} ({peak.source})")
+    print(
+        f"{title}\nFMA peak of a core: f32 {peak.f32():.0f}, f64 {peak.f64():.0f} ({peak.source})"
+    )
 
     records = measure_all(cells, arguments, peak)
     print(f"\n{summary(records)}")
-    save(arguments.out / "results.json", records, peak, command, about)
+    save(arguments.out / "results.json", records, command, about | {"peak": peak.source})
     for name in IMPLEMENTATIONS:
         if name != SUBJECT:
             draw(arguments.out / f"ratio-{name}.png", {SUBJECT: records}, name, title)

@@ -73,7 +73,7 @@ def measure_all(ids: list[str], counts: list[int], modes: list[str], seconds: fl
     """Measures every id once for each mode and number of threads."""
     found: Found = {}
     # The share of peak is not shown here, so any peak will do.
-    peak = Peak(float("inf"), float("inf"), source="not taken")
+    peak = Peak.given(float("inf"))
     jobs = [(text, mode, count) for count in counts for mode in modes for text in ids]
     for text, mode, count in tqdm(jobs, unit="cell", leave=False, disable=None):
         record = measure(Cell.parse(text), mode, count, seconds, peak)
@@ -212,7 +212,7 @@ def main() -> int:
     draw_threads(arguments.out / "threads.png", found, counts, modes, title)
     records = list(found.values())
     command = shlex.join(["python", "benchmarks/scaling.py", *sys.argv[1:]])
-    save(arguments.out / "scaling.json", records, Peak(0, 0, "not taken"), command, about)
+    save(arguments.out / "scaling.json", records, command, about)
     print(f"written: {arguments.out}")
     return int(any(record.problem for record in records))
 
