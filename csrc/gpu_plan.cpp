@@ -114,6 +114,9 @@ std::optional<Teams> choose_teams(const Stack& stack, Element element, const Pas
   check(cuda::query_device(&limits));
   TORCH_CHECK(limits.capability >= kLowestCapability,
               "fastrnn: the CUDA kernels need compute capability 8.0 or later");
+  TORCH_CHECK(
+      limits.compiled,
+      "fastrnn: built without code for this GPU; TORCH_CUDA_ARCH_LIST names those to build for");
   if (wish == "stepwise" || element == Element::f64 || stack.projected) return std::nullopt;
   std::optional<Teams> best;
   double best_us = wish == "persistent" ? std::numeric_limits<double>::infinity()

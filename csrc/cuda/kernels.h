@@ -91,6 +91,7 @@ struct DeviceLimits {
   int multiprocessors;
   int64_t shared_bytes;  // of a block, at most
   bool cooperative, clusters;
+  bool compiled;   // whether the library has code that runs there, or PTX that its driver takes
   int capability;  // 80 for 8.0
 };
 int query_device(DeviceLimits* limits);

@@ -46,6 +46,12 @@ __global__ void __launch_bounds__(kThreads) previous_h_kernel(PreviousArgs args)
   }
 }
 
+// Whether the error says that a kernel was not compiled for the device.
+bool has_no_code(int error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+         error == cudaErrorUnsupportedPtxVersion;
+}
+
 }  // namespace
 
 int launch_fill_schedule(const int64_t* host_sizes, int64_t steps, int64_t* sizes, int64_t* offsets,
@@ -91,7 +97,13 @@ int query_device(DeviceLimits* limits) {
   limits->cooperative = cooperative != 0;
   limits->clusters = clusters != 0;
   limits->capability = 10 * major + minor;
-  return error;
+  if (error) return error;
+  cudaFuncAttributes attributes{};
+  error = cudaFuncGetAttributes(&attributes, fill_schedule_kernel);
+  limits->compiled = error == cudaSuccess;
+  if (!has_no_code(error)) return error;
+  take_error(error);
+  return cudaSuccess;
 }
 
 bool is_too_large(int error) {

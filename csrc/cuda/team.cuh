@@ -109,13 +109,14 @@ int count_teams(Kernel kernel, int64_t blocks, int64_t shared_bytes, bool cluste
     *teams = static_cast<int>(int64_t{per_multiprocessor} * limits.multiprocessors / blocks);
     return error;
   }
-  error = allow_large_clusters(kernel);
-  if (error) return error;
   const Launch how(dim3(static_cast<unsigned>(blocks)), kBlockThreads, shared_bytes,
                    Together::along_x, nullptr);
-  error = cudaOccupancyMaxActiveClusters(teams, kernel, &how.config);
-  if (error != cudaErrorInvalidClusterSize) return error;
-  take_error(error);  // this device takes fewer blocks than kMaxCluster
+  error = allow_large_clusters(kernel);
+  if (!error) error = cudaOccupancyMaxActiveClusters(teams, kernel, &how.config);
+  if (!error) return cudaSuccess;
+  // This device takes fewer blocks than kMaxCluster, or no clusters after all: the grid's barrier
+  // does without. If nothing works, that says so too.
+  take_error(error);
   *teams = 0;
   return cudaSuccess;
 }

@@ -19,6 +19,8 @@ enum cudaError {
   cudaErrorInvalidDeviceFunction = 98,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorUnsupportedPtxVersion = 222,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
@@ -89,6 +91,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 namespace fastrnn_emulator {
 // The functions below, on what does not depend on the kernel's type.
+cudaError_t find_code();
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t count_blocks(int* blocks, const void* kernel, int threads, size_t shared_bytes);
 cudaError_t count_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config);
@@ -114,7 +117,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
 #else
   attributes->ptxVersion = 90;
 #endif
-  return cudaSuccess;
+  return fastrnn_emulator::find_code();
 }
 
 // Knows nothing of registers: a real device may hold fewer blocks.

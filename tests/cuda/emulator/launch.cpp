@@ -33,7 +33,8 @@ bool set(Settings& s, const std::string& name, const std::string& value) {
   }
   const std::map<std::string, long long*> numbers = {
       {"sms", &s.sms},   {"shared", &s.shared},     {"capability", &s.capability},
-      {"seed", &s.seed}, {"resident", &s.resident}, {"cooperative", &s.cooperative}};
+      {"seed", &s.seed}, {"resident", &s.resident}, {"cooperative", &s.cooperative},
+      {"compiled", &s.compiled}};
   const auto found = numbers.find(name);
   char* end = nullptr;
   const long long number = std::strtoll(value.c_str(), &end, 10);
@@ -45,7 +46,7 @@ bool set(Settings& s, const std::string& name, const std::string& value) {
 Settings from_environment() {
   Settings s;
   for (const std::string name :
-       {"sms", "shared", "capability", "cooperative", "schedule", "seed", "resident"}) {
+       {"sms", "shared", "capability", "cooperative", "compiled", "schedule", "seed", "resident"}) {
     std::string variable = "FASTRNN_EMULATED_";
     for (const char c : name) variable += static_cast<char>(std::toupper(c));
     const char* const value = std::getenv(variable.c_str());
@@ -133,6 +134,10 @@ cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, bool coo
 Settings& settings() {
   static Settings s = from_environment();
   return s;
+}
+
+cudaError_t find_code() {
+  return settings().compiled ? cudaSuccess : keep(cudaErrorNoKernelImageForDevice);
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
@@ -257,6 +262,8 @@ const char* cudaGetErrorName(cudaError_t error) {
     FASTRNN_NAME(cudaErrorInvalidDeviceFunction)
     FASTRNN_NAME(cudaErrorNoDevice)
     FASTRNN_NAME(cudaErrorInvalidDevice)
+    FASTRNN_NAME(cudaErrorNoKernelImageForDevice)
+    FASTRNN_NAME(cudaErrorUnsupportedPtxVersion)
     FASTRNN_NAME(cudaErrorInvalidResourceHandle)
     FASTRNN_NAME(cudaErrorIllegalAddress)
     FASTRNN_NAME(cudaErrorLaunchOutOfResources)
