@@ -35,12 +35,13 @@ int64_t size_of(const at::Tensor& tensor, int64_t dimension) {
   return size.is_heap_allocated() ? size.guard_int(__FILE__, __LINE__) : size.as_int_unchecked();
 }
 
-void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes) {
+void check_sizes(const char* name, const at::Tensor& tensor, at::IntArrayRef sizes,
+                 const char* reason = "") {
   const c10::SymIntArrayRef found = tensor.sym_sizes();
   const std::optional<at::IntArrayRef> numbers = c10::asIntArrayRefSlowOpt(found);
   TORCH_CHECK(numbers ? *numbers == sizes
                       : std::equal(found.begin(), found.end(), sizes.begin(), sizes.end()),
-              "fastrnn: ", name, " must have size ", sizes, ", got ", found);
+              "fastrnn: ", name, " must have size ", sizes, reason, ", got ", found);
 }
 
 void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
@@ -120,7 +121,8 @@ void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
   const int64_t per_cell = stack.weights_per_cell();
   for (int64_t i = 0; i < stack.cells(); ++i) {
     const at::TensorList cell = weights.slice(i * per_cell, per_cell);
-    check_sizes("weight_ih", cell[0], {stack.gates(), stack.layer_input(i / stack.directions)});
+    check_sizes("weight_ih", cell[0], {stack.gates(), stack.layer_input(i / stack.directions)},
+                i < stack.directions ? " for the features of x" : "");
     check_sizes("weight_hh", cell[1], {stack.gates(), stack.width});
     if (stack.has_biases) {
       check_sizes("bias_ih", cell[2], {stack.gates()});

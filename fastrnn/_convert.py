@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from functools import partial
 from types import MethodType
@@ -55,7 +56,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
     Warns:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
             they are left alone. The warning names them. Or some were compiled, and not `inplace`:
-            the copy runs what was compiled, with the modules of `model`.
+            the copy runs what was compiled, with the modules of `model`. Or an object of a class
+            of your own holds modules, and the copy holds that object.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 8))
@@ -82,7 +84,7 @@ def revert(model: Model, inplace: bool = False) -> Model:
 
     Warns:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone. The warning
-            names them. Or some were compiled, as for `convert`.
+            names them. Or some were compiled or are held by objects, as for `convert`.
     """
     return _swap(model, _PLAIN, inplace, swapped=())
 
@@ -109,7 +111,15 @@ def _swap(
                 UserWarning,
                 stacklevel=3,
             )
-        model = _Twins(model).of(model)
+        twins = _Twins(model)
+        if twins.shared:
+            warnings.warn(
+                "the copy shares objects that hold the original's modules, of class "
+                f"{', '.join(sorted(twins.shared))}: inplace=True does without a copy",
+                UserWarning,
+                stacklevel=3,
+            )
+        model = twins.of(model)
     modules = list(model.named_modules())
     for _, module in modules:
         if type(module) in classes:
@@ -160,15 +170,23 @@ def _has_no_twin(module: nn.Module) -> bool:
     return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
+_CONTAINERS: tuple[type[Any], ...] = (OrderedDict, dict, list, set, deque)
+
+
 class _Twins:
     """Other modules over the same parameters and buffers: one for each in a model.
 
     An attribute is the original's, but for what leads to a module of the model: containers,
-    methods, hooks and functools.partial are made anew, and lead to its twin.
+    methods, hooks, weak references and functools.partial are made anew, and lead to its twin.
+
+    Attributes:
+        copies: Of each value met its copy, by the value's id.
+        shared: Classes of objects that hold modules and are not known here: they stay the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # Of each value met its copy, by its id. torch.fx's own __new__ makes another class.
+        self.shared: set[str] = set()
+        # torch.fx's own __new__ makes another class.
         self.copies: dict[int, Any] = {
             id(module): object.__new__(type(module))
             for module in model.modules()
@@ -195,18 +213,30 @@ class _Twins:
             if value.with_module:
                 hook.module = weakref.ref(self.of(value.module()))
             return hook
-        if type(value) is tuple:
-            return tuple(map(self.of, value))
-        if not isinstance(value, dict | list | set):
+        if isinstance(value, weakref.ref):
+            target = value()
+            return weakref.ref(self.copies[id(target)]) if id(target) in self.copies else value
+        if type(value) in (tuple, frozenset):
+            return type(value)(map(self.of, value))
+        if isinstance(value, tuple) and hasattr(value, "_make"):  # a namedtuple
+            return value._make(map(self.of, value))
+        base = next((base for base in _CONTAINERS if isinstance(value, base)), None)
+        if base is None:
+            held = getattr(value, "__dict__", {}).values()
+            if any(id(item) in self.copies for item in held if isinstance(item, nn.Module)):
+                self.shared.add(type(value).__qualname__)
             return value
-        # Registered before it is filled: it may hold itself.
+        return self._container(base, value)
+
+    def _container(self, base: Any, value: Any) -> Any:
+        """The same of a container, by the methods of `base`: its own class may forbid them."""
         container: Any = copy.copy(value)
-        self.copies[id(value)] = container
-        container.clear()
-        if isinstance(value, dict):
-            container.update({self.of(key): self.of(item) for key, item in value.items()})
-        elif isinstance(value, list):
-            container.extend(map(self.of, value))
+        self.copies[id(value)] = container  # before it is filled: it may hold itself
+        base.clear(container)
+        if issubclass(base, dict):
+            for key, item in value.items():
+                base.__setitem__(container, self.of(key), self.of(item))
         else:
-            container.update(map(self.of, value))
+            fill = base.update if base is set else base.extend
+            fill(container, map(self.of, value))
         return container

@@ -15,12 +15,20 @@ FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def _is_too_old(device: torch.device) -> bool:
     """Returns whether a GPU is older than the CUDA kernels; a fake tensor's need not exist."""
-    return torch.cuda.is_available() and torch.cuda.get_device_properties(device).major < 8
+    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        return False
+    return torch.cuda.get_device_properties(device).major < 8
 
 
-def can_fuse(x: Any) -> bool:
+def find_proxy(x: Any, hx: Any) -> fx.Proxy | None:
+    """Returns what torch.fx traces among an input and its states, if anything."""
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    return next((value for value in (x, *states) if isinstance(value, fx.Proxy)), None)
+
+
+def can_fuse(x: Any, *states: Any) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or find_proxy(x, states) is not None:
         return False
     if not (x.is_cpu or (HAS_CUDA and x.is_cuda)):
         return False
@@ -49,14 +57,13 @@ def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | No
     return h0, c0
 
 
-def call_traced(module: torch.nn.Module, x: fx.Proxy, hx: Any) -> Any:
+def call_traced(tracer: Any, module: torch.nn.Module, x: Any, hx: Any) -> Any:
     """Records the call of `module` as one node, as torch.fx does with torch.nn's own modules.
 
     Raises:
         fx.proxy.TraceError: `module` is what is traced; or its call does more than its forward,
             which would be done twice: once while the call is traced, once by the node.
     """
-    tracer: Any = x.tracer
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks)
     hooked = any(hooks) or bool(module._backward_hooks)
     if hooked or type(module).__module__.split(".")[0] != "fastrnn" or module is tracer.root:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, call_traced, can_fuse, is_refusal, unpack, weights_of
+from fastrnn._fused import (
+    REFUSALS,
+    call_traced,
+    can_fuse,
+    find_proxy,
+    is_refusal,
+    unpack,
+    weights_of,
+)
 
 __all__ = ["LSTMCell", "RNNCell"]
 
@@ -33,7 +41,7 @@ def _step(
         outputs = _direct.cell(mode, x, h0, c0, cell._parameters, names, cell.bias)
         if outputs is not NotImplemented:
             return outputs
-    if not can_fuse(x):
+    if not can_fuse(x, h0, c0):
         return None
     run = _transforms.cell if _transforms.take_over() else _fused_step
     return run(mode, x, h0, c0, weights_of(cell, names), cell.bias)
@@ -82,8 +90,9 @@ class RNNCell(nn.RNNCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        if isinstance(input, fx.Proxy):
-            return call_traced(self, input, hx)
+        proxy = find_proxy(input, hx)
+        if proxy is not None:
+            return call_traced(proxy.tracer, self, input, hx)
         return super().forward(input, hx)
 
 
@@ -133,6 +142,7 @@ class LSTMCell(nn.LSTMCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        if isinstance(input, fx.Proxy):
-            return call_traced(self, input, hx)
+        proxy = find_proxy(input, hx)
+        if proxy is not None:
+            return call_traced(proxy.tracer, self, input, hx)
         return super().forward(input, hx)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any, overload
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, call_traced, can_fuse, is_refusal, unpack, weights_of
+from fastrnn._fused import (
+    REFUSALS,
+    call_traced,
+    can_fuse,
+    find_proxy,
+    is_refusal,
+    unpack,
+    weights_of,
+)
 
 __all__ = ["LSTM", "RNN"]
 
@@ -104,7 +112,7 @@ class _Recurrent(nn.RNNBase):
             )
             if outputs is not NotImplemented:
                 return outputs
-        if not can_fuse(x):
+        if not can_fuse(x, h0, c0):
             return None
         take_over = _transforms.take_over(packed=batch_sizes is not None)
         run = _transforms.recurrent if take_over else _fused_run
@@ -151,8 +159,9 @@ class _Recurrent(nn.RNNBase):
 
     def _torch_forward(self, x: Any, hx: Any) -> Any:
         """torch.nn's own computation, and its words for arguments that it rejects."""
-        if isinstance(x, fx.Proxy):
-            return call_traced(self, x, hx)
+        proxy = find_proxy(x, hx)
+        if proxy is not None:
+            return call_traced(proxy.tracer, self, x, hx)
         return self._torch_class.forward(self, x, hx)
 
 

@@ -4,15 +4,18 @@ import collections
 import copy
 import functools
 import io
+import types
 import warnings
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.utils import parametrizations
 
 import fastrnn
@@ -151,8 +154,30 @@ LEADS: dict[str, Callable[[Leading], Any]] = {
     "list": lambda model: [model.lstm],
     "tuple": lambda model: (model.lstm,),
     "set": lambda model: {model.lstm},
+    "frozenset": lambda model: frozenset({model.lstm}),
+    "deque": lambda model: collections.deque([model.lstm]),
+    "namedtuple": lambda model: Parts(model.lstm, 0.5),
+    "unchangeable_list": lambda model: immutable_list([model.lstm]),
+    "unchangeable_dict": lambda model: immutable_dict(lstm=model.lstm),
+    "forbidding_dict": lambda model: Forbidding(lstm=model.lstm),
     "dict_of_lists": lambda model: {"all": Held([model.lstm])},
 }
+
+
+class Parts(NamedTuple):
+    """A tuple with names."""
+
+    lstm: nn.Module
+    rate: float
+
+
+class Forbidding(collections.OrderedDict[str, nn.Module]):
+    """A dictionary of fixed keys, as the outputs of some libraries' models are."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise TypeError("not to be updated")
+
+    clear = update
 
 
 class Held(list[nn.Module]):
@@ -172,6 +197,29 @@ def test_what_leads_to_modules_leads_to_the_copys(lead: Callable[[Leading], Any]
     reverted = fastrnn.revert(converted)
     assert not takes_fused_path(lambda: reverted(x))
     torch.testing.assert_close(reverted(x), converted(x))
+
+
+def test_weak_references_lead_to_the_copys() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8))
+    other = nn.LSTM(5, 8)
+    model.first, model.other = weakref.ref(model[0]), weakref.ref(other)
+    converted = fastrnn.convert(model)
+    assert converted.first() is converted[0] and model.first() is model[0]
+    assert converted.other() is other
+
+
+def test_objects_that_hold_modules_are_reported() -> None:
+    model = nn.Sequential(nn.LSTM(5, 8), nn.Linear(8, 2))
+    model.trainer = types.SimpleNamespace(model=model[0], rate=0.1)
+    model.settings = types.SimpleNamespace(rate=0.1)
+    with pytest.warns(UserWarning, match="of class SimpleNamespace: inplace=True") as warned:
+        converted = fastrnn.convert(model)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert converted.trainer is model.trainer and type(model.trainer.model) is nn.LSTM
+    del model.trainer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastrnn.convert(model)
 
 
 def test_a_method_of_a_child() -> None:

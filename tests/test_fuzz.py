@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import PackedSequence
 from helpers import run_python
 from test_bad_input import assert_same_outcome
 
-CALLS = 10_000
-SHAPES = 600
+CALLS = 6_000
+SHAPES = 400
 
 
 def run_worker(name: str, calls: int, folder: Path, **env: str) -> str:

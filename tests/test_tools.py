@@ -97,6 +97,35 @@ def test_fx_sees_modules_as_leaves() -> None:
     assert torch.equal(traced(x[:2]), model(x[:2]))
 
 
+class Decoder(nn.Module):
+    """Begins from a constant, with a state that is traced: as it is, or in a pair."""
+
+    def __init__(self, module: nn.Module, start: Tensor, pairs: bool) -> None:
+        super().__init__()
+        self.rnn, self.start, self.pairs = module, start, pairs
+
+    def forward(self, hx: Any) -> Any:
+        return self.rnn(self.start, (hx, hx) if self.pairs else hx)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+@pytest.mark.parametrize("pairs", [False, True], ids=["whole", "pair"])
+def test_fx_of_a_traced_state(name: str, pairs: bool) -> None:
+    lstm, cell = name.startswith("LSTM"), name.endswith("Cell")
+    if pairs and not lstm:
+        pytest.skip("has one state")
+    module = getattr(fastrnn, name)(5, 8, **({} if cell else {"num_layers": 2, "dropout": 0.5}))
+    model = Decoder(module, torch.ones(3, 5) if cell else torch.ones(7, 3, 5), pairs)
+    state = torch.zeros(3, 8) if cell else torch.zeros(2, 3, 8)
+    hx = (state, state) if lstm and not pairs else state
+    traced = fx.symbolic_trace(model).eval()
+    assert [n.target for n in traced.graph.nodes if n.op.startswith("call")] == ["rnn"]
+    torch.testing.assert_close(traced(hx), model.eval()(hx))
+    module.register_forward_hook(lambda *_: None)
+    with pytest.raises(fx.proxy.TraceError, match="is_leaf_module"):
+        fx.symbolic_trace(model)
+
+
 class Last(fastrnn.LSTM):
     """A subclass whose forward does more."""
 
