@@ -203,10 +203,14 @@ def test_backward_under_autocast_rounds_nothing(lower: torch.dtype, path: str) -
     assert_near(gradients, {name: expected[name] for name in gradients})
 
 
-def test_sums_in_float16(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("path")
+def test_sums_in_float16() -> None:
     ours, theirs, inputs = ours_and_theirs(Case(dtype=torch.float16, L=2, D=2))
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_fp16_accumulation", True)
-    assert_near(run(ours, inputs), run(theirs, inputs))
+    torch.backends.cuda.matmul.allow_fp16_accumulation = True
+    try:
+        assert_near(run(ours, inputs), run(theirs, inputs))
+    finally:
+        torch.backends.cuda.matmul.allow_fp16_accumulation = False
 
 
 @pytest.mark.usefixtures("fresh_compiler")
