@@ -58,19 +58,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fastrnn.bench", description=__doc__)
     add = parser.add_argument
     add("--kind", choices=tuple(KINDS), default="lstm", help="default lstm")
-    for name, default in (("batch", 1), ("seq", 100), ("input", 64), ("hidden", 64), ("layers", 1)):
-        add(f"--{name}", type=_positive, default=default, metavar="N", help=f"default {default}")
-    add("--bidirectional", action="store_true")
+    for name, default, what in (
+        ("batch", 1, "sequences in a call"),
+        ("seq", 100, "time steps"),
+        ("input", 64, "input features"),
+        ("hidden", 64, "hidden units"),
+        ("layers", 1, "stacked layers"),
+    ):
+        text = f"{what}; default {default}"
+        add(f"--{name}", type=_positive, default=default, metavar="N", help=text)
+    add("--bidirectional", action="store_true", help="both directions")
     add("--dtype", choices=DTYPES, default="f32", help="default f32")
     add("--mode", choices=MODES, default="inference", help="default inference")
-    add("--threads", type=_thread_counts, metavar="1,2", help="default: as many as torch has set")
+    add("--threads", type=_thread_counts, metavar="1,2", help="thread counts; default: torch's")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    add("--seconds", type=_seconds, default=3.0, metavar="S", help="for each count; default 3")
+    add("--seconds", type=_seconds, default=3.0, metavar="S", help="per thread count; default 3")
     limit = "seconds that torch.compile may take; default 60"
     add("--compile-limit", type=_seconds, default=60.0, metavar="S", help=limit)
     add("--no-compile", action="store_true", help="leave torch.compile out")
-    add("--json", type=_file, metavar="FILE", help="write the figures")
-    add("--plot", type=_file, metavar="FILE", help="draw them (needs matplotlib)")
+    add("--json", type=_file, metavar="FILE", help="write the figures as JSON")
+    add("--plot", type=_file, metavar="FILE", help="draw the figures (needs matplotlib)")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
