@@ -1,4 +1,14 @@
-"""Fused kernels for Elman RNN and LSTM, as drop-in PyTorch modules."""
+"""Fused kernels for Elman RNN and LSTM, as drop-in PyTorch modules.
+
+- `RNN`, `LSTM`, `RNNCell` and `LSTMCell` are used as those of torch.nn.
+- `convert` puts them in the place of torch.nn's in a model, and `revert` undoes that.
+- `build_info` says what this installation was built from, `release_memory` frees working memory.
+
+`python -m fastrnn` is a demo; `python -m fastrnn.bench` times a shape of your own.
+
+In shapes T is time steps, N the batch, I input features, H hidden units, L layers, D directions
+(1 or 2), P the width of h (H, or proj_size).
+"""
 
 from __future__ import annotations
 
@@ -34,17 +44,17 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dictionary:
 
-        - version: of fastrnn.
-        - torch: The release built against.
+        - version: The release of fastrnn.
+        - torch: The release of torch built against.
         - cuda: The CUDA release built against, or None.
         - compiler: Its name and version.
         - cpu_capability: The instruction set in use, AVX512, AVX2 or DEFAULT, as the environment
           variable ATEN_CPU_CAPABILITY names them.
         - amx: Names of the dtypes whose products run in the processor's matrix unit; none if
           FASTRNN_AMX was 0 when they first ran.
-        - matmul_precisions: Those of "high" and "medium", the settings of
-          torch.set_float32_matmul_precision, that make float32 faster here. The others change
-          nothing.
+        - matmul_precisions: Which of "high" and "medium", settings of
+          torch.set_float32_matmul_precision, make float32 faster on this processor. A setting that
+          is not named changes nothing here.
     """
     return {
         "version": __version__,
@@ -60,8 +70,8 @@ def build_info() -> dict[str, Any]:
 def release_memory() -> None:
     """Frees the working memory that this thread keeps for its next call on a CPU.
 
-    After inference a thread keeps what the call needed, if that was 64 MB or less: room for packed
-    weights and the like, nothing of which another call reads. A training step frees it, and so
-    does the end of the thread.
+    After inference a thread keeps the memory that the call needed, if that was 64 MB or less: room
+    for packed weights and the like. No later call reads what an earlier one left there. A training
+    step frees it, and so does the end of the thread.
     """
     torch.ops.fastrnn.release_memory()

@@ -34,30 +34,30 @@ Model = TypeVar("Model", bound=nn.Module)
 def convert(model: Model, inplace: bool = False) -> Model:
     """Puts fastrnn's modules in the place of every torch.nn RNN, LSTM, RNNCell and LSTMCell.
 
-    Parameters and buffers stay the very same objects, so that optimizers keep working, and so do
-    names, hooks, attributes and the training flag. Convert before torch.compile or a wrapper such
-    as DistributedDataParallel, which keep what they have seen of the model.
+    Parameters and buffers stay the very same objects, so optimizers keep working. Names, hooks,
+    attributes and the training flag stay too. Convert before torch.compile or a wrapper such as
+    DistributedDataParallel, which keep what they have seen of the model.
 
     Args:
-        model: A module; itself one of the four, or holding them at any depth.
+        model: A module that is one of the four, or holds them at any depth.
         inplace: Whether `model` itself changes. If not, it stays as it is, and the result is
             another tree of modules over the same parameters, with containers, bound methods and
-            hooks of its own. Modules that TorchScript made, and lazy ones that have not run, are in
-            both, and so is what else the model holds.
+            hooks of its own. Modules that TorchScript made, lazy ones that have not run, and
+            everything else that the model holds are shared by both.
 
     Returns:
         The converted model; `model` itself if inplace.
 
     Raises:
-        TypeError: `model` is no module.
-        AttributeError: A module's `_flat_weights`, with which torch.nn computes, are others than
-            its parameters.
+        TypeError: `model` is not a module.
+        AttributeError: A module's `_flat_weights`, with which torch.nn computes, are not its
+            parameters.
 
     Warns:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
-            they are left alone. The warning names them. Or some were compiled, and not `inplace`:
-            the copy runs what was compiled, with the modules of `model`. Or an object of a class
-            of your own holds modules, and the copy holds that object.
+            they are left alone, and the warning names them. Or `inplace` is False, and some modules
+            were compiled: the copy still runs what was compiled, with the modules of `model`. Or an
+            object of a class of your own holds modules: the copy holds that very object.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 8))
@@ -73,18 +73,18 @@ def revert(model: Model, inplace: bool = False) -> Model:
     """Undoes `convert`: puts torch.nn's modules back, on the very same parameters.
 
     Args:
-        model: A module; itself one of fastrnn's, or holding them at any depth.
+        model: A module that is one of fastrnn's, or holds them at any depth.
         inplace: Whether `model` itself changes; see `convert`.
 
     Returns:
         The model with torch.nn's modules; `model` itself if inplace.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
 
     Warns:
-        UserWarning: Some modules are of a subclass of fastrnn's; they are left alone. The warning
-            names them. Or some were compiled or are held by objects, as for `convert`.
+        UserWarning: Some modules are of a subclass of fastrnn's; they are left alone, and the
+            warning names them. Or some were compiled or are held by objects, as for `convert`.
     """
     return _swap(model, _PLAIN, inplace, swapped=())
 

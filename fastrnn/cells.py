@@ -51,15 +51,15 @@ class RNNCell(nn.RNNCell):
     """One step of an Elman RNN: a drop-in for torch.nn.RNNCell.
 
     Takes what torch.nn.RNNCell takes, has its parameters, names and initial values, and gives its
-    results, from one fused op where `fastrnn.RNN` has one.
+    results up to rounding, from one fused op where `fastrnn.RNN` uses one.
 
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the state, H.
         bias: Whether the cell has bias_ih and bias_hh. Default: True.
         nonlinearity: "tanh" or "relu". Default: "tanh".
-        device: Of the parameters. Default: torch's.
-        dtype: Of the parameters. Default: torch's.
+        device: The device of the parameters. Default: torch's.
+        dtype: The dtype of the parameters. Default: torch's.
 
     Source: Elman (1990), "Finding structure in time"; equations as in torch.nn.RNNCell.
 
@@ -100,14 +100,14 @@ class LSTMCell(nn.LSTMCell):
     """One step of an LSTM: a drop-in for torch.nn.LSTMCell.
 
     Takes what torch.nn.LSTMCell takes, has its parameters, names and initial values, and gives its
-    results, from one fused op where `fastrnn.LSTM` has one.
+    results up to rounding, from one fused op where `fastrnn.LSTM` uses one.
 
     Args:
         input_size: Features of the input, I.
         hidden_size: Features of the state, H.
         bias: Whether the cell has bias_ih and bias_hh. Default: True.
-        device: Of the parameters. Default: torch's.
-        dtype: Of the parameters. Default: torch's.
+        device: The device of the parameters. Default: torch's.
+        dtype: The dtype of the parameters. Default: torch's.
 
     Source: Hochreiter & Schmidhuber (1997); equations as in torch.nn.LSTMCell.
 

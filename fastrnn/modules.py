@@ -181,9 +181,12 @@ class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
-    results. On a CPU, and on a GPU in a build with CUDA, whole sequences run in fused kernels
-    (float32, float64, bfloat16, float16), under torch.compile, autocast and the transforms of
-    torch.func too; other dtypes and devices are computed by torch.nn's own implementation.
+    results up to rounding. On a CPU, and on a GPU in a build with CUDA, whole sequences run in
+    fused kernels (float32, float64, bfloat16, float16), under torch.compile, autocast and the
+    transforms of torch.func too. Other dtypes and devices are computed by torch.nn's own
+    implementation.
+
+    `isinstance(module, torch.nn.RNN)` is False; `isinstance(module, torch.nn.RNNBase)` is True.
 
     Args:
         input_size: Features of the input, I.
@@ -197,8 +200,8 @@ class RNN(_Recurrent):
             Default: 0.
         bidirectional: Whether a second direction reads the sequence backwards (D = 2). Default:
             False.
-        device: Of the parameters. Default: torch's.
-        dtype: Of the parameters. Default: torch's.
+        device: The device of the parameters. Default: torch's.
+        dtype: The dtype of the parameters. Default: torch's.
 
     Raises:
         ValueError, TypeError: as torch.nn.RNN does.
@@ -293,9 +296,12 @@ class LSTM(_Recurrent):
     """Long short-term memory: a drop-in for torch.nn.LSTM.
 
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
-    results. On a CPU, and on a GPU in a build with CUDA, whole sequences run in fused kernels
-    (float32, float64, bfloat16, float16), under torch.compile, autocast and the transforms of
-    torch.func too; other dtypes and devices are computed by torch.nn's own implementation.
+    results up to rounding. On a CPU, and on a GPU in a build with CUDA, whole sequences run in
+    fused kernels (float32, float64, bfloat16, float16), under torch.compile, autocast and the
+    transforms of torch.func too. Other dtypes and devices are computed by torch.nn's own
+    implementation.
+
+    `isinstance(module, torch.nn.LSTM)` is False; `isinstance(module, torch.nn.RNNBase)` is True.
 
     Args:
         input_size: Features of the input, I.
@@ -309,8 +315,8 @@ class LSTM(_Recurrent):
         bidirectional: Whether a second direction reads the sequence backwards (D = 2). Default:
             False.
         proj_size: Features of the projected state, P; 0 for no projection (P = H). Default: 0.
-        device: Of the parameters. Default: torch's.
-        dtype: Of the parameters. Default: torch's.
+        device: The device of the parameters. Default: torch's.
+        dtype: The dtype of the parameters. Default: torch's.
 
     Raises:
         ValueError, TypeError: as torch.nn.LSTM does.
