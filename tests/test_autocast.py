@@ -49,6 +49,21 @@ def test_same_dtypes(case: Case, lower: torch.dtype) -> None:
     assert compared >= 4
 
 
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("case", cases(["LSTM"], hx=[False, True]), ids=str)
+def test_same_dtypes_without_onednn(case: Case, lower: torch.dtype) -> None:
+    ours, theirs = (build(package, case) for package in (fastrnn, nn))
+    compared = 0
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=lower):
+        for states in GIVEN if case.hx else [torch.float32]:
+            inputs = cast(make_inputs(case), torch.float32, states)
+            expected = dtypes(theirs, inputs)
+            if expected is not None:
+                assert dtypes(ours, inputs) == expected, states
+                compared += 1
+    assert compared
+
+
 @pytest.mark.parametrize("N", [None, 2])
 @pytest.mark.parametrize("lower", LOWER, ids=str)
 @pytest.mark.parametrize("name", ["LSTMCell", "RNNCell"])

@@ -1,5 +1,8 @@
 """The short way into the ops: plain calls take it, and all others go through torch.ops."""
 
+import threading
+import time
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -269,7 +272,43 @@ def test_gpus_that_are_too_old_are_left_to_torch(
     """Before the op is called: in compiled code its refusal would come too late."""
     monkeypatch.setattr(_fused, "HAS_CUDA", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     properties = SimpleNamespace(major=major)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     with FakeTensorMode():
         assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda")) == (major >= 8)
+        assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda:1"))  # of a graph for elsewhere
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_results_are_freed(name: str) -> None:
+    module = MODULES[name]()
+    with torch.no_grad():
+        y = first(module(make_input(module)))
+    alive = weakref.ref(y)
+    del y
+    assert alive() is None
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])
+def test_other_python_threads_run_meanwhile(name: str) -> None:
+    module = getattr(fastrnn, name)(512, 512).requires_grad_(False)
+    x = torch.randn(*((4096,) if name == "LSTMCell" else (60, 64)), 512)
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.monotonic())
+            time.sleep(1e-4)
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    module(x)
+    begin = time.monotonic()
+    module(x)
+    end = time.monotonic()
+    done.set()
+    ticking.join()
+    quarter = (end - begin) / 4
+    assert any(begin + quarter < t < end - quarter for t in ticks)

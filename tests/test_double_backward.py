@@ -11,7 +11,19 @@ from torch.autograd import grad
 from torch.autograd.functional import hessian, jacobian
 
 import fastrnn
-from helpers import DTYPES, KINDS, Case, Inputs, assert_same, build, call, cases, loss, make_inputs
+from helpers import (
+    DTYPES,
+    KINDS,
+    Case,
+    Inputs,
+    assert_equal,
+    assert_same,
+    build,
+    call,
+    cases,
+    loss,
+    make_inputs,
+)
 
 SMALL = {"T": [3], "N": [2], "I": [2], "H": [3], "dtype": [torch.float64], "hx": [True]}
 
@@ -255,3 +267,28 @@ def test_only_create_graph_leaves_the_kernels(case: Case, create_graph: bool) ->
     products = sum(name in ("aten::linear", "aten::mm", "aten::addmm") for name in names)
     assert names.count("fastrnn::recurrent_backward") == (not create_graph)
     assert (products > 0) == create_graph
+
+
+@pytest.mark.parametrize("case", cases(L=[2], hx=[True]), ids=str)
+def test_autocast_around_the_backward_pass(case: Case) -> None:
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    x = inputs.x.requires_grad_()
+    y = call(module, inputs)["y"]
+    (expected,) = grad(y.sum(), x, create_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = grad(y.sum(), x, create_graph=True)
+    assert_equal({"dx": found.detach()}, {"dx": expected.detach()})
+
+
+@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_one_bias_wanted(case: Case, name: str) -> None:
+    results = []
+    for package in (fastrnn, nn):
+        module = build(package, case).requires_grad_(False)
+        bias = getattr(module, name).requires_grad_()
+        y = call(module, make_inputs(case))["y"]
+        (once,) = grad(y.sin().sum(), bias, create_graph=True)
+        (twice,) = grad(once.square().sum(), bias)
+        results.append({"once": once.detach(), "twice": twice})
+    assert_same(*results, factor=10)

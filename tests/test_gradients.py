@@ -256,3 +256,26 @@ def test_gradients_accumulate(kind: str) -> None:
         {name: parameter.grad for name, parameter in parameters.items()},
         {name: 2 * once[f"d{name}"] for name in parameters},
     )
+
+
+BATCHES_OF_CHUNKS = [
+    # Chunks of one step, whose gate gradients are read, panel after panel, by the one before.
+    *cases(T=[3], N=[800], H=[130], P=[0, 90], hx=[True]),
+    # The last chunk: two rows of one sequence, added to the sums of many.
+    *cases(T=[40], N=[300], lengths=[(40, *[3] * 299)], H=[8], D=[2], dtype=DTYPES),
+    # More than 512 rows that w_ih, with still more columns, is multiplied with.
+    *cases(["RNN_TANH"], T=[2], N=[600], I=[700], H=[64]),
+]
+
+
+@pytest.mark.parametrize("case", BATCHES_OF_CHUNKS, ids=str)
+def test_many_rows(case: Case) -> None:
+    inputs = make_inputs(case)
+    assert_same(run(build(fastrnn, case), inputs), run(build(nn, case), inputs), factor=2)
+
+
+@pytest.mark.parametrize("case", cases(T=[1], N=[1, 4], I=[9001], H=[8]), ids=str)
+def test_wide_input_of_few_rows(case: Case) -> None:
+    """w_ih is read in place, and so many sums are in memory at once."""
+    inputs = make_inputs(case, scale=1e-2)
+    assert_same(run(build(fastrnn, case), inputs), run(build(nn, case), inputs))

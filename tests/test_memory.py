@@ -221,3 +221,9 @@ def test_a_thread_leaves_nothing_behind() -> None:
         thread.join()
     _, after = memory()
     assert after - before < 3 * 36 << 20
+
+
+def test_what_is_kept_is_freed_before_more_is_allocated() -> None:
+    small, large = Case("LSTM", T=9, N=7, I=33, H=65), Case("LSTM", T=9, N=7, I=300, H=300)
+    needed, kept = workspace(large), workspace(small)  # the last one's is kept
+    assert workspace(large, further_memory) == needed - kept

@@ -14,6 +14,7 @@ import fastrnn
 from helpers import (
     DTYPES,
     FUSED_DTYPES,
+    HALF_DTYPES,
     MANY_ROWS,
     Case,
     Inputs,
@@ -58,6 +59,10 @@ SEVERAL_THREADS = [
     *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[130], D=[2]),
     *cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[300], hx=[True]),
     *cases(T=[20], L=[2], N=[6], I=[65], H=[300], dropout=[0.5]),
+    # Dropout is drawn between layers, which cannot run at the same time then.
+    *cases(T=[400], N=[1], I=[70], H=[70], L=[2], dropout=[0.5]),
+    # By rows of very different lengths, which threads convert to memory of their own.
+    *cases(T=[40], N=[23], lengths=[(40,) * 3 + (2,) * 20], I=[77], H=[130], dtype=HALF_DTYPES),
     *MANY_ROWS,
 ]
 
@@ -106,6 +111,44 @@ def test_rows_alone(case: Case) -> None:
             {name: found[name] for name in found if name != "y"},
             {name: whole[name][:, row] for name in found if name != "y"},
         )
+
+
+@pytest.mark.parametrize("case", cases(T=[40], N=[1], I=[300], H=[300], D=[2], hx=[True]), ids=str)
+def test_directions_and_hidden_units_divided(case: Case) -> None:
+    """Four threads, two a direction, each pair with a barrier of its own."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    expected = run(module, inputs)
+    torch.set_num_threads(4)
+    for _ in range(5):
+        assert_equal(run(module, inputs), expected)
+
+
+FIVE_LAYERS = cases(T=[40], N=[7], lengths=[(13, 40, 1, 40, 2, 27, 40)], I=[33], H=[70], L=[5])
+
+
+@pytest.mark.parametrize("case", FIVE_LAYERS, ids=str)
+def test_inference_along_the_diagonal(case: Case) -> None:
+    """No reserve keeps the outputs of layers, of which h_n of short rows is read last."""
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    with torch.no_grad():
+        expected = call(module, inputs)
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            for _ in range(5):
+                assert_equal(call(module, inputs), expected)
+
+
+def test_no_block_of_a_diagonal_starts_early() -> None:
+    """New memory is NaN: what a call before has left there would be the right numbers."""
+    module = fastrnn.RNN(128, 128, 3).requires_grad_(False)
+    x = torch.randn(600, 1, 128)
+    expected = module(x)[0]
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(torch.equal(module(x)[0], expected) for _ in range(200))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])

@@ -12,6 +12,7 @@ from torch.func import functional_call, functionalize, grad, hessian, jacfwd, ja
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
+from fastrnn import _transforms
 from helpers import (
     DTYPES,
     KINDS,
@@ -368,3 +369,30 @@ def test_the_op_is_called_again_after_a_transform(kind: str) -> None:
     by_grad(as_function(module, inputs), arguments_of(module, inputs))
     assert_equal(run(module, inputs), expected)
     assert takes_fused_path(lambda: call(module, inputs))
+
+
+@pytest.mark.parametrize("case", cases(L=[2], dropout=[1.0]), ids=str)
+def test_forward_mode_through_the_op_when_all_is_dropped(case: Case) -> None:
+    module, x = build(fastrnn, case), make_inputs(case).x
+    weights = list(module.requires_grad_(False).parameters())
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        y, *_ = torch.ops.fastrnn.recurrent(
+            case.kind, dual, None, None, None, weights, 2, True, False, False, 1.0
+        )
+        primal, tangent = forward_ad.unpack_dual(y)
+    assert primal.isfinite().all()
+    assert tangent is None or not tangent.any()
+
+
+def test_a_sample_is_checked_as_it_was_given() -> None:
+    """And not as vmap's samples are folded together."""
+    weights = list(build(fastrnn, Case("RNN_TANH")).requires_grad_(False).parameters())
+    x, h0 = torch.randn(4, 7, 3, 5), torch.zeros(1, 12, 17)
+
+    def run(x: Tensor) -> Tensor:
+        arguments = ("RNN_TANH", x, None, h0, None, weights, 1, True, False, False, 0.0)
+        return _transforms.recurrent(*arguments)[0]
+
+    with pytest.raises(RuntimeError, match=r"h0 must have size \[1, 3, 17\]"):
+        torch.vmap(run)(x)
