@@ -25,7 +25,6 @@ int64_t chunk_rows(const Stack& stack) {
 // Steps of a chunk: chunks are as few as those rows allow, and of equal length.
 template <typename E>
 int64_t chunk_steps_of(const Stack& stack) {
-  const auto divide_up = Kernels<E>::divide_up;
   const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch);
   return divide_up(stack.steps, divide_up(stack.steps, most));
 }
@@ -79,7 +78,6 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   plan.chunk_rows = plan.chunk_steps * stack.batch;
   const bool one_chunk = plan.chunk_steps == stack.steps;
   plan.slots = std::max(plan.chunk_steps, std::min<int64_t>(2, stack.steps));
-  const auto divide_up = Kernels<E>::divide_up;
   const int64_t blocks =
       divide_up(stack.steps, plan.chunk_steps) * divide_up(plan.chunk_rows, kGradientRows);
   plan.blocks_together = kIsComputed<E> ? most_blocks_together(blocks) : blocks;

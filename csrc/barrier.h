@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "sizes.h"
+
 namespace fastrnn {
 
 // Spins briefly, then yields, until the condition holds: on a machine with more threads than cores
@@ -56,7 +58,7 @@ struct Member {
 
   // This member's part of [0, count), in multiples of `unit`.
   std::pair<int64_t, int64_t> part(int64_t count, int64_t unit = 1) const {
-    const int64_t units = (count + unit - 1) / unit;
+    const int64_t units = divide_up(count, unit);
     return {std::min(count, units * index / size * unit),
             std::min(count, units * (index + 1) / size * unit)};
   }

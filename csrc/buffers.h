@@ -93,9 +93,7 @@ class Arena {
     }
   }
   // Parts start on cache lines.
-  static constexpr int64_t padded(int64_t elements) {
-    return (elements + kLine - 1) / kLine * kLine;
-  }
+  static constexpr int64_t padded(int64_t elements) { return round_up(elements, kLine); }
 
  private:
   static size_t bytes(const Parts& parts) {

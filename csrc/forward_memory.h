@@ -81,7 +81,7 @@ class ForwardMemory {
     int64_t most = 0;
     for (int size = 1; size <= plan_.threads; ++size) {
       const Division division = divide_layer(size, stack_, stack_.directions, plan_.panels, work);
-      const int64_t share_panels = Kernels<E>::divide_up(plan_.panels, division.unit_parts);
+      const int64_t share_panels = divide_up(plan_.panels, division.unit_parts);
       for_range_sizes(stack_, division.row_parts, [&](int64_t rows) {
         most = std::max(most, size * scratch_for(rows, share_panels));
       });

@@ -49,8 +49,6 @@ struct Pass {
 
 double bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
 
-int64_t divide_up(int64_t a, int64_t b) { return (a - 1) / b + 1; }
-
 // A block reads and multiplies its tiles one after the other, on its share of a multiprocessor.
 double persistent_step_us(const Stack& stack, Element element, const Pass& pass, const Teams& teams,
                           int multiprocessors) {

@@ -64,7 +64,7 @@ void for_range_sizes(const Stack& stack, int parts, F&& f) {
     for_packed_ranges(stack, parts, [&](int64_t begin, int64_t end) { f(end - begin); });
   } else {
     f(stack.batch / parts);
-    f((stack.batch + parts - 1) / parts);
+    f(divide_up(stack.batch, parts));
   }
 }
 

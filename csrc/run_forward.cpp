@@ -186,7 +186,7 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
 // All layers of one direction at the same time.
 template <typename E>
 void ForwardRun<E>::run_diagonally() const {
-  Diagonal diagonal(stack_.layers, Kernels<E>::divide_up(stack_.steps, kDiagonalSteps));
+  Diagonal diagonal(stack_.layers, divide_up(stack_.steps, kDiagonalSteps));
   run_team(plan_.threads, [&](const Member& member) {
     for (int64_t layer = 0; layer < stack_.layers; ++layer) {
       pack(layer, member);

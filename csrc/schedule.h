@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cell_math.h"
+#include "sizes.h"
 
 namespace fastrnn {
 

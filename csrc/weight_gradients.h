@@ -47,7 +47,7 @@ class WeightGradients {
       const bool is_last = last && row + count == rows;
       add_products(row, count, /*accumulate=*/progress.blocks > 0, is_last, member);
       row += count;
-      progress.blocks += Kernels<E>::divide_up(count, kGradientRows);
+      progress.blocks += divide_up(count, kGradientRows);
       if (plan_.sums_apart && (is_last || progress.blocks == plan_.blocks_together)) {
         add_to_totals(/*accumulate=*/progress.has_totals, member);
         progress = {0, true};

@@ -35,7 +35,7 @@ struct Backward {
     for (int64_t s = s_begin; s < s_end; ++s) {
       const int64_t rows = schedule.rows_at(args.step(s));
       const int64_t rows_next = s > 0 ? schedule.rows_at(args.step(s - 1)) : 0;
-      const int64_t both = rows < rows_next ? rows : rows_next;
+      const int64_t both = smaller(rows, rows_next);
       Step step = step_at(s);
       run_rows(step, 0, both);
       step.dgates_next = nullptr;
@@ -74,7 +74,7 @@ struct Backward {
 
   void run_rows(const Step& step, int64_t begin, int64_t end) const {
     if (begin < share.row_begin) begin = share.row_begin;
-    if (end > share.row_end) end = share.row_end;
+    end = smaller(end, share.row_end);
     if (begin >= end) return;
     for_tiles(args.width, step.backwards, begin, end,
               [&](int64_t n, int64_t column, int rows, int vectors) {
@@ -92,18 +92,17 @@ struct Backward {
   template <typename F>
   FASTRNN_INLINE void for_tiles(int64_t columns, bool backwards, int64_t begin, int64_t end,
                                 F&& f) const {
-    const int64_t all_panels = (columns + kPanelColumns<C> - 1) / kPanelColumns<C>;
-    const int64_t panel_end = share.panel_end < all_panels ? share.panel_end : all_panels;
+    const int64_t panel_end = smaller(share.panel_end, divide_up(columns, kPanelColumns<C>));
     if (panel_end <= share.panel_begin) return;
     const int64_t group_width = end - begin <= kTwoPanelRows ? 2 : 1;
-    const int64_t groups = (panel_end - share.panel_begin + group_width - 1) / group_width;
+    const int64_t groups = divide_up(panel_end - share.panel_begin, group_width);
     const auto run = [&](int64_t column, int vectors) {
       for_row_blocks(begin, end, [&](int64_t n, int rows) { f(n, column, rows, vectors); });
     };
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * group_width;
       const int64_t column = panel * kPanelColumns<C>;
-      int64_t vectors = (columns - column + L - 1) / L;
+      int64_t vectors = divide_up(columns - column, L);
       if (group_width == 2 && panel + 1 < panel_end) {
         if (columns - column >= 2 * kPanelColumns<C>) {
           run(column, 2 * kPanelVectors);
@@ -112,7 +111,7 @@ struct Backward {
         run(column + kPanelColumns<C>, static_cast<int>(vectors - kPanelVectors));
         vectors = kPanelVectors;
       }
-      run(column, static_cast<int>(vectors < kPanelVectors ? vectors : kPanelVectors));
+      run(column, static_cast<int>(smaller(vectors, kPanelVectors)));
     }
   }
 

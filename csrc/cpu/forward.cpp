@@ -74,10 +74,7 @@ struct Forward {
 
   int64_t time_of(int64_t s) const { return args.reverse ? args.schedule.steps - 1 - s : s; }
 
-  int64_t last_row(int64_t t) const {
-    const int64_t rows = args.schedule.rows_at(t);
-    return rows < share.row_end ? rows : share.row_end;
-  }
+  int64_t last_row(int64_t t) const { return smaller(args.schedule.rows_at(t), share.row_end); }
 
   Step step_at(int64_t s) const {
     Step step{};
@@ -215,7 +212,7 @@ struct Forward {
   FASTRNN_INLINE void for_panels(int64_t rows, bool backwards, F&& f) const {
     if (rows <= 0) return;
     const int64_t width = args.packed_hh ? (rows <= kTwoPanelRows ? 2 : 1) : scratch.panels_ahead;
-    const int64_t groups = (shared_panels + width - 1) / width;
+    const int64_t groups = divide_up(shared_panels, width);
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * width;
       const auto vectors = [&](int64_t p) {
@@ -352,8 +349,7 @@ struct Forward {
   // The hidden units of this share.
   int64_t unit_begin() const { return share.panel_begin * panel_units; }
   int64_t unit_count() const {
-    const int64_t end = share.panel_end * panel_units;
-    return (end < hidden ? end : hidden) - unit_begin();
+    return smaller(share.panel_end * panel_units, hidden) - unit_begin();
   }
 
   // The columns of h that this share computes: of a projection, as large a part as of the units.
@@ -362,12 +358,11 @@ struct Forward {
   }
   int64_t column_end() const {
     if (!args.w_hr) return unit_begin() + unit_count();
-    const int64_t end = first_projected(share.panel_end);
-    return end < args.width ? end : args.width;
+    return smaller(first_projected(share.panel_end), args.width);
   }
   int64_t first_projected(int64_t panel) const {
-    const int64_t all = (hidden + panel_units - 1) / panel_units;
-    const int64_t panels = (args.width + kPanelColumns<C> - 1) / kPanelColumns<C>;
+    const int64_t all = divide_up(hidden, panel_units);
+    const int64_t panels = divide_up(args.width, kPanelColumns<C>);
     return panels * panel / all * kPanelColumns<C>;
   }
 

@@ -86,8 +86,7 @@ struct ForwardScratch {
       if (!pays || sizes.steps == 1) return 0;
       most = kWideHoist;
     }
-    const int64_t rows = sizes.share_rows * sizes.steps;
-    return rows < most ? rows : most;
+    return smaller(sizes.share_rows * sizes.steps, most);
   }
   static FASTRNN_INLINE bool mostly_spans(int64_t k, int64_t more = 0) {
     const int64_t x = operands<E>(k), h = operands<E>(more);

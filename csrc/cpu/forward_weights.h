@@ -37,7 +37,7 @@ FASTRNN_INLINE void multiply_panel(const Compute<E>* const* a, const GateWeights
     }
   }
   const int64_t k_count = operands<E>(weights.k), stride = k_count * kPanelColumns<C>;
-  const int64_t w_stride = (vectors < kPanelVectors ? vectors : kPanelVectors) * kLanes<C>;
+  const int64_t w_stride = smaller(vectors, kPanelVectors) * kLanes<C>;
   multiply_tile<Part<E>, kParts<E>>({.a = a,
                                      .w = weights.packed + panel * stride,
                                      .w_stride = w_stride,

@@ -24,7 +24,7 @@ constexpr int64_t kBytesTogether = 2560;
 
 template <typename C>
 int64_t padded_columns(int64_t columns) {
-  return (columns + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+  return round_up(columns, kLanes<C>);
 }
 
 // Whether the two are packed together, and the columns that they, or the wider one, then take.
@@ -46,7 +46,7 @@ template <typename C>
 int64_t block_stride(int64_t operands) {
   constexpr int64_t line = 64 / sizeof(C);
   const int64_t size = operands * kTileRows;
-  return kHasMatrixUnit ? size : ((size + line - 1) / line | 1) * line;
+  return kHasMatrixUnit ? size : (divide_up(size, line) | 1) * line;
 }
 
 template <typename E>
@@ -59,7 +59,7 @@ struct OuterProducts {
   static constexpr int64_t kTogether = kHasMatrixUnit ? L * kDeep : kRun;  // rows read together
 
   const OuterProductArgs<E>& args;
-  const int64_t block_operands = operands<E>(args.rows < kGradientRows ? args.rows : kGradientRows);
+  const int64_t block_operands = operands<E>(smaller(args.rows, kGradientRows));
   const int64_t columns0 = args.products[0].columns, columns1 = args.products[1].columns;
   const int together = packs_together<C>(args.a_columns, columns0, columns1) ? 2 : 1;
   C* const packed_b[2] = {args.scratch,
@@ -83,7 +83,7 @@ struct OuterProducts {
       return;
     }
     for (int64_t row = 0; row < args.rows; row += kGradientRows) {
-      const int64_t count = args.rows - row < kGradientRows ? args.rows - row : kGradientRows;
+      const int64_t count = smaller(args.rows - row, kGradientRows);
       const bool accumulate = args.accumulate || row > 0, last = row + count == args.rows;
       bool sums = args.column_sums;
       for (int first = 0; first < 2; first += together) {
@@ -116,7 +116,7 @@ struct OuterProducts {
   template <typename F>
   static void for_column_blocks(int64_t j_begin, int64_t j_end, F&& f) {
     for (int64_t j = j_begin; j < j_end; j += kBlockColumns) {
-      f(j, j + kBlockColumns < j_end ? j + kBlockColumns : j_end);
+      f(j, smaller(j + kBlockColumns, j_end));
     }
   }
 
@@ -167,7 +167,7 @@ struct OuterProducts {
   static void pack_b(const OuterProduct<E>& product, int64_t row, int64_t count, C* packed) {
     const int64_t size = part_operands<E>(count);
     for (int64_t i = 0; i < size * kDeep; i += kTogether) {
-      const int64_t i_end = i + kTogether < size * kDeep ? i + kTogether : size * kDeep;
+      const int64_t i_end = smaller(i + kTogether, size * kDeep);
       for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
         C* out = packed + column * operands<E>(count) + i / kDeep * vectors * L;
         for (int64_t k = i; k < i_end; k += kDeep) {
@@ -192,9 +192,9 @@ struct OuterProducts {
   // unit, (R, operands of rows); columns past the end are dropped when the tile is stored.
   void read_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end, bool packs, bool sums,
               bool accumulate) const {
-    C block_sums[(kBlockColumns + L - 1) / L * L] = {};
+    C block_sums[round_up(kBlockColumns, L)] = {};
     for (int64_t i = 0; i < count; i += kTogether) {
-      const int64_t rows = count - i < kTogether ? count - i : kTogether;
+      const int64_t rows = smaller(count - i, kTogether);
       if (sums) add_columns(row + i, rows, j_begin, j_end, block_sums);
       if (!packs) continue;
       if constexpr (kHasMatrixUnit) {
@@ -238,13 +238,13 @@ struct OuterProducts {
           } else if constexpr (R <= L) {
             store(target, load(args.a[k] + j, j_end - j), R);
           } else {
-            for (int r = 0; r < R; ++r) target[r] = args.a[k][j + r < j_end ? j + r : j_end - 1];
+            for (int r = 0; r < R; ++r) target[r] = args.a[k][smaller(j + r, j_end - 1)];
           }
         } else {
           const bool has_next = k + 1 < row + count;
           auto* pairs = reinterpret_cast<Part<E>*>(target);
           for (int r = 0; r < R; ++r) {
-            const int64_t at = j + r < j_end ? j + r : j_end - 1;
+            const int64_t at = smaller(j + r, j_end - 1);
             pairs[r * kDeep] = a_row(k)[at];
             pairs[r * kDeep + 1] = has_next ? a_row(k + 1)[at] : Part<E>{};
           }
@@ -280,7 +280,7 @@ struct OuterProducts {
     E* const result = last ? product.result : nullptr;
     const int64_t k_count = operands<E>(count);
     const auto run_tile = [&](int64_t j, int64_t column, int vectors) {
-      const int rows = static_cast<int>(j_end - j < R ? j_end - j : R);
+      const int rows = static_cast<int>(smaller(j_end - j, R));
       const C* a = packed_a + (j - j_begin) / R * block_stride<C>(k_count);
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
@@ -313,11 +313,10 @@ struct OuterProducts {
     };
     const int64_t cached = kCachedElements<C> / k_count / kPanelColumns<C> * kPanelColumns<C>;
     for (int64_t begin = 0; begin < product.columns; begin += cached) {
-      const int64_t left = product.columns - begin;
+      const int64_t width = smaller(product.columns - begin, cached);
       for (int64_t j = j_begin; j < j_end; j += R) {
-        for_column_panels<C>(left < cached ? left : cached, [&](int64_t column, int vectors) {
-          run_tile(j, begin + column, vectors);
-        });
+        for_column_panels<C>(
+            width, [&](int64_t column, int vectors) { run_tile(j, begin + column, vectors); });
       }
     }
   }
@@ -343,9 +342,9 @@ FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int6
   const int64_t group = small ? kTilesAtOnce * kTileRows : row_end - row_begin;
   const int64_t chunk = small ? args.k : kWideRows;
   for (int64_t begin = row_begin; begin < row_end; begin += group) {
-    const int64_t end = begin + group < row_end ? begin + group : row_end;
+    const int64_t end = smaller(begin + group, row_end);
     for (int64_t k = 0; k < args.k; k += chunk) {
-      const int64_t count = args.k - k < chunk ? args.k - k : chunk;
+      const int64_t count = smaller(args.k - k, chunk);
       Tile<C> tile;
       Vec<C>* sums = small ? tile.at : reinterpret_cast<Vec<C>*>(args.scratch);
       for (int64_t column = 0; column < full; column += kPanelColumns<C>) {
@@ -422,10 +421,10 @@ template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
   using C = Compute<E>;
   if (rows <= kFewRows) return 0;
-  const int64_t k_count = operands<E>(rows < kGradientRows ? rows : kGradientRows);
-  const int64_t columns = a_columns < kBlockColumns ? a_columns : kBlockColumns;
+  const int64_t k_count = operands<E>(smaller(rows, kGradientRows));
+  const int64_t columns = smaller(a_columns, kBlockColumns);
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
-         (columns + kTileRows - 1) / kTileRows * block_stride<C>(k_count);
+         divide_up(columns, kTileRows) * block_stride<C>(k_count);
 }
 
 #define INSTANTIATE(E)                                                       \

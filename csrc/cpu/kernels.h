@@ -238,13 +238,11 @@ struct Kernels {
   bool pads(int64_t k) const { return operands(k) * depth != k * parts; }
   // Elements C of a packed matrix of k rows that gives the cell's gates, or any other columns.
   int64_t packed_gates(Cell cell, int64_t k, int64_t hidden) const {
-    return operands(k) * divide_up(hidden, lanes) * lanes * gate_count(cell);
+    return operands(k) * round_up(hidden, lanes) * gate_count(cell);
   }
   int64_t packed_columns(int64_t k, int64_t columns) const {
-    return operands(k) * divide_up(columns, lanes) * lanes;
+    return operands(k) * round_up(columns, lanes);
   }
-
-  static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
 // amx: with a matrix unit for bfloat16, of which two make a float16; amx_fp16: for float16 too.

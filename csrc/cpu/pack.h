@@ -45,13 +45,11 @@ struct VectorRows {
 // them.
 template <typename C>
 FASTRNN_INLINE PanelRows cell_panel_rows(Cell cell, int64_t hidden, int64_t panel) {
-  constexpr int64_t L = kLanes<C>;
   const int64_t gates = gate_count(cell);
   const int64_t first = panel * kPanelColumns<C> / gates;
-  const int64_t left = hidden - first, most = kPanelColumns<C> / gates;
-  const int64_t units = left < most ? left : most;
+  const int64_t units = smaller(hidden - first, kPanelColumns<C> / gates);
   const int64_t columns = units * gates;
-  return {first, units, hidden, columns, static_cast<int>((columns + L - 1) / L)};
+  return {first, units, hidden, columns, static_cast<int>(divide_up(columns, kLanes<C>))};
 }
 
 // The first of the rows that are read after vector v of a panel: the next vector's or, where panels

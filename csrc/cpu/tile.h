@@ -80,7 +80,7 @@ constexpr int64_t kOperandUnit = kHasMatrixUnit ? 16 : 1;
 template <typename E>
 FASTRNN_INLINE int64_t part_operands(int64_t k) {
   constexpr int64_t unit = kDepth<E> * kOperandUnit;
-  return (k + unit - 1) / unit * kOperandUnit;
+  return divide_up(k, unit) * kOperandUnit;
 }
 
 // Those of all parts: a row has the first part of all its elements, then the second.
@@ -136,17 +136,17 @@ void multiply_tile(const TileProduct<Compute<Part>>& product, int rows, int vect
 // multiplied faster, and loaded without a copy.
 FASTRNN_INLINE int unit_rows_for(int64_t share_rows) {
   if (share_rows < 1) return 1;
-  return share_rows < kTileRows ? static_cast<int>(share_rows) : kTileRows;
+  return static_cast<int>(smaller(share_rows, kTileRows));
 }
 
 // Splits [begin, end) into the fewest blocks of at most kTileRows rows, of nearly equal size (full
 // ones, where any other takes as long), and calls f(first row, rows).
 template <typename F>
 FASTRNN_INLINE void for_row_blocks(int64_t begin, int64_t end, F&& f) {
-  int64_t blocks = (end - begin + kTileRows - 1) / kTileRows;
+  int64_t blocks = divide_up(end - begin, kTileRows);
   for (int64_t n = begin; n < end; --blocks) {
-    const int64_t left = end - n, full = left < kTileRows ? left : kTileRows;
-    const int64_t rows = kHasMatrixUnit ? full : (left + blocks - 1) / blocks;
+    const int64_t left = end - n;
+    const int64_t rows = kHasMatrixUnit ? smaller(left, kTileRows) : divide_up(left, blocks);
     f(n, static_cast<int>(rows));
     n += rows;
   }
@@ -156,8 +156,8 @@ FASTRNN_INLINE void for_row_blocks(int64_t begin, int64_t end, F&& f) {
 template <typename C, typename F>
 FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
   for (int64_t column = 0; column < columns; column += kPanelColumns<C>) {
-    const int64_t vectors = (columns - column + kLanes<C> - 1) / kLanes<C>;
-    f(column, static_cast<int>(vectors < kPanelVectors ? vectors : kPanelVectors));
+    const int64_t vectors = divide_up(columns - column, kLanes<C>);
+    f(column, static_cast<int>(smaller(vectors, kPanelVectors)));
   }
 }
 

@@ -91,10 +91,6 @@ struct Math {
   }
 };
 
-__host__ __device__ __forceinline__ constexpr int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 // One direction's way through the steps; `backward` from the last that forward took to the first.
 struct Walk {
   Schedule schedule;

@@ -69,7 +69,7 @@ struct VectorProduct {
   static constexpr int kStage = R * kChunk;
   static constexpr int kSums = R * kColumns;
   static __host__ __device__ int64_t weight_elements(int64_t k) {
-    return divide_up(k, kChunk) * kChunk * kColumns;
+    return round_up(k, kChunk) * kColumns;
   }
   static int64_t shared_bytes(int64_t k) {
     return static_cast<int64_t>(sizeof(float)) * (weight_elements(k) + kWarps * (kStage + kSums));
@@ -187,11 +187,11 @@ struct TensorProduct {
   static constexpr int kStage = kRows * kStageStride;
   static constexpr int kSums = kRows * kColumns;
   static __host__ __device__ int64_t weight_stride(int64_t k) {
-    return divide_up(k, kChunk) * kChunk + kPadding;
+    return round_up(k, kChunk) + kPadding;
   }
   // In Halves; so many that what follows starts on 128 bytes.
   static __host__ __device__ int64_t weight_elements(int64_t k) {
-    return divide_up(kColumns * weight_stride(k), 64) * 64;
+    return round_up(kColumns * weight_stride(k), 64);
   }
   static int64_t shared_bytes(int64_t k) {
     return static_cast<int64_t>(sizeof(Half)) * (weight_elements(k) + kWarps * kStage) +
