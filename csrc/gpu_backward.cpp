@@ -49,7 +49,7 @@ void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& com
   }
   const auto each_direction = [&](int64_t s, auto&& f) {
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t t = d == 1 ? s : stack.steps - 1 - s;
+      const int64_t t = schedule.step(s, d == 0);
       f(d, schedule.offset(t), schedule.rows_at(t));
     }
   };

@@ -54,7 +54,7 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
   }
   for (int64_t s = 0; s < stack.steps; ++s) {
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t rows = schedule.rows_at(d == 1 ? stack.steps - 1 - s : s);
+      const int64_t rows = schedule.rows_at(schedule.step(s, d == 1));
       if (rows != views[d].rows) {
         views[d] = {rows, recurrent[d].narrow(0, 0, rows), layer.h_n[d].narrow(0, 0, rows)};
       }
@@ -63,7 +63,7 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
     check(cuda::launch_pointwise_forward(layer.args, recurrent.const_data_ptr(), s, stream));
     if (!stack.projected) continue;
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t t = d == 1 ? stack.steps - 1 - s : s;
+      const int64_t t = schedule.step(s, d == 1);
       const int64_t first = schedule.offset(t), rows = schedule.rows_at(t);
       multiply(views[d].h, layer.unprojected[d].narrow(0, first, rows), w_hr[d]);
       output[d].narrow(0, first, rows).copy_(views[d].h);

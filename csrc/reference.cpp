@@ -59,7 +59,7 @@ std::vector<Step> run_cell(const Stack& stack, const Tensor& x, bool reverse, Ce
   const Schedule schedule = stack.schedule();
   std::vector<Step> steps(stack.steps);
   for (int64_t s = 0; s < stack.steps; ++s) {
-    const int64_t t = reverse ? stack.steps - 1 - s : s;
+    const int64_t t = schedule.step(s, reverse);
     const int64_t rows = schedule.rows_at(t);
     const CellState running = {state.h.narrow(0, 0, rows),
                                state.c.defined() ? state.c.narrow(0, 0, rows) : state.c};
@@ -158,7 +158,7 @@ Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
   const Schedule schedule = stack.schedule();
   std::vector<Tensor> dgates(stack.steps), dh(stack.steps);
   for (int64_t s = stack.steps - 1; s >= 0; --s) {
-    const int64_t t = reverse ? stack.steps - 1 - s : s;
+    const int64_t t = schedule.step(s, reverse);
     const int64_t rows = schedule.rows_at(t);
     dh[t] = dstate.h.narrow(0, 0, rows) + dy.narrow(0, schedule.offset(t), rows);
     const Tensor dc = dstate.c.defined() ? dstate.c.narrow(0, 0, rows) : dstate.c;

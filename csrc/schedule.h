@@ -15,6 +15,8 @@ struct Schedule {
   const int64_t* sizes;    // (T) rows at each step; null: N at every step
   const int64_t* offsets;  // (T) rows before each step; null: t * N
 
+  // The step that a direction takes as its s-th: in reverse from the last to the first.
+  FASTRNN_INLINE int64_t step(int64_t s, bool reverse) const { return reverse ? steps - 1 - s : s; }
   FASTRNN_INLINE int64_t rows_at(int64_t t) const { return sizes ? sizes[t] : rows; }
   FASTRNN_INLINE int64_t offset(int64_t t) const { return offsets ? offsets[t] : t * rows; }
 };

@@ -72,7 +72,7 @@ struct Forward {
     }
   }
 
-  int64_t time_of(int64_t s) const { return args.reverse ? args.schedule.steps - 1 - s : s; }
+  int64_t time_of(int64_t s) const { return args.schedule.step(s, args.reverse); }
 
   int64_t last_row(int64_t t) const { return smaller(args.schedule.rows_at(t), share.row_end); }
 
@@ -388,7 +388,7 @@ struct Forward {
 
   void copy_final_h() const {
     const int64_t begin = column_begin(), count = column_end() - begin;
-    int64_t t = args.reverse ? 0 : args.schedule.steps - 1;
+    int64_t t = time_of(args.schedule.steps - 1);
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       while (n >= args.schedule.rows_at(t)) --t;
       __builtin_memmove(args.h_n + n * args.width + begin, args.h.row(args.schedule, t, n) + begin,

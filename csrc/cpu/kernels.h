@@ -152,7 +152,7 @@ struct BackwardArgs {
   C* dprojected;   // (slots, N, operands(P)) gradients of h, out, projection only
   int64_t slots;   // step s of the loop is kept in slot s % slots
 
-  FASTRNN_INLINE int64_t step(int64_t s) const { return reverse ? s : schedule.steps - 1 - s; }
+  FASTRNN_INLINE int64_t step(int64_t s) const { return schedule.step(s, !reverse); }
 };
 
 // out[r] = a[r] . w (+ out[r] where accumulate), for rows given by pointers. A panel of w is packed

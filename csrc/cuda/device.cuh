@@ -98,9 +98,7 @@ struct Walk {
 
   __device__ __forceinline__ Walk(const Schedule& s, int direction, bool backward)
       : schedule(s), descending((direction == 1) != backward) {}
-  __device__ __forceinline__ int64_t time(int64_t s) const {
-    return descending ? schedule.steps - 1 - s : s;
-  }
+  __device__ __forceinline__ int64_t time(int64_t s) const { return schedule.step(s, descending); }
   // Rows of the s-th step, none before the first or after the last.
   __device__ __forceinline__ int64_t rows(int64_t s) const {
     return s < 0 || s >= schedule.steps ? 0 : schedule.rows_at(time(s));
