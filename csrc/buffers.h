@@ -230,7 +230,7 @@ struct State {
   const E* of_cell(int64_t cell) const { return data + cell * cell_stride; }
 };
 
-inline at::Tensor contiguous_state(const std::optional<at::Tensor>& state) {
+inline at::Tensor contiguous_state(const OptionalTensor& state) {
   return state.has_value() ? state->contiguous() : at::Tensor();
 }
 

@@ -1,11 +1,11 @@
 // A cell as a stack of one layer and one step.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/_unsafe_view.h>
 
-#include <optional>
 #include <tuple>
+
+#include "stack.h"
 
 namespace fastrnn {
 
@@ -22,8 +22,8 @@ inline at::Tensor as_sequence(const at::Tensor& x) {
 }
 
 // Likewise a state, (N, H) or (H).
-inline std::optional<at::Tensor> as_stacked(const std::optional<at::Tensor>& state) {
-  return state.has_value() ? std::optional<at::Tensor>(state->unsqueeze(0)) : std::nullopt;
+inline OptionalTensor as_stacked(const OptionalTensor& state) {
+  return state.has_value() ? OptionalTensor(state->unsqueeze(0)) : std::nullopt;
 }
 
 // A state of one layer, (1, N, H) or (1, H), without that dimension. Nobody else has the tensor, so
@@ -35,10 +35,9 @@ inline at::Tensor unstacked(const at::Tensor& state) {
 // Calls `run`, which takes recurrent's arguments; returns h and c.
 template <typename Run>
 std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mode,
-                                            const at::Tensor& x,
-                                            const std::optional<at::Tensor>& h0,
-                                            const std::optional<at::Tensor>& c0,
-                                            at::TensorList weights, bool has_biases) {
+                                            const at::Tensor& x, const OptionalTensor& h0,
+                                            const OptionalTensor& c0, at::TensorList weights,
+                                            bool has_biases) {
   TORCH_CHECK(weights.size() == (has_biases ? 4 : 2), "fastrnn: a cell has ", has_biases ? 4 : 2,
               " weights, got ", weights.size());
   const auto [y, h_n, c_n] =

@@ -61,7 +61,7 @@ class DeviceSchedule {
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
 
 // A state (L * D, N, width), contiguous; zeros where none is given.
-at::Tensor initial_state(const Stack& stack, const std::optional<at::Tensor>& given, int64_t width,
+at::Tensor initial_state(const Stack& stack, const OptionalTensor& given, int64_t width,
                          const at::TensorOptions& options);
 
 // x, y or their gradients, (rows, width) step after step: a view where the layout allows.

@@ -39,7 +39,7 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   }
 }
 
-at::Tensor initial_state(const Stack& stack, const std::optional<at::Tensor>& given, int64_t width,
+at::Tensor initial_state(const Stack& stack, const OptionalTensor& given, int64_t width,
                          const at::TensorOptions& options) {
   const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
   if (!given.has_value()) return at::zeros(sizes, options);

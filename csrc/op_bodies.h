@@ -26,10 +26,9 @@ Outputs run(const Options& options, const Inputs& inputs, bool training) {
 
 template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
-    c10::string_view mode, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
-    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-    at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, double dropout) {
+    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/false);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n)};
@@ -37,17 +36,17 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
 
 template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
-    c10::string_view mode, const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
-    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-    at::TensorList weights, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, double dropout, const std::optional<at::Tensor>& /*token*/) {
+    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout,
+    const OptionalTensor& /*token*/) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/true);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
 
-inline void check_gradient(const char* name, const std::optional<at::Tensor>& gradient,
-                           const at::Tensor& x, at::IntArrayRef sizes) {
+inline void check_gradient(const char* name, const OptionalTensor& gradient, const at::Tensor& x,
+                           at::IntArrayRef sizes) {
   if (!gradient.has_value()) return;
   TORCH_CHECK(gradient->defined() && gradient->device() == x.device() &&
                   gradient->scalar_type() == x.scalar_type() && gradient->layout() == at::kStrided,
@@ -69,22 +68,22 @@ inline size_t bytes_behind(const at::Tensor& tensor) {
 
 // A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
 // given and none wanted.
-inline at::Tensor working_copy(const std::optional<at::Tensor>& gradient, bool wanted,
-                               at::IntArrayRef sizes, const at::Tensor& x) {
+inline at::Tensor working_copy(const OptionalTensor& gradient, bool wanted, at::IntArrayRef sizes,
+                               const at::Tensor& x) {
   const at::TensorOptions options = x.options().dtype(compute_type(x.scalar_type()));
   if (gradient.has_value()) return at::empty(sizes, options).copy_(*gradient);
   return wanted ? at::zeros(sizes, options) : at::Tensor();
 }
 
 template <typename Backend>
-std::vector<at::Tensor> recurrent_backward(
-    c10::string_view mode, const std::optional<at::Tensor>& dy,
-    const std::optional<at::Tensor>& dh_n, const std::optional<at::Tensor>& dc_n,
-    const at::Tensor& x, const std::optional<at::Tensor>& batch_sizes,
-    const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-    at::TensorList weights, const at::Tensor& y, const at::Tensor& reserve, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout,
-    const c10::List<bool>& needs_list) {
+std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
+                                           const OptionalTensor& dh_n, const OptionalTensor& dc_n,
+                                           const at::Tensor& x, const OptionalTensor& batch_sizes,
+                                           const OptionalTensor& h0, const OptionalTensor& c0,
+                                           at::TensorList weights, const at::Tensor& y,
+                                           const at::Tensor& reserve, int64_t num_layers,
+                                           bool has_biases, bool bidirectional, bool batch_first,
+                                           double dropout, const c10::List<bool>& needs_list) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Stack stack = check_arguments(options, inputs);
@@ -139,20 +138,20 @@ inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve) 
 
 template <typename Backend>
 at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
-                        const std::optional<at::Tensor>& batch_sizes,
-                        const std::optional<at::Tensor>& h0, const std::optional<at::Tensor>& c0,
-                        at::TensorList weights, const at::Tensor& reserve, int64_t num_layers,
-                        bool has_biases, bool bidirectional, bool batch_first, double dropout) {
+                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                        const OptionalTensor& c0, at::TensorList weights, const at::Tensor& reserve,
+                        int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
+                        double dropout) {
   const Stack stack =
       check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
                       {x, batch_sizes, h0, c0, weights});
   check_reserve(reserve, x, stack);
   const bool alone = stack.layers == 1;
   const at::Tensor input = alone ? x : reserved_input(stack, reserve);
-  const auto of_last = [&](const std::optional<at::Tensor>& state) {
-    return state.has_value() ? std::optional(state->slice(0, -stack.directions)) : state;
+  const auto of_last = [&](const OptionalTensor& state) {
+    return state.has_value() ? OptionalTensor(state->slice(0, -stack.directions)) : state;
   };
-  const std::optional<at::Tensor> h = of_last(h0), c = of_last(c0);
+  const OptionalTensor h = of_last(h0), c = of_last(c0);
   const at::TensorList last =
       weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_cell());
   const Options options{mode,

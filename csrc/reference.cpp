@@ -33,7 +33,7 @@ struct Layer {
 Step step_cell(const Stack& stack, const Tensor& x, const CellState& state,
                at::TensorList weights) {
   const auto bias = [&](int64_t i) {
-    return stack.has_biases ? std::optional<Tensor>(weights[i]) : std::nullopt;
+    return stack.has_biases ? OptionalTensor(weights[i]) : std::nullopt;
   };
   const Tensor gates =
       at::linear(x, weights[0], bias(2)) + at::linear(state.h, weights[1], bias(3));
@@ -80,7 +80,7 @@ Tensor collect(const std::vector<Step>& steps, const F& f) {
 }
 
 // (L * D, N, width); zeros if none is given.
-Tensor state_or_zeros(const Stack& stack, const std::optional<Tensor>& given, int64_t width,
+Tensor state_or_zeros(const Stack& stack, const OptionalTensor& given, int64_t width,
                       const at::TensorOptions& options) {
   const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
   return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);

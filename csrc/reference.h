@@ -18,7 +18,7 @@ std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
 
 // Gradients of outputs; zeros where none is given. Refers to the caller's.
 struct OutputGradients {
-  const std::optional<at::Tensor>&y, &h_n, &c_n;
+  const OptionalTensor &y, &h_n, &c_n;
 };
 
 // Gradients of x, h0, c0 and the weights, as the op recurrent_backward.

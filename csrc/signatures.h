@@ -1,19 +1,17 @@
 // The ops as C++ functions, to call them through torch's dispatcher, and when autograd is to.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
-#include <optional>
 #include <vector>
 
-namespace fastrnn {
+#include "stack.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
+namespace fastrnn {
 
 using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,

@@ -12,10 +12,12 @@
 
 namespace fastrnn {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 // The ops' tensors, as ops.cpp describes them. Refers to the caller's.
 struct Inputs {
   const at::Tensor& x;
-  const std::optional<at::Tensor>&batch_sizes, &h0, &c0;
+  const OptionalTensor &batch_sizes, &h0, &c0;
   at::TensorList weights;
 };
 
