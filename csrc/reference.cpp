@@ -54,8 +54,8 @@ Tensor update(const Stack& stack, const Tensor& state, const Tensor& running, in
 }
 
 // One direction of one layer over x (rows, I); leaves the final state.
-std::vector<Step> run_cell(const Stack& stack, const Tensor& x, bool reverse, CellState& state,
-                           at::TensorList weights) {
+std::vector<Step> run_direction(const Stack& stack, const Tensor& x, bool reverse, CellState& state,
+                                at::TensorList weights) {
   const Schedule schedule = stack.schedule();
   std::vector<Step> steps(stack.steps);
   for (int64_t s = 0; s < stack.steps; ++s) {
@@ -118,7 +118,7 @@ std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
       const int64_t cell = l * stack.directions + d;
       CellState state = {h[cell], lstm ? c[cell] : Tensor()};
       layer.steps.push_back(
-          run_cell(stack, layer.x, d == 1, state, weights_of(stack, inputs.weights, cell)));
+          run_direction(stack, layer.x, d == 1, state, weights_of(stack, inputs.weights, cell)));
       outputs.push_back(collect(layer.steps[d], [](const Step& step) { return step.after.h; }));
       states.push_back(state);
     }
@@ -148,13 +148,13 @@ StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, c
           d * f};
 }
 
-// Backward of run_cell. dstate: of the final state, left as of the initial one. Returns the
+// Backward of run_direction. dstate: of the final state, left as of the initial one. Returns the
 // gradient of x if it is wanted, and leaves those of the weights that are needed in dweights. (mm
 // and not matmul, which autograd's own vmap does sample by sample.)
-Tensor run_cell_back(const Stack& stack, const Tensor& x, bool reverse,
-                     const std::vector<Step>& steps, const Tensor& dy, CellState& dstate,
-                     at::TensorList weights, bool wants_dx, std::vector<bool>::const_iterator needs,
-                     Tensor* dweights) {
+Tensor run_direction_back(const Stack& stack, const Tensor& x, bool reverse,
+                          const std::vector<Step>& steps, const Tensor& dy, CellState& dstate,
+                          at::TensorList weights, bool wants_dx,
+                          std::vector<bool>::const_iterator needs, Tensor* dweights) {
   const Schedule schedule = stack.schedule();
   std::vector<Tensor> dgates(stack.steps), dh(stack.steps);
   for (int64_t s = stack.steps - 1; s >= 0; --s) {
@@ -233,11 +233,11 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = l * stack.directions + d;
       CellState dstate = {dh[cell], lstm ? dc[cell] : Tensor()};
-      const Tensor part = run_cell_back(stack, layers[l].x, d == 1, layers[l].steps[d],
-                                        dy.narrow(1, d * stack.width, stack.width), dstate,
-                                        weights_of(stack, inputs.weights, cell), wants_dx,
-                                        needs.begin() + 3 + cell * stack.weights_per_cell(),
-                                        dweights.data() + cell * stack.weights_per_cell());
+      const Tensor part = run_direction_back(stack, layers[l].x, d == 1, layers[l].steps[d],
+                                             dy.narrow(1, d * stack.width, stack.width), dstate,
+                                             weights_of(stack, inputs.weights, cell), wants_dx,
+                                             needs.begin() + 3 + cell * stack.weights_per_cell(),
+                                             dweights.data() + cell * stack.weights_per_cell());
       dx = d == 0 || !wants_dx ? part : dx + part;
       dh0[cell] = dstate.h;
       dc0[cell] = dstate.c;
