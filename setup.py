@@ -36,7 +36,7 @@ VERSION = re.search(
     r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
 ).group(1)
 
-X86 = platform.machine() in ("x86_64", "AMD64")
+X86 = platform.machine() == "x86_64"
 # One object of each kernel source for each instruction set; which one runs is chosen at load.
 # -march: CFLAGS, or the compiler's default, may ask for more than every processor has.
 ISA_FLAGS: dict[str, list[str]] = {"baseline": ["-march=x86-64"] if X86 else []}

@@ -2,11 +2,9 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/bernoulli.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
 
-#include <optional>
 #include <vector>
 
 #include "call_memory.h"

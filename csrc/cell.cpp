@@ -1,5 +1,4 @@
 // The op cell: one step of one layer, which is a stack of one step.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/unsqueeze_native.h>
 #include <torch/library.h>

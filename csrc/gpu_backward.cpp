@@ -1,6 +1,5 @@
 // The backward pass of a stack on a GPU: for each layer, from the last to the first, the recurrence
 // backwards, then the products over all steps that give the gradients of weights and input.
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>

@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 
 #include "gpu.h"
