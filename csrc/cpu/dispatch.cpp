@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <string_view>
 #include <type_traits>
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef FASTRNN_X86
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -74,7 +74,7 @@ template const Kernels<Half>* find_kernels<Half>(Isa);
 template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
 
 Isa find_avx512_extension() {
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef FASTRNN_X86
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
   constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;  // of edx, leaf 7
   constexpr unsigned kFloat16 = 1u << 21;                     // of eax, leaf 7, subleaf 1
