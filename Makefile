@@ -8,8 +8,7 @@ FORMATTED := $(wildcard $(foreach folder,$(FOLDERS),$(addprefix $(folder)/,*.cpp
 SOURCES := $(filter csrc/%,$(FORMATTED)) setup.py pyproject.toml
 
 .PHONY: demo test lint format bench docs sanitize wheel check-install build clean
-.PHONY: cuda-gates cuda-compile cuda-emulate cuda-bounds cuda-races cuda-mutants cuda-link
-.PHONY: test-cuda bench-cuda
+.PHONY: cuda-gates cuda-compile cuda-emulate cuda-link test-cuda bench-cuda
 
 demo: build
 	$(BIN)/python -m fastrnn
@@ -21,22 +20,13 @@ bench: build
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
 
 # What can be shown of the CUDA kernels where there is no GPU: see csrc/cuda/README.md.
-cuda-gates: cuda-compile cuda-emulate cuda-bounds cuda-races cuda-mutants cuda-link
+cuda-gates: cuda-compile cuda-emulate cuda-link
 
 cuda-compile: .venv/ready
 	$(BIN)/python tests/cuda/compile_gate.py
 
 cuda-emulate: build
-	$(BIN)/python -m pytest -q tests/cuda/test_emulator.py tests/cuda/test_modules.py tests/cuda/test_kernels.py -k "not bounds and not races and not mutant"
-
-cuda-bounds: build
-	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k bounds
-
-cuda-races: build
-	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k races
-
-cuda-mutants: build
-	$(BIN)/python -m pytest -q tests/cuda/test_kernels.py -k mutant
+	$(BIN)/python -m pytest -q tests/cuda
 
 cuda-link: build
 	$(BIN)/python tests/cuda/link_gate.py
