@@ -5,6 +5,8 @@ The ops and their arguments are described in csrc/ops.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,27 +23,31 @@ def _check_devices(
 
 
 class _Stack:
-    """Sizes of a stack; names as in csrc/stack.h."""
+    """Sizes of a stack; names as in csrc/stack.h. Takes the arguments of `recurrent_forward`."""
 
     def __init__(
         self,
         mode: str,
         x: Tensor,
         batch_sizes: Tensor | None,
+        h0: Tensor | None,
+        c0: Tensor | None,
         weights: list[Tensor],
         num_layers: int,
         has_biases: bool,
         bidirectional: bool,
         batch_first: bool,
-        states: tuple[Tensor | None, ...],
+        dropout: float,
+        token: Tensor | None = None,
     ) -> None:
-        _check_devices(x, batch_sizes, (*states, *weights))
+        _check_devices(x, batch_sizes, (h0, c0, *weights))
         if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
             raise RuntimeError(f"fastrnn: x must have 2 or 3 dimensions, got {x.dim()}")
         if x.size(-1) != weights[0].size(1):
             sizes = tuple(weights[0].shape)
             raise RuntimeError(f"fastrnn: weight_ih has size {sizes}, x {x.size(-1)} features")
         self.x = x
+        self.dropout = dropout
         self.layers = num_layers
         self.cells = num_layers * (2 if bidirectional else 1)
         self.layer_width = weights[1].size(1) * (2 if bidirectional else 1)
@@ -57,7 +63,7 @@ class _Stack:
         elif x.dim() == 3:
             self.batch = (x.size(0 if batch_first else 1),)
         self.rows = x.numel() // x.size(-1)
-        for state, size in zip(states, (self.width, self.hidden), strict=True):
+        for state, size in zip((h0, c0), (self.width, self.hidden), strict=True):
             if state is None:
                 continue
             # What lies between them may be known from data alone.
@@ -74,52 +80,23 @@ class _Stack:
         c_n = self.x.new_empty((self.cells, *self.batch, self.hidden) if self.lstm else (0,))
         return y, h_n, c_n
 
-    def reserve(self, dropout: float) -> Tensor:
+    def reserve(self) -> Tensor:
         per_cell = 5 * self.hidden if self.lstm else 0
         per_cell += self.hidden if self.projected else 0
-        between_layers = self.layer_width * (3 if dropout > 0 else 1)
+        between_layers = self.layer_width * (3 if self.dropout > 0 else 1)
         kept = self.cells * per_cell + (self.layers - 1) * between_layers
         return self.x.new_empty((self.rows * kept,))
 
 
 @torch.library.register_fake("fastrnn::recurrent")
-def _recurrent(
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    num_layers: int,
-    has_biases: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _Stack(
-        mode, x, batch_sizes, weights, num_layers, has_biases, bidirectional, batch_first, (h0, c0)
-    ).outputs()
+def _recurrent(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _Stack(*arguments, **keywords).outputs()
 
 
 @torch.library.register_fake("fastrnn::recurrent_forward")
-def _recurrent_forward(
-    mode: str,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    weights: list[Tensor],
-    num_layers: int,
-    has_biases: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    token: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    stack = _Stack(
-        mode, x, batch_sizes, weights, num_layers, has_biases, bidirectional, batch_first, (h0, c0)
-    )
-    return (*stack.outputs(), stack.reserve(dropout))
+def _recurrent_forward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    stack = _Stack(*arguments, **keywords)
+    return (*stack.outputs(), stack.reserve())
 
 
 @torch.library.register_fake("fastrnn::recurrent_backward")
