@@ -61,14 +61,14 @@ def recurrent(
     """Runs a stack as the op `fastrnn::recurrent` does, and is seen by every transform."""
     if torch.compiler.is_dynamo_compiling():
         torch._dynamo.graph_break()  # what follows runs, and is not traced
-    stack = Stack(mode, num_layers, has_biases, bidirectional, batch_first)
+    options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
     tensors = (x, h0, c0, *weights)
-    stack.call(ops.check.default, _sizes(batch_sizes), tensors, dropout)
+    options.call(ops.check.default, _sizes(batch_sizes), tensors, dropout)
     if dropout > 0 and num_layers > 1:
-        return _run_with_dropout(stack, batch_sizes, tensors, dropout)
-    return _run(stack, batch_sizes, tensors)
+        return _run_with_dropout(options, batch_sizes, tensors, dropout)
+    return _run(options, batch_sizes, tensors)
 
 
 def cell(
@@ -92,8 +92,8 @@ def cell(
 
 
 @dataclass(frozen=True)
-class Stack:
-    """The arguments of the ops that are not tensors."""
+class Options:
+    """The arguments of the ops that are not tensors, as in csrc/stack.h, but for dropout."""
 
     mode: str
     num_layers: int
@@ -137,20 +137,20 @@ def _sizes(batch_sizes: MaybeTensor) -> list[int] | None:
 
 
 def _run(
-    stack: Stack, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor]
+    options: Options, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack without dropout under whatever transforms are active."""
     if not active():
-        return stack.call(ops.recurrent.default, batch_sizes, tensors, 0.0)
+        return options.call(ops.recurrent.default, batch_sizes, tensors, 0.0)
     innermost = _functorch.peek_interpreter_stack()
     if innermost is not None and innermost.key() == _functorch.TransformType.Vmap:
-        return _run_under_vmap(innermost, stack, batch_sizes, tensors)
-    return _Forward.apply(stack, batch_sizes, *tensors)[:3]
+        return _run_under_vmap(innermost, options, batch_sizes, tensors)
+    return _Forward.apply(options, batch_sizes, *tensors)[:3]
 
 
 def _run_under_vmap(
     interpreter: _functorch.CInterpreter,
-    stack: Stack,
+    options: Options,
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +161,7 @@ def _run_under_vmap(
     values, dims = zip(*unwrapped, strict=True)
     layer = _functorch.pop_dynamic_layer_stack()
     try:
-        outputs, out_dims = _run_samples(stack, batch_sizes, values, dims, count)
+        outputs, out_dims = _run_samples(options, batch_sizes, values, dims, count)
     finally:
         _functorch.push_dynamic_layer_stack(layer)
     y, h_n, c_n = (
@@ -172,7 +172,7 @@ def _run_under_vmap(
 
 
 def _run_samples(
-    stack: Stack,
+    options: Options,
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
     dims: Sequence[MaybeDim],
@@ -180,28 +180,28 @@ def _run_samples(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[MaybeDim, ...]]:
     """Runs vmap's `count` samples: outputs, and the dimension of the samples in each."""
     if all(dim is None for dim in dims):
-        return _run(stack, batch_sizes, tensors), (None, None, None)
+        return _run(options, batch_sizes, tensors), (None, None, None)
     if count == 0:  # none of what one sample of zeros gives
         sample = [
             t if t is None or dim is None else t.sum(dim)
             for t, dim in zip(tensors, dims, strict=True)
         ]
-        y, h_n, c_n = (o.unsqueeze(0)[:0] for o in _run(stack, batch_sizes, sample))
+        y, h_n, c_n = (o.unsqueeze(0)[:0] for o in _run(options, batch_sizes, sample))
         return (y, h_n, c_n), (0, 0, 0)
     if any(dim is not None for dim in dims[3:]):
-        runs = [_run(stack, batch_sizes, sample) for sample in _samples(tensors, dims, count)]
+        runs = [_run(options, batch_sizes, sample) for sample in _samples(tensors, dims, count)]
         y, h_n, c_n = map(torch.stack, zip(*runs, strict=True))
         return (y, h_n, c_n), (0, 0, 0)
-    fold = Fold(stack, batch_sizes, tensors[0], dims[0], count)
-    y, h_n, c_n = _run(fold.stack, fold.batch_sizes, fold.inputs(tensors, dims))
+    fold = Fold(options, batch_sizes, tensors[0], dims[0], count)
+    y, h_n, c_n = _run(fold.options, fold.batch_sizes, fold.inputs(tensors, dims))
     y, y_dim = fold.split(y, fold.axis)
     h_n, h_dim = fold.split(h_n, 1)
-    c_n, c_dim = fold.split(c_n, 1) if stack.mode == "LSTM" else (c_n, None)
+    c_n, c_dim = fold.split(c_n, 1) if options.mode == "LSTM" else (c_n, None)
     return (y, h_n, c_n), (y_dim, h_dim, c_dim)
 
 
 def _run_with_dropout(
-    stack: Stack, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor], dropout: float
+    options: Options, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor], dropout: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Layer by layer, with torch's own dropout between them, whose masks follow vmap's randomness.
 
@@ -209,14 +209,14 @@ def _run_with_dropout(
     """
     x, h0, c0, *weights = tensors
     assert x is not None
-    swaps = stack.batch_first and batch_sizes is None and x.dim() == 3
+    swaps = options.batch_first and batch_sizes is None and x.dim() == 3
     if swaps:
         x = x.transpose(0, 1)
-    layer_stack = replace(stack, num_layers=1, batch_first=False)
-    cells = 2 if stack.bidirectional else 1
-    count = len(weights) // stack.num_layers
+    layer_options = replace(options, num_layers=1, batch_first=False)
+    cells = 2 if options.bidirectional else 1
+    count = len(weights) // options.num_layers
     final = []
-    for layer in range(stack.num_layers):
+    for layer in range(options.num_layers):
         if layer > 0:
             x = drop(x, dropout)
         h, c = (
@@ -224,7 +224,7 @@ def _run_with_dropout(
             for state in (h0, c0)
         )
         layer_weights = weights[layer * count : (layer + 1) * count]
-        x, *states = _run(layer_stack, batch_sizes, (x, h, c, *layer_weights))
+        x, *states = _run(layer_options, batch_sizes, (x, h, c, *layer_weights))
         final.append(states)
     h_n, c_n = (torch.cat(states) for states in zip(*final, strict=True))
     return (x.transpose(0, 1) if swaps else x), h_n, c_n
@@ -237,13 +237,13 @@ class _Forward(Function):
     """
 
     @staticmethod
-    def forward(stack: Stack, batch_sizes: MaybeTensor, *tensors: MaybeTensor) -> Any:
-        outputs = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
+    def forward(options: Options, batch_sizes: MaybeTensor, *tensors: MaybeTensor) -> Any:
+        outputs = options.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
         return (*outputs, outputs[0].clone())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.stack, ctx.batch_sizes, *tensors = inputs
+        ctx.options, ctx.batch_sizes, *tensors = inputs
         *_, reserve, y = output
         ctx.mark_non_differentiable(reserve, y)
         ctx.set_materialize_grads(False)
@@ -256,10 +256,10 @@ class _Forward(Function):
     ) -> Any:
         y, reserve, *tensors = ctx.saved_tensors
         needs = Needs(tuple(ctx.needs_input_grad[2:]))
-        if ctx.stack.mode != "LSTM":
+        if ctx.options.mode != "LSTM":
             dc_n = None
         gradients = _Backward.apply(
-            ctx.stack, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
+            ctx.options, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
         )
         return (None, None, *needs.spread(gradients))
 
@@ -272,11 +272,13 @@ class _Forward(Function):
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        stack: Stack,
+        options: Options,
         batch_sizes: MaybeTensor,
         *tensors: MaybeTensor,
     ) -> Any:
-        outputs, out_dims = _run_samples(stack, batch_sizes, tensors, in_dims[2:], info.batch_size)
+        outputs, out_dims = _run_samples(
+            options, batch_sizes, tensors, in_dims[2:], info.batch_size
+        )
         empty = outputs[0].new_empty(0)
         return (*outputs, empty, empty.clone()), (*out_dims, None, None)
 
@@ -286,7 +288,7 @@ class _Backward(Function):
 
     @staticmethod
     def forward(
-        stack: Stack,
+        options: Options,
         needs: Needs,
         batch_sizes: MaybeTensor,
         y: Tensor,
@@ -297,7 +299,7 @@ class _Backward(Function):
         *tensors: MaybeTensor,
     ) -> tuple[Tensor, ...]:
         if y.numel() == 0:
-            y, *_, reserve = stack.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
+            y, *_, reserve = options.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
 
         def op(mode: str, *arguments: Any) -> list[Tensor]:
             first, rest = arguments[:5], arguments[5:]
@@ -305,11 +307,11 @@ class _Backward(Function):
                 mode, dy, dh_n, dc_n, *first, y, reserve, *rest, 0.0, list(needs.of)
             )
 
-        return tuple(stack.call(op, batch_sizes, tensors))
+        return tuple(options.call(op, batch_sizes, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.stack, ctx.needs, ctx.batch_sizes, _, _, *tensors = inputs
+        ctx.options, ctx.needs, ctx.batch_sizes, _, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -328,7 +330,7 @@ class _Backward(Function):
     def vmap(
         info: Any,
         in_dims: tuple[Any, ...],
-        stack: Stack,
+        options: Options,
         needs: Needs,
         batch_sizes: MaybeTensor,
         y: Tensor,
@@ -346,12 +348,12 @@ class _Backward(Function):
         if any(needs.of[3:]) or any(dim is not None for dim in dims[6:]):
             # A weight has a gradient for each sample, or is another for each.
             samples = _samples((y, reserve, *tensors), in_dims[3:], info.batch_size)
-            runs = [_Backward.apply(stack, needs, batch_sizes, *sample) for sample in samples]
+            runs = [_Backward.apply(options, needs, batch_sizes, *sample) for sample in samples]
             stacked = tuple(map(torch.stack, zip(*runs, strict=True)))
             return stacked, (0,) * len(stacked)
-        fold = Fold(stack, batch_sizes, tensors[3], dims[3], info.batch_size)
+        fold = Fold(options, batch_sizes, tensors[3], dims[3], info.batch_size)
         gradients = _Backward.apply(
-            fold.stack,
+            fold.options,
             needs,
             fold.batch_sizes,
             y.new_empty(0),
@@ -366,7 +368,9 @@ class _Backward(Function):
 
 def _reference(ctx: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """What the forward pass computes, as a differentiable function of the tensors."""
-    return lambda *tensors: ctx.stack.call(ops.reference.default, _sizes(ctx.batch_sizes), tensors)
+    return lambda *tensors: ctx.options.call(
+        ops.reference.default, _sizes(ctx.batch_sizes), tensors
+    )
 
 
 def _reference_gradients(ctx: Any) -> Callable[..., tuple[Tensor, ...]]:
@@ -450,7 +454,7 @@ class Fold:
 
     def __init__(
         self,
-        stack: Stack,
+        options: Options,
         batch_sizes: MaybeTensor,
         x: MaybeTensor,
         dim: MaybeDim,
@@ -461,8 +465,8 @@ class Fold:
         self.batched = packed or x.dim() - (dim is not None) == 3
         self.count = count
         # The batch dimension of x and y; of states it is the second.
-        self.axis = 0 if packed or (self.batched and stack.batch_first) else 1
-        self.stack = stack if self.batched else replace(stack, batch_first=False)
+        self.axis = 0 if packed or (self.batched and options.batch_first) else 1
+        self.options = options if self.batched else replace(options, batch_first=False)
         self.batch_sizes = None if batch_sizes is None else batch_sizes * count
 
     def inputs(self, tensors: Sequence[MaybeTensor], dims: Sequence[MaybeDim]) -> list[MaybeTensor]:
