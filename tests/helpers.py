@@ -137,6 +137,15 @@ def call(module: nn.RNNBase, inputs: Inputs) -> dict[str, Tensor]:
     return {"y": y, **dict(zip(("h_n", "c_n"), states, strict=False))}
 
 
+def copy_leaves(inputs: Inputs) -> dict[str, Tensor]:
+    """Returns a copy of each tensor of `inputs`, by name, for gradients."""
+    return {
+        name: value.detach().clone().requires_grad_()
+        for name, value in inputs._asdict().items()
+        if isinstance(value, Tensor)
+    }
+
+
 def run(
     module: nn.RNNBase,
     inputs: Inputs,
@@ -148,11 +157,7 @@ def run(
     The loss is a random weighting of the outputs named in `use`; `seed` draws the weighting and
     the dropout masks. Returns the outputs and every gradient, named dx, dh0, dc0, dweight_ih_l0.
     """
-    leaves = {
-        name: value.detach().clone().requires_grad_()
-        for name, value in inputs._asdict().items()
-        if isinstance(value, Tensor)
-    }
+    leaves = copy_leaves(inputs)
     module.zero_grad()
     torch.manual_seed(seed)
     outputs = call(module, inputs._replace(**leaves))
@@ -167,11 +172,7 @@ def run_weighted(
     module: nn.RNNBase, inputs: Inputs, weights: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns outputs, y padded, and gradients of `inputs`, for the loss sum(output * weight)."""
-    leaves = {
-        name: value.detach().clone().requires_grad_()
-        for name, value in inputs._asdict().items()
-        if isinstance(value, Tensor)
-    }
+    leaves = copy_leaves(inputs)
     outputs = call(module, inputs._replace(**leaves))
     if inputs.lengths is not None:
         packed = pack_padded_sequence(
@@ -185,7 +186,7 @@ def run_weighted(
 
 
 def random_weights(outputs: dict[str, Tensor], seed: int = 2) -> dict[str, Tensor]:
-    """Returns weights for run_weighted, one for every element of `outputs`."""
+    """Returns weights for a loss, one for every element of `outputs`."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(output.shape, generator=generator).to(output.device, output.dtype)
@@ -195,14 +196,8 @@ def random_weights(outputs: dict[str, Tensor], seed: int = 2) -> dict[str, Tenso
 
 def loss(outputs: dict[str, Tensor], use: Iterable[str], seed: int = 2) -> Tensor:
     """Returns the sum of the outputs named in `use`, each under a random weighting."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(())
-    for name, output in outputs.items():
-        weights = torch.randn(output.shape, generator=generator)
-        weights = weights.to(output.device, output.dtype)
-        if name in use:
-            total = total + (output * weights).sum()
-    return total
+    weights = random_weights(outputs, seed)
+    return sum((outputs[name] * weights[name]).sum() for name in outputs if name in use)
 
 
 def to_double(module: nn.RNNBase, case: Case) -> nn.RNNBase:
