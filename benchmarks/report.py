@@ -118,19 +118,27 @@ def loss_summary(records: list[Record], most: int = 30) -> list[str]:
     return [title, *lines] if records else []
 
 
+_GROUP_HEADER = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
+
+
+def _group_row(kind: str, mode: str, threads: int, values: dict[Cell, float], form: str) -> str:
+    """A group's geometric mean and worst cell under _GROUP_HEADER, as `form` formats them."""
+    worst = min(values, key=values.__getitem__)
+    return (
+        f"{kind:<6}{mode:<11}{threads:>7}{len(values):>6}{geomean(values.values()):>9{form}}"
+        f"{values[worst]:>7{form}}  {worst.id}"
+    )
+
+
 def peak_summary(records: list[Record]) -> list[str]:
     """Share of the FMA peak over the compute-bound cells of each group."""
     lines = []
     for kind, mode, threads, group in groups(records):
         shares = {cell: record.share for cell, record in group if cell.compute_bound}
         if shares:
-            worst = min(shares, key=shares.__getitem__)
-            lines.append(
-                f"{kind:<6}{mode:<11}{threads:>7}{len(shares):>6}{geomean(shares.values()):>9.0%}"
-                f"{shares[worst]:>7.0%}  {worst.id}"
-            )
-    title = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
-    return ["share of FMA peak, cells of B >= 32 and H >= 256", title, *lines] if lines else []
+            lines.append(_group_row(kind, mode, threads, shares, ".0%"))
+    title = "share of FMA peak, cells of B >= 32 and H >= 256"
+    return [title, _GROUP_HEADER, *lines] if lines else []
 
 
 def thread_summary(records: list[Record]) -> list[str]:
@@ -145,13 +153,9 @@ def thread_summary(records: list[Record]) -> list[str]:
             if threads > 1 and cell.N >= 8 and (cell.id, mode) in single
         }
         if gains:
-            worst = min(gains, key=gains.__getitem__)
-            lines.append(
-                f"{kind:<6}{mode:<11}{threads:>7}{len(gains):>6}{geomean(gains.values()):>9.2f}"
-                f"{gains[worst]:>7.2f}  {worst.id}"
-            )
-    title = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
-    return [f"{SUBJECT}'s gain over one thread, cells of B >= 8", title, *lines] if lines else []
+            lines.append(_group_row(kind, mode, threads, gains, ".2f"))
+    title = f"{SUBJECT}'s gain over one thread, cells of B >= 8"
+    return [title, _GROUP_HEADER, *lines] if lines else []
 
 
 def summary(records: list[Record]) -> str:
