@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn.bench.arguments import positive
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.check import mismatches
 from fastrnn.bench.machine import machine
@@ -127,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/latency.py", description="Latency of single steps, batch 1."
     )
     add = parser.add_argument
-    add("--threads", type=int, default=1, help="default 1")
+    add("--threads", type=positive, default=1, help="default 1")
     add("--peers", action="store_true", help="ONNX Runtime too")
     add("--seconds-per-cell", type=float, default=4.0, metavar="S", help="default 4")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")

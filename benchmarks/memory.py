@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 import fastrnn
+from fastrnn.bench.arguments import positive
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
@@ -132,7 +133,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/memory.py", description="Peak memory of a call, fastrnn and torch.nn."
     )
     add_options(parser, mode="training")
-    parser.add_argument("--threads", type=int, default=1, help="default 1")
+    parser.add_argument("--threads", type=positive, default=1, help="default 1")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import fastrnn
 import guard
 import trees
+from fastrnn.bench.arguments import thread_counts
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.work import SUBJECT
@@ -29,13 +30,6 @@ from report import header, row, save, summary, write_run
 from selection import add_options, choose_cells, choose_modes
 
 
-def _thread_counts(text: str) -> list[int]:
-    counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError("a number of threads is at least 1")
-    return counts
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -44,7 +38,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_options(parser)
     add = parser.add_argument
-    add("--threads", type=_thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
+    add("--threads", type=thread_counts, metavar="1,2", help="default: 1, and 2 if there are two")
     precisions = ("highest", "high", "medium")
     add("--precision", choices=precisions, default="highest", help="of float32 matrix products")
     add("--base", metavar="REV", help="compare with fastrnn at this commit instead of torch.nn")

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import fastrnn
+from fastrnn.bench.arguments import file, positive, seconds, thread_counts
 from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES, Measurement, measure
@@ -24,33 +24,6 @@ from fastrnn.bench.work import MODULES, SUBJECT, Build, Step, Workload, build_co
 KINDS = {"lstm": "lstm", "rnn_tanh": "rnn", "rnn_relu": "rnn-relu"}  # as cell ids have them
 DTYPES = ("f32", "f64", "bf16", "f16")
 COMPILED = "torch.compile"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
-
-
-def _thread_counts(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
-    return seconds
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    return path
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -66,18 +39,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         ("layers", 1, "stacked layers"),
     ):
         text = f"{what}; default {default}"
-        add(f"--{name}", type=_positive, default=default, metavar="N", help=text)
+        add(f"--{name}", type=positive, default=default, metavar="N", help=text)
     add("--bidirectional", action="store_true", help="both directions")
     add("--dtype", choices=DTYPES, default="f32", help="default f32")
     add("--mode", choices=MODES, default="inference", help="default inference")
-    add("--threads", type=_thread_counts, metavar="1,2", help="thread counts; default: torch's")
+    add("--threads", type=thread_counts, metavar="1,2", help="thread counts; default: torch's")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    add("--seconds", type=_seconds, default=3.0, metavar="S", help="per thread count; default 3")
+    add("--seconds", type=seconds, default=3.0, metavar="S", help="per thread count; default 3")
     limit = "seconds that torch.compile may take; default 60"
-    add("--compile-limit", type=_seconds, default=60.0, metavar="S", help=limit)
+    add("--compile-limit", type=seconds, default=60.0, metavar="S", help=limit)
     add("--no-compile", action="store_true", help="leave torch.compile out")
-    add("--json", type=_file, metavar="FILE", help="write the figures as JSON")
-    add("--plot", type=_file, metavar="FILE", help="draw the figures (needs matplotlib)")
+    add("--json", type=file, metavar="FILE", help="write the figures as JSON")
+    add("--plot", type=file, metavar="FILE", help="draw the figures (needs matplotlib)")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")

@@ -1,0 +1,37 @@
+"""What the options of the command lines take: types for argparse, with a message each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def thread_counts(text: str) -> list[int]:
+    """Such numbers, with commas between them."""
+    return [positive(part) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    """A time in seconds, less than a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return value
+
+
+def file(text: str) -> Path:
+    """A file to write, in a folder that exists."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
