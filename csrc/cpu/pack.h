@@ -6,6 +6,7 @@
 #pragma once
 
 #include "tile.h"
+#include "transpose.h"
 
 namespace fastrnn::FASTRNN_ISA {
 
