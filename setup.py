@@ -51,7 +51,7 @@ if X86:
     ISA_FLAGS["amx_fp16"] = [*ISA_FLAGS["amx"], "-DFASTRNN_AMX_FP16"]  # GCC 12 knows no -mamx-fp16
 KERNELS = [
     f"csrc/cpu/{name}.cpp"
-    for name in ("product", "forward", "backward", "gradients", "pack", "table")
+    for name in ("product", "forward", "backward", "outer_product", "row_product", "pack", "table")
 ]
 OPS = [
     *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "isa", "ops"),

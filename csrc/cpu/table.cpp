@@ -11,7 +11,7 @@ static_assert(__builtin_strcmp(FASTRNN_SET, FASTRNN_TEXT_OF(FASTRNN_ISA)) == 0,
 
 namespace fastrnn::FASTRNN_ISA {
 
-// forward.cpp, backward.cpp, gradients.cpp, pack.cpp:
+// forward.cpp, backward.cpp, row_product.cpp, outer_product.cpp, pack.cpp:
 template <typename E>
 void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t s_begin, int64_t s_end);
 template <typename E>
