@@ -78,4 +78,17 @@ struct Weights {
   Weights(const Stack& stack, at::TensorList all, int64_t cell);
 };
 
+// What both passes' launchers take of a layer.
+template <typename Args>
+Args layer_args(const Stack& stack, cuda::Element element, const Schedule& schedule) {
+  Args args{};
+  args.element = element;
+  args.cell = stack.cell;
+  args.directions = stack.directions;
+  args.schedule = schedule;
+  args.rows = stack.rows;
+  args.hidden = stack.hidden;
+  return args;
+}
+
 }  // namespace fastrnn::gpu

@@ -99,6 +99,37 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
   if (stack.projected && dw_hr.defined()) multiply(dw_hr, layer.dprojected[d].t(), unprojected);
 }
 
+// The tensors of a layer's gradients, and the launchers' arguments.
+Layer set_up(const Stack& stack, cuda::BackwardArgs args, at::TensorList weights,
+             int64_t first_cell, const at::Tensor& dy, const at::Tensor& all_dh,
+             const at::TensorOptions& given) {
+  Layer layer{};
+  layer.args = args;
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    layer.weights.emplace_back(stack, weights, first_cell + d);
+  }
+  layer.dy = dy;
+  layer.dh = all_dh.narrow(0, first_cell, stack.directions);
+  layer.dgates = at::empty({stack.directions, stack.rows, stack.gates()}, given);
+  if (stack.projected) {
+    layer.dprojected = at::empty({stack.directions, stack.rows, stack.width}, given);
+  }
+  if (dy.defined() && !stack.projected) layer.args.dy = dy.const_data_ptr();
+  layer.args.dh = layer.dh.mutable_data_ptr();
+  layer.args.dgates = layer.dgates.mutable_data_ptr();
+  return layer;
+}
+
+// The gradient of a layer's input. Not at::mm, which would round where backward() is called under
+// autocast.
+at::Tensor differentiate_input(const Stack& stack, const Layer& layer, int64_t input,
+                               const at::TensorOptions& given) {
+  at::Tensor dx = at::empty({stack.rows, input}, given);
+  multiply(dx, layer.dgates[0], layer.weights[0].w_ih);
+  if (stack.directions == 2) dx.addmm_(layer.dgates[1], layer.weights[1].w_ih);
+  return dx;
+}
+
 }  // namespace
 
 // Whether dh0 is wanted makes no difference: it costs one product more.
@@ -128,28 +159,11 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     const auto of_layer = [&](const at::Tensor& all) {
       return all.narrow(0, first_cell, stack.directions);
     };
-    Layer layer{};
-    for (int64_t d = 0; d < stack.directions; ++d) {
-      layer.weights.emplace_back(stack, weights, first_cell + d);
-    }
-    layer.dy = output_gradient;
-    layer.dh = of_layer(all_dh);
-    layer.dgates = at::empty({stack.directions, stack.rows, stack.gates()}, given);
-    if (stack.projected) {
-      layer.dprojected = at::empty({stack.directions, stack.rows, stack.width}, given);
-    }
+    Layer layer = set_up(stack, layer_args<cuda::BackwardArgs>(stack, element, schedule.get()),
+                         weights, first_cell, output_gradient, all_dh, given);
     cuda::BackwardArgs& args = layer.args;
-    args.element = element;
-    args.cell = stack.cell;
-    args.directions = stack.directions;
-    args.schedule = schedule.get();
-    args.rows = stack.rows;
-    args.hidden = stack.hidden;
-    if (layer.dy.defined() && !stack.projected) args.dy = layer.dy.const_data_ptr();
     const at::Tensor output = l + 1 == stack.layers ? as_rows(stack, y) : kept.outputs[l];
     args.h = output.const_data_ptr();
-    args.dh = layer.dh.mutable_data_ptr();
-    args.dgates = layer.dgates.mutable_data_ptr();
     if (lstm) {
       args.c0 = of_layer(initial_c).const_data_ptr();
       args.dc = of_layer(all_dc).mutable_data_ptr();
@@ -172,12 +186,8 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
                             gradients.dweights.data() + cell * stack.weights_per_cell(), stream);
     }
     if (l == 0 && !gradients.dx.defined()) break;
-    // Not at::mm, which would round where backward() is called under autocast.
-    at::Tensor input_gradient = at::empty({stack.rows, stack.layer_input(l)}, given);
-    multiply(input_gradient, layer.dgates[0], layer.weights[0].w_ih);
-    if (stack.directions == 2) input_gradient.addmm_(layer.dgates[1], layer.weights[1].w_ih);
-    if (dropped) input_gradient.mul_(kept.noise[l - 1]);
-    output_gradient = input_gradient;
+    output_gradient = differentiate_input(stack, layer, stack.layer_input(l), given);
+    if (dropped) output_gradient.mul_(kept.noise[l - 1]);
   }
   if (gradients.dx.defined()) copy_rows(stack, output_gradient, gradients.dx);
 }

@@ -70,6 +70,55 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
   }
 }
 
+// c as it runs, of the compute type: c_n itself if that is of it. Undefined for Elman.
+at::Tensor initial_c(const Stack& stack, const OptionalTensor& c0, const at::Tensor& c_n,
+                     const at::TensorOptions& computed) {
+  if (stack.cell != Cell::lstm) return {};
+  at::Tensor c = c_n.view({stack.cells(), stack.batch, stack.hidden});
+  if (c.scalar_type() != compute_type(c.scalar_type())) c = at::empty(c.sizes(), computed);
+  return c0.has_value() ? c.copy_(c0->reshape(c.sizes())) : c.zero_();
+}
+
+// w_ih . x of all steps, (D, rows, G).
+at::Tensor multiply_input(const Stack& stack, const Layer& layer, const at::Tensor& input,
+                          const at::TensorOptions& computed) {
+  const at::Tensor products = at::empty({stack.directions, stack.rows, stack.gates()}, computed);
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    multiply(products[d], input, layer.weights[d].w_ih.t());
+  }
+  return products;
+}
+
+// The biases, and what is kept for the backward pass (in training), by direction.
+void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_t first_cell,
+                    Layer& layer) {
+  cuda::ForwardArgs& args = layer.args;
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    if (stack.has_biases) {
+      args.b_ih[d] = layer.weights[d].b_ih.const_data_ptr();
+      args.b_hh[d] = layer.weights[d].b_hh.const_data_ptr();
+    }
+    if (kept && stack.cell == Cell::lstm) {
+      args.gates[d] = kept->parts[first_cell + d].gates.mutable_data_ptr();
+      args.cells[d] = kept->parts[first_cell + d].cells.mutable_data_ptr();
+    }
+    if (stack.projected) {
+      layer.unprojected[d] = kept ? kept->parts[first_cell + d].unprojected
+                                  : at::empty({stack.rows, stack.hidden}, layer.output.options());
+      args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
+    }
+  }
+}
+
+// Dropout of a layer's output; in place, unless both are kept.
+at::Tensor drop(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_t l,
+                const at::Tensor& output) {
+  at::Tensor noise = kept ? kept->noise[l] : at::empty_like(output);
+  at::Tensor dropped = kept ? kept->dropped[l] : output;
+  draw_dropout(noise, stack.dropout);
+  return at::mul_out(dropped, output, noise);
+}
+
 }  // namespace
 
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
@@ -79,30 +128,22 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   const cuda::Element element = element_of(x.scalar_type());
   const at::TensorOptions given = x.options();
   const at::TensorOptions computed = given.dtype(compute_type(x.scalar_type()));
-  const bool lstm = stack.cell == Cell::lstm, training = reserve.defined();
   const std::optional<cuda::Teams> teams = choose_forward_teams(stack, element);
   const DeviceSchedule schedule(stack, given, stream);
 
   const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
   const at::Tensor final_h = h_n.view({stack.cells(), stack.batch, stack.width});
-  at::Tensor c;  // runs in the compute type
-  if (lstm) {
-    c = c_n.view({stack.cells(), stack.batch, stack.hidden});
-    if (x.scalar_type() != compute_type(x.scalar_type())) c = at::empty(c.sizes(), computed);
-    if (c0.has_value()) {
-      c.copy_(c0->reshape(c.sizes()));
-    } else {
-      c.zero_();
-    }
-  }
-  std::optional<ReserveParts<at::Tensor>> kept;
-  if (training) kept.emplace(reserve_views(stack, reserve));
+  const at::Tensor c = initial_c(stack, c0, c_n, computed);
+  std::optional<ReserveParts<at::Tensor>> reserved;
+  if (reserve.defined()) reserved.emplace(reserve_views(stack, reserve));
+  const ReserveParts<at::Tensor>* const kept = reserved ? &*reserved : nullptr;
 
   at::Tensor input = as_rows(stack, x);
   for (int64_t l = 0; l < stack.layers; ++l) {
     const bool last = l + 1 == stack.layers;
     const int64_t first_cell = l * stack.directions;
     Layer layer{};
+    layer.args = layer_args<cuda::ForwardArgs>(stack, element, schedule.get());
     for (int64_t d = 0; d < stack.directions; ++d) {
       layer.weights.emplace_back(stack, weights, first_cell + d);
     }
@@ -110,58 +151,27 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
     layer.h_n = final_h.narrow(0, first_cell, stack.directions);
     if (last && !stack.batch_first) {
       layer.output = y.view({stack.rows, stack.layer_width()});
-    } else if (training && !last) {
+    } else if (kept && !last) {
       layer.output = kept->outputs[l];
     } else {
       layer.output = at::empty({stack.rows, stack.layer_width()}, given);
     }
-    const at::Tensor input_products =
-        at::empty({stack.directions, stack.rows, stack.gates()}, computed);
-    for (int64_t d = 0; d < stack.directions; ++d) {
-      multiply(input_products[d], input, layer.weights[d].w_ih.t());
-    }
+    const at::Tensor input_products = multiply_input(stack, layer, input, computed);
 
     cuda::ForwardArgs& args = layer.args;
-    args.element = element;
-    args.cell = stack.cell;
-    args.directions = stack.directions;
-    args.schedule = schedule.get();
-    args.rows = stack.rows;
-    args.hidden = stack.hidden;
     args.input_products = input_products.const_data_ptr();
-    if (lstm) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
+    if (c.defined()) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
     args.h_n = layer.h_n.mutable_data_ptr();
     args.h = layer.output.mutable_data_ptr();
-    for (int64_t d = 0; d < stack.directions; ++d) {
-      if (stack.has_biases) {
-        args.b_ih[d] = layer.weights[d].b_ih.const_data_ptr();
-        args.b_hh[d] = layer.weights[d].b_hh.const_data_ptr();
-      }
-      if (training && lstm) {
-        args.gates[d] = kept->parts[first_cell + d].gates.mutable_data_ptr();
-        args.cells[d] = kept->parts[first_cell + d].cells.mutable_data_ptr();
-      }
-      if (stack.projected) {
-        layer.unprojected[d] = training ? kept->parts[first_cell + d].unprojected
-                                        : at::empty({stack.rows, stack.hidden}, given);
-        args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
-      }
-    }
+    set_directions(stack, kept, first_cell, layer);
     if (!teams || !run_persistent(stack, layer, *teams, stream)) {
       run_stepwise(stack, layer, computed, stream);
     }
 
-    input = layer.output;
-    if (stack.drops_after(l)) {
-      at::Tensor noise = training ? kept->noise[l] : at::empty_like(input);
-      at::Tensor dropped = training ? kept->dropped[l] : input;
-      draw_dropout(noise, stack.dropout);
-      at::mul_out(dropped, input, noise);
-      input = dropped;
-    }
+    input = stack.drops_after(l) ? drop(stack, kept, l, layer.output) : layer.output;
     if (last && stack.batch_first) copy_rows(stack, layer.output, y);
   }
-  if (lstm && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);
+  if (c.defined() && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);
 }
 
 }  // namespace fastrnn::gpu
