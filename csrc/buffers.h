@@ -100,7 +100,7 @@ class Arena {
     return static_cast<size_t>(total) * sizeof(T);
   }
 
-  static constexpr int64_t kLine = 16;
+  static constexpr int64_t kLine = 16;  // elements: a cache line of floats, two of doubles
   static constexpr uint64_t kGuard = 0x7ff4f00dfeedbeef;
   CallMemory memory_;
   c10::SmallVector<uint64_t*, 16> guards_;
@@ -147,13 +147,14 @@ struct ReserveParts {
   struct CellParts {
     Part gates, cells, unprojected;
   };
-  std::vector<CellParts> parts;      // (L * D)
-  std::vector<Part> outputs;         // (L), (rows, D * P) each; the last layer's is y, not here
-  std::vector<Part> noise, dropped;  // (L - 1), likewise, if dropout
+  std::vector<CellParts> parts;  // (L * D)
+  // (L), (rows, D * P) each; none of the last layer, whose output is y, and without dropout no
+  // noise and nothing dropped.
+  std::vector<Part> outputs, noise, dropped;
 
-  // take(offset, width): the part (rows, width) that lies `offset` elements from the start.
-  template <typename Take>
-  ReserveParts(const Stack& stack, Take&& take_at) {
+  // take_at(offset, width): the part (rows, width) that lies `offset` elements from the start.
+  template <typename TakeAt>
+  ReserveParts(const Stack& stack, TakeAt&& take_at) {
     int64_t offset = 0;
     const auto take = [&](bool wanted, int64_t width) {
       if (!wanted) return Part{};

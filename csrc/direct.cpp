@@ -26,7 +26,8 @@ bool is_plain_context() {
   return (included - usual).empty() && !at::impl::torch_function_mode_enabled() && !in_forward_ad();
 }
 
-// Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls.
+// Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls, but that a
+// GPU too old is left to the op, which refuses it.
 bool covers(const Tensor& x) {
   static const bool has_cuda = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("fastrnn::recurrent", "")

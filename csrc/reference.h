@@ -12,7 +12,7 @@
 namespace fastrnn {
 
 // Outputs y, h_n, c_n, as the op recurrent; noise: what each layer's output but the last is
-// multiplied with, (rows, D * P) each, empty without dropout.
+// multiplied with, (rows, D * P) each; not read without dropout.
 std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
