@@ -71,22 +71,17 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, kUnits, R>::kBlocks)
 }
 
 // Shared memory of one block.
-int64_t block_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile) {
-  int64_t bytes = 0;
-  with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
-    using Product = cuda::Product<decltype(e), t.units, t.rows>;
-    bytes = Product::shared_bytes(gate_count(c.value) * hidden);
-    return 0;
-  });
-  return bytes;
+template <typename E, Cell cell, typename Tile>
+int64_t block_shared_bytes(int64_t hidden) {
+  return Product<E, Tile::units, Tile::rows>::shared_bytes(gate_count(cell) * hidden);
 }
 
 }  // namespace
 
 int backward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
                    int* teams) {
-  const int64_t bytes = block_shared_bytes(element, cell, hidden, tile);
   return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
+    const int64_t bytes = block_shared_bytes<decltype(e), c.value, decltype(t)>(hidden);
     return count_teams(persistent_backward_kernel<decltype(e), c.value, t.units, t.rows>,
                        divide_up(hidden, t.units), bytes, clusters, teams);
   });
@@ -95,8 +90,8 @@ int backward_teams(Element element, Cell cell, int64_t hidden, PersistentTile ti
 int launch_persistent_backward(const BackwardArgs& args, const Teams& teams,
                                const void* const w_hh[kDirections], Stream stream) {
   const PersistentBackwardArgs all{args, {w_hh[0], w_hh[1]}, teams.clusters};
-  const int64_t bytes = block_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
   return with_tile(args.element, args.cell, teams.tile, [&](auto e, auto c, auto t) {
+    const int64_t bytes = block_shared_bytes<decltype(e), c.value, decltype(t)>(args.hidden);
     return launch_persistent(persistent_backward_kernel<decltype(e), c.value, t.units, t.rows>,
                              args.hidden, args.directions, teams, bytes, stream, all);
   });

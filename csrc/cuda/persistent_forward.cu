@@ -75,22 +75,17 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, gate_count(cell) * k
 }
 
 // Shared memory of one block.
-int64_t block_shared_bytes(Element element, Cell cell, int64_t hidden, PersistentTile tile) {
-  int64_t bytes = 0;
-  with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
-    using Product = cuda::Product<decltype(e), gate_count(c.value) * t.units, t.rows>;
-    bytes = Product::shared_bytes(hidden);
-    return 0;
-  });
-  return bytes;
+template <typename E, Cell cell, typename Tile>
+int64_t block_shared_bytes(int64_t hidden) {
+  return Product<E, gate_count(cell) * Tile::units, Tile::rows>::shared_bytes(hidden);
 }
 
 }  // namespace
 
 int forward_teams(Element element, Cell cell, int64_t hidden, PersistentTile tile, bool clusters,
                   int* teams) {
-  const int64_t bytes = block_shared_bytes(element, cell, hidden, tile);
   return with_tile(element, cell, tile, [&](auto e, auto c, auto t) {
+    const int64_t bytes = block_shared_bytes<decltype(e), c.value, decltype(t)>(hidden);
     return count_teams(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
                        divide_up(hidden, t.units), bytes, clusters, teams);
   });
@@ -100,8 +95,8 @@ int launch_persistent_forward(const ForwardArgs& args, const Teams& teams,
                               const void* const w_hh[kDirections], const void* h0, void* exchange,
                               Stream stream) {
   const PersistentForwardArgs all{args, {w_hh[0], w_hh[1]}, h0, exchange, teams.clusters};
-  const int64_t bytes = block_shared_bytes(args.element, args.cell, args.hidden, teams.tile);
   return with_tile(args.element, args.cell, teams.tile, [&](auto e, auto c, auto t) {
+    const int64_t bytes = block_shared_bytes<decltype(e), c.value, decltype(t)>(args.hidden);
     return launch_persistent(persistent_forward_kernel<decltype(e), c.value, t.units, t.rows>,
                              args.hidden, args.directions, teams, bytes, stream, all);
   });
