@@ -91,9 +91,15 @@ class ForwardMemory {
   int64_t scratch_for(int64_t share_rows, int64_t share_panels) const {
     int64_t most = 0;
     for (const int64_t input : stack_.layer_inputs()) {
-      most = std::max(most, kernels_.forward_scratch({stack_.steps, input, stack_.hidden,
-                                                      stack_.width, plan_.packs_ih, plan_.packs_hh,
-                                                      stack_.projected, share_rows, share_panels}));
+      most = std::max(most, kernels_.forward_scratch({.steps = stack_.steps,
+                                                      .input = input,
+                                                      .hidden = stack_.hidden,
+                                                      .width = stack_.width,
+                                                      .packed_ih = plan_.packs_ih,
+                                                      .packed_hh = plan_.packs_hh,
+                                                      .projected = stack_.projected,
+                                                      .share_rows = share_rows,
+                                                      .share_panels = share_panels}));
     }
     return Arena<C>::padded(most);
   }

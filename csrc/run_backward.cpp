@@ -143,16 +143,16 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.dgates = memory_.dgates;
   args.dprojected = memory_.dprojected;
   args.slots = plan_.slots;
-  return {args,
-          input,
-          /*dx=*/{},
-          /*accumulate_dx=*/d > 0,
-          initial_h_.of_cell(cell),
-          initial_h_.row_stride,
-          reserve_.parts[cell].unprojected,
-          stack_.layer_input(layer),
-          CellWeights<E>(stack_, weights_, cell),
-          gradients_.dweights.data() + cell * stack_.weights_per_cell()};
+  return {.args = args,
+          .x = input,
+          .dx = {},
+          .accumulate_dx = d > 0,
+          .h0 = initial_h_.of_cell(cell),
+          .h0_stride = initial_h_.row_stride,
+          .unprojected = reserve_.parts[cell].unprojected,
+          .input = stack_.layer_input(layer),
+          .weights = CellWeights<E>(stack_, weights_, cell),
+          .dweights = gradients_.dweights.data() + cell * stack_.weights_per_cell()};
 }
 
 // w (k, columns) as pack_columns leaves it.

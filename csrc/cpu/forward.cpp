@@ -25,9 +25,15 @@ struct Forward {
   const int unit_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
 
   // Parts of the scratch.
-  const ForwardScratch<E> scratch{{args.schedule.steps, args.input, hidden, args.width,
-                                   args.packed_ih != nullptr, args.packed_hh != nullptr,
-                                   args.w_hr != nullptr, share_rows, shared_panels}};
+  const ForwardScratch<E> scratch{{.steps = args.schedule.steps,
+                                   .input = args.input,
+                                   .hidden = hidden,
+                                   .width = args.width,
+                                   .packed_ih = args.packed_ih != nullptr,
+                                   .packed_hh = args.packed_hh != nullptr,
+                                   .projected = args.w_hr != nullptr,
+                                   .share_rows = share_rows,
+                                   .share_panels = shared_panels}};
   const bool hoist = scratch.hoist;
   C* const products = share.scratch;  // (steps, shared_panels, rows of the step, 4, L), if hoist
   C* const staged_x = share.scratch + scratch.staged_x;

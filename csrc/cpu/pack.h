@@ -124,6 +124,11 @@ template <typename E>
 void pack_columns(const E* w, int64_t k, int64_t columns, Compute<E>* out, int64_t begin,
                   int64_t end);
 
+// Panels [begin, end) of a cell's two biases, added; zeros if they are null.
+template <typename E>
+void pack_bias(Cell cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<E>* out,
+               int64_t begin, int64_t end);
+
 // Adds to sums (rows, vectors) the product of rows a with the panel's rows of w, (rows, k), where
 // they lie: as packing followed by multiply_tile, to the bit, for weights that are used few times.
 // next: null, or the first of the weights that are read after those, which are then fetched by a

@@ -11,7 +11,7 @@ static_assert(__builtin_strcmp(FASTRNN_SET, FASTRNN_TEXT_OF(FASTRNN_ISA)) == 0,
 
 namespace fastrnn::FASTRNN_ISA {
 
-// forward.cpp, backward.cpp, row_product.cpp, outer_product.cpp, pack.cpp:
+// forward.cpp, backward.cpp, row_product.cpp and outer_product.cpp:
 template <typename E>
 void forward(const ForwardArgs<E>&, const Share<Compute<E>>&, int64_t s_begin, int64_t s_end);
 template <typename E>
@@ -26,28 +26,25 @@ template <typename E>
 void outer_product(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
 template <typename E>
 int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows);
-template <typename E>
-void pack_bias(Cell, const E* b_ih, const E* b_hh, int64_t hidden, Compute<E>* out, int64_t begin,
-               int64_t end);
 
 template <typename E>
 const Kernels<E>& kernel_table() {
-  static constexpr Kernels<E> table = {/*lanes=*/kLanes<Compute<E>>,
-                                       /*tile_rows=*/kTileRows,
-                                       /*depth=*/kDepth<E>,
-                                       /*parts=*/kParts<E>,
-                                       /*operand_unit=*/kOperandUnit,
-                                       /*reads_in_place=*/kIsOperand<E>,
-                                       forward<E>,
-                                       forward_scratch<E>,
-                                       backward<E>,
-                                       row_product<E>,
-                                       row_product_scratch<E>,
-                                       outer_product<E>,
-                                       outer_product_scratch<E>,
-                                       pack_gates<E>,
-                                       pack_bias<E>,
-                                       pack_columns<E>};
+  static constexpr Kernels<E> table = {.lanes = kLanes<Compute<E>>,
+                                       .tile_rows = kTileRows,
+                                       .depth = kDepth<E>,
+                                       .parts = kParts<E>,
+                                       .operand_unit = kOperandUnit,
+                                       .reads_in_place = kIsOperand<E>,
+                                       .forward = forward<E>,
+                                       .forward_scratch = forward_scratch<E>,
+                                       .backward = backward<E>,
+                                       .row_product = row_product<E>,
+                                       .row_product_scratch = row_product_scratch<E>,
+                                       .outer_product = outer_product<E>,
+                                       .outer_product_scratch = outer_product_scratch<E>,
+                                       .pack_gates = pack_gates<E>,
+                                       .pack_bias = pack_bias<E>,
+                                       .pack_columns = pack_columns<E>};
   return table;
 }
 
