@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fastrnn import _transforms
 
@@ -57,7 +57,7 @@ def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | No
     return h0, c0
 
 
-def call_traced(tracer: Any, module: torch.nn.Module, x: Any, hx: Any) -> Any:
+def call_traced(tracer: Any, module: nn.Module, x: Any, hx: Any) -> Any:
     """Records the call of `module` as one node, as torch.fx does with torch.nn's own modules.
 
     Raises:
@@ -75,6 +75,14 @@ def call_traced(tracer: Any, module: torch.nn.Module, x: Any, hx: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
+def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: Any) -> Any:
+    """torch.nn's own computation, and its words for arguments that it rejects."""
+    proxy = find_proxy(x, hx)
+    if proxy is not None:
+        return call_traced(proxy.tracer, module, x, hx)
+    return torch_class.forward(module, x, hx)
+
+
 def is_refusal(error: Exception) -> bool:
     """Returns whether `error` says that the ops do not take the arguments.
 
@@ -90,7 +98,7 @@ def is_refusal(error: Exception) -> bool:
 REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
 
 
-def weights_of(module: torch.nn.Module, names: list[str]) -> list[Any]:
+def weights_of(module: nn.Module, names: list[str]) -> list[Any]:
     """Returns the parameters of those names, or what a parametrization puts in their place.
 
     Raises:

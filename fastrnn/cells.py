@@ -9,15 +9,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import (
-    REFUSALS,
-    call_traced,
-    can_fuse,
-    find_proxy,
-    is_refusal,
-    unpack,
-    weights_of,
-)
+from fastrnn._fused import REFUSALS, can_fuse, is_refusal, torch_forward, unpack, weights_of
 
 __all__ = ["LSTMCell", "RNNCell"]
 
@@ -90,10 +82,7 @@ class RNNCell(nn.RNNCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        proxy = find_proxy(input, hx)
-        if proxy is not None:
-            return call_traced(proxy.tracer, self, input, hx)
-        return super().forward(input, hx)
+        return torch_forward(nn.RNNCell, self, input, hx)
 
 
 class LSTMCell(nn.LSTMCell):
@@ -142,7 +131,4 @@ class LSTMCell(nn.LSTMCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        proxy = find_proxy(input, hx)
-        if proxy is not None:
-            return call_traced(proxy.tracer, self, input, hx)
-        return super().forward(input, hx)
+        return torch_forward(nn.LSTMCell, self, input, hx)

@@ -10,15 +10,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import (
-    REFUSALS,
-    call_traced,
-    can_fuse,
-    find_proxy,
-    is_refusal,
-    unpack,
-    weights_of,
-)
+from fastrnn._fused import REFUSALS, can_fuse, is_refusal, torch_forward, unpack, weights_of
 
 __all__ = ["LSTM", "RNN"]
 
@@ -157,13 +149,6 @@ class _Recurrent(nn.RNNBase):
             return False
         return torch._C._get_mkldnn_enabled() and bool((sizes == sizes[0]).all())
 
-    def _torch_forward(self, x: Any, hx: Any) -> Any:
-        """torch.nn's own computation, and its words for arguments that it rejects."""
-        proxy = find_proxy(x, hx)
-        if proxy is not None:
-            return call_traced(proxy.tracer, self, x, hx)
-        return self._torch_class.forward(self, x, hx)
-
 
 def _torch_reads_past(hx: Any) -> bool:
     """Whether torch.nn.LSTM, which checks no state of packed input, would read past these."""
@@ -289,7 +274,7 @@ class RNN(_Recurrent):
         except REFUSALS as error:
             if not self._torch_takes_over(error, input, hx):
                 raise
-        return self._torch_forward(input, hx)
+        return torch_forward(self._torch_class, self, input, hx)
 
 
 class LSTM(_Recurrent):
@@ -407,4 +392,4 @@ class LSTM(_Recurrent):
         except REFUSALS as error:
             if not self._torch_takes_over(error, input, hx):
                 raise
-        return self._torch_forward(input, hx)
+        return torch_forward(self._torch_class, self, input, hx)
