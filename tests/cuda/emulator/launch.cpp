@@ -32,8 +32,8 @@ bool set(Settings& s, const std::string& name, const std::string& value) {
     return false;
   }
   const std::map<std::string, long long*> numbers = {
-      {"sms", &s.sms},   {"shared", &s.shared},     {"capability", &s.capability},
-      {"seed", &s.seed}, {"resident", &s.resident}, {"cooperative", &s.cooperative},
+      {"sms", &s.sms},          {"shared", &s.shared},     {"capability", &s.capability},
+      {"seed", &s.seed},        {"resident", &s.resident}, {"cooperative", &s.cooperative},
       {"compiled", &s.compiled}};
   const auto found = numbers.find(name);
   char* end = nullptr;
