@@ -1,6 +1,7 @@
 // Views of tensors as the kernels see them, and the memory of a run.
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
@@ -20,9 +21,19 @@ inline at::Tensor empty_buffer(int64_t elements, const at::TensorOptions& option
   return buffer;
 }
 
-// A tensor's elements as the kernels name their type.
+// Whether a tensor's storage reaches to its last element: it may have been freed or shrunk since.
+inline bool has_memory(const at::Tensor& tensor) {
+  return tensor.numel() == 0 ||
+         tensor.storage().nbytes() >=
+             at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
+                                              tensor.storage_offset());
+}
+
+// A tensor's elements as the kernels name their type. The error is no refusal ("fastrnn: ..."),
+// after which torch.nn would be asked, whose LSTM reads them.
 template <typename E>
 const E* elements(const at::Tensor& tensor) {
+  TORCH_CHECK(has_memory(tensor), "the memory of a tensor that fastrnn is to read was freed");
   return static_cast<const E*>(tensor.const_data_ptr());
 }
 template <typename E>

@@ -41,7 +41,9 @@ ContentionWatch::~ContentionWatch() {
   const Clock::time_point now = Clock::now();
   const Clock::duration passed = now - called_;
   if (passed < kLeastLoss) return;  // saves the system call
-  const Clock::duration lost = passed - (used_by_thread() - used_before_);
+  const Clock::duration used = used_by_thread() - used_before_;
+  if (used == Clock::duration::zero()) return;  // a clock of ticks longer than this
+  const Clock::duration lost = passed - used;
   if (lost < kLeastLoss || lost < passed / kLeastShare) return;
   const Clock::duration counted = std::min(lost, kMostLoss);
   const Clock::rep until = (now + kRest * counted).time_since_epoch().count();

@@ -2,7 +2,6 @@
 // signatures of run_forward and run_backward (stack.h).
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -60,12 +59,6 @@ inline void check_reserve(const at::Tensor& reserve, const at::Tensor& x, const 
   TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
 }
 
-// Bytes of its storage that a tensor reaches to.
-inline size_t bytes_behind(const at::Tensor& tensor) {
-  return at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
-                                          tensor.storage_offset());
-}
-
 // A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
 // given and none wanted.
 inline at::Tensor working_copy(const OptionalTensor& gradient, bool wanted, at::IntArrayRef sizes,
@@ -94,8 +87,7 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   check_gradient("dh_n", dh_n, x, h_sizes);
   check_gradient("dc_n", dc_n, x, c_sizes);
   check_gradient("y", y, x, stack.output_sizes());
-  TORCH_CHECK(y.numel() == 0 || y.storage().nbytes() >= bytes_behind(y),
-              "fastrnn: the memory of y was freed before the backward pass");
+  TORCH_CHECK(has_memory(y), "fastrnn: the memory of y was freed before the backward pass");
   check_reserve(reserve, x, stack);
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _transforms
 
@@ -83,14 +84,24 @@ def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: A
     return torch_class.forward(module, x, hx)
 
 
+def _raised_within(error: Exception) -> bool:
+    """Returns whether an error was raised in torch's or fastrnn's code, or in C++ called there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0] if trace else ""
+    return package in ("fastrnn", "torch")
+
+
 def is_refusal(error: Exception) -> bool:
     """Returns whether `error` says that the ops do not take the arguments.
 
     Such arguments are given to torch.nn, which either takes them after all or raises in its own
-    words; good arguments pay nothing for that. A failure of the op itself is no refusal.
+    words; good arguments pay nothing for that. A failure of the op itself is no refusal, nor is
+    what the user's own code raised meanwhile: a hook, a mode or a parametrization.
     """
     if not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError):
-        return True
+        return is_dynamo_compiling() or _raised_within(error)
     return str(error).startswith("fastrnn:")
 
 

@@ -4,6 +4,7 @@ Each action below is taken with both libraries. What one of them raises, the oth
 odd input that torch.nn accepts must be accepted, with the same result.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -396,3 +397,26 @@ def test_a_failure_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(fastrnn._direct, kind, fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         getattr(fastrnn, name)(5, 8)(X[:, 0])
+
+
+@pytest.mark.parametrize("size", [0, 8])
+@pytest.mark.parametrize("freed", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("module", [fastrnn.RNN(5, 8), fastrnn.LSTM(5, 8).double()], ids=str)
+def test_memory_that_was_freed(module: nn.RNNBase, freed: str, size: int) -> None:
+    """As FSDP frees it, by hand; torch.nn.LSTM reads it."""
+    module = copy.deepcopy(module)
+    tensors = dict(module.named_parameters())
+    dtype = module.weight_hh_l0.dtype
+    tensors |= {"x": torch.zeros(4, 3, 5, dtype=dtype), "h0": torch.zeros(1, 3, 8, dtype=dtype)}
+    h0 = tensors["h0"]
+    tensors[freed].untyped_storage().resize_(size)
+    with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
+        module(tensors["x"], (h0, torch.zeros_like(h0)) if module.mode == "LSTM" else h0)
+
+
+def test_memory_that_was_freed_before_the_backward_pass() -> None:
+    module = fastrnn.LSTM(5, 8)
+    y = module(torch.zeros(4, 3, 5, requires_grad=True))[0]
+    module.weight_hh_l0.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="was freed"):
+        y.sum().backward()

@@ -1,7 +1,9 @@
 """What is not fused is torch.nn's own computation, with its very result."""
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 import fastrnn
 from helpers import Case, build, cases, make_inputs
@@ -15,3 +17,25 @@ def test_meta_device(case: Case) -> None:
     assert y.device.type == "meta" and y.shape == y_nn.shape
     states, states_nn = (h if case.kind == "LSTM" else (h,) for h in (hidden, hidden_nn))
     assert [state.shape for state in states] == [state.shape for state in states_nn]
+
+
+class Disk(Exception):
+    """Stands for what torch.nn knows nothing of."""
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, IndexError, NotImplementedError, Disk])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "LSTMCell"])
+def test_errors_of_hooks_are_no_refusals(name: str, kind: type[Exception]) -> None:
+    """What the user's code raises during a call is raised by the call, which is not made again."""
+    module, calls = getattr(fastrnn, name)(5, 8), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        calls.append(tensor)
+        if len(calls) == 3:
+            raise kind("disk full")
+        return tensor
+
+    x = torch.randn(3, 5) if name == "LSTMCell" else torch.randn(4, 3, 5)
+    with saved_tensors_hooks(pack, lambda t: t), pytest.raises(kind, match="disk full"):
+        module(x)
+    assert len(calls) == 3
