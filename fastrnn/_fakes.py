@@ -58,6 +58,13 @@ class _Stack:
         self.projected = self.lstm and len(weights) == unprojected_count + self.cells
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:
+            if batch_sizes.dtype != torch.int64:
+                # What torch's fake of pack_padded_sequence says, with too few rows of data beside.
+                # Not a refusal: torch.nn would raise without a reason.
+                raise RuntimeError(
+                    "torch does not trace pack_padded_sequence rightly: give what is exported the "
+                    "data and the batch sizes, and make the PackedSequence of them inside"
+                )
             # Only data tells N: batch_sizes[0].
             self.batch = (torch.library.get_ctx().new_dynamic_size(),)
         elif x.dim() == 3:

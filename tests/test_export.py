@@ -121,3 +121,21 @@ def test_packed_sequence_of_one_shape() -> None:
     program = export(module, (packed,))
     assert stacks(program) == 1
     assert torch.equal(program.module()(packed)[0].data, module(packed)[0].data)
+
+
+class Packing(nn.Module):
+    """Packs inside, which torch's fakes give wrong sizes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.module = getattr(fastrnn, name)(5, 8)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.module(pack_padded_sequence(x, lengths))[0].data
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM"])
+def test_packing_inside_says_how_to_write_it(name: str) -> None:
+    arguments = (torch.randn(4, 3, 5), torch.tensor([4, 3, 2]))
+    with pytest.raises(RuntimeError, match="make the PackedSequence of them inside"):
+        torch.export.export(Packing(name), arguments, strict=False)
