@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record
-from report import geomean, load, ratio_summary
+from report import geomean, groups, load, ratio_summary
 
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 _MARKERS = "osD^vP"
@@ -27,6 +27,17 @@ _MARKERS = "osD^vP"
 
 def _kind(record: Record) -> str:
     return record.cell.split("-")[0]
+
+
+def _mark_ratios(axes: Axes, baseline: str) -> None:
+    """The axis of ratios to `baseline`, on a log scale that 1 is on."""
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(min(axes.get_xlim()[0], 0.5), max(axes.get_xlim()[1], 2.0))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel(f"{baseline} time / {SUBJECT} time")
 
 
 def _draw_panel(axes: Axes, runs: dict[str, list[Record]], baseline: str, cells: list[str]) -> None:
@@ -56,17 +67,11 @@ def _draw_panel(axes: Axes, runs: dict[str, list[Record]], baseline: str, cells:
             linewidth=1,
             label=f"{label}, {name}" if len(runs) > 1 else name,
         )
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(min(axes.get_xlim()[0], 0.5), max(axes.get_xlim()[1], 2.0))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="x", alpha=0.3)
+    _mark_ratios(axes, baseline)
     axes.set_yticks(range(len(cells)), [cell.split("-", 1)[1] for cell in cells], fontsize=8)
     for boundary in range(1, len(cells)):
         axes.axhline(boundary - 0.5, color="0.92", linewidth=0.6)
     axes.set_ylim(len(cells) - 0.4, -0.6)
-    axes.set_xlabel(f"{baseline} time / {SUBJECT} time")
 
 
 def draw(path: Path, runs: dict[str, list[Record]], baseline: str, title: str) -> None:
@@ -100,6 +105,47 @@ def draw(path: Path, runs: dict[str, list[Record]], baseline: str, title: str) -
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_overview(path: Path, records: list[Record], baseline: str, title: str) -> None:
+    """Writes a PNG: a row a kind and mode, a tick for each cell, a point for their geometric mean.
+
+    Args:
+        path: Where to write.
+        records: What to show.
+        baseline: Whose ratio to show.
+        title: A line for the top.
+    """
+    found = list(groups([record for record in records if baseline in record.ratios]))
+    if not found:
+        return
+    rows = list(dict.fromkeys((kind, mode) for kind, mode, _, _ in found))
+    counts = sorted({threads for _, _, threads, _ in found})
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
+    for kind, mode, threads, group in found:
+        index = counts.index(threads)
+        position = rows.index((kind, mode)) + 0.8 * (index + 0.5) / len(counts) - 0.4
+        ratios = [record.ratios[baseline].median for _, record in group]
+        mean, color = geomean(ratios), _COLORS[index]
+        # In the legend once.
+        label = f"{threads} thread{'s' if threads > 1 else ''}" if position < 0.5 else None
+        axes.plot(ratios, [position] * len(ratios), "|", color=color, markersize=9, alpha=0.6)
+        axes.plot(mean, position, "o", color=color, markeredgecolor="black", label=label)
+        axes.annotate(
+            f"{mean:.1f}",
+            (mean, position),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    _mark_ratios(axes, baseline)
+    axes.set_yticks(range(len(rows)), [f"{kind.upper()} {mode}" for kind, mode in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.legend(loc="upper right", fontsize=8)
+    axes.set_title(title)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -25,7 +25,7 @@ from fastrnn.bench.work import SUBJECT
 from implementations import IMPLEMENTATIONS
 from measure import Record, measure
 from peak import Peak, measured_peak
-from plot import draw
+from plot import draw, draw_overview
 from report import header, row, save, summary, write_run
 from selection import add_options, choose_cells, choose_modes
 
@@ -159,6 +159,7 @@ def main() -> int:
     for name in IMPLEMENTATIONS:
         if name != SUBJECT:
             draw(arguments.out / f"ratio-{name}.png", {SUBJECT: records}, name, title)
+            draw_overview(arguments.out / f"overview-{name}.png", records, name, title)
     print(f"\nwritten: {arguments.out}")
     return int(any(record.problem for record in records))
 

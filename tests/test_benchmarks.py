@@ -37,4 +37,5 @@ def test_run(tmp_path: Path, peak: float | None) -> None:
         assert record["share"] == pytest.approx(gflops / record["peak"])
         if peak is not None:
             assert record["peak"] == (peak / 2 if record["cell"].endswith("f64") else peak)
-    assert (tmp_path / "ratio-torch.png").stat().st_size > 0
+    for picture in ("ratio-torch.png", "overview-torch.png"):
+        assert (tmp_path / picture).stat().st_size > 0
