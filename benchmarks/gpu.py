@@ -27,7 +27,7 @@ import fastrnn
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 # (T, N, I, H): one stream, small batches of the published comparisons, and large ones.
-SHAPES = [
+SIZES = [
     (100, 1, 64, 64),
     (100, 1, 256, 256),
     (1024, 16, 768, 768),
@@ -39,10 +39,10 @@ SHAPES = [
 ROUNDS = 5
 
 
-def build(package: ModuleType, kind: str, dtype: torch.dtype, shape: tuple[int, ...]) -> nn.RNNBase:
+def build(package: ModuleType, kind: str, dtype: torch.dtype, sizes: tuple[int, ...]) -> nn.RNNBase:
     """Returns a module on the GPU, of `package`, with the weights of seed 0."""
     torch.manual_seed(0)
-    return getattr(package, kind)(shape[2], shape[3], dtype=dtype, device="cuda")
+    return getattr(package, kind)(sizes[2], sizes[3], dtype=dtype, device="cuda")
 
 
 def work(module: nn.RNNBase, x: torch.Tensor, mode: str, path: str) -> Callable[[], torch.Tensor]:
@@ -63,10 +63,10 @@ def work(module: nn.RNNBase, x: torch.Tensor, mode: str, path: str) -> Callable[
     return infer if mode == "inference" else train
 
 
-def time_cell(kind: str, dtype: str, shape: tuple[int, ...], mode: str) -> dict[str, Any]:
-    """Returns the median times of one cell, in microseconds, and the largest difference."""
-    x = torch.randn(*shape[:3], dtype=DTYPES[dtype], device="cuda")
-    ours, theirs = (build(package, kind, DTYPES[dtype], shape) for package in (fastrnn, nn))
+def time_row(kind: str, dtype: str, sizes: tuple[int, ...], mode: str) -> dict[str, Any]:
+    """Returns median times of a shape in a mode, in microseconds, and the largest difference."""
+    x = torch.randn(*sizes[:3], dtype=DTYPES[dtype], device="cuda")
+    ours, theirs = (build(package, kind, DTYPES[dtype], sizes) for package in (fastrnn, nn))
     runs = {
         "torch.nn": work(theirs, x, mode, "auto"),
         "auto": work(ours, x, mode, "auto"),
@@ -81,7 +81,7 @@ def time_cell(kind: str, dtype: str, shape: tuple[int, ...], mode: str) -> dict[
         times[name].append(timer.blocked_autorange(min_run_time=0.1).median * 1e6)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
-        "cell": f"{kind}-{dtype}-T{shape[0]}-N{shape[1]}-H{shape[3]}-{mode}",
+        "row": f"{kind}-{dtype}-T{sizes[0]}-N{sizes[1]}-H{sizes[3]}-{mode}",
         "us": medians,
         "ratio": medians["torch.nn"] / medians["auto"],
         "difference": difference,
@@ -91,7 +91,7 @@ def time_cell(kind: str, dtype: str, shape: tuple[int, ...], mode: str) -> dict[
 def main() -> int:
     """Runs the grid; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="JSON of all cells and the machine")
+    parser.add_argument("--output", type=Path, help="JSON of all rows and the machine")
     output = parser.parse_args().output
     if not torch.cuda.is_available() or fastrnn.build_info()["cuda"] is None:
         print("skipped: no GPU, or a build of fastrnn without CUDA")
@@ -99,15 +99,15 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(f"{machine['gpu']}, torch {machine['torch']}; us, and torch.nn / fastrnn")
-    cells = []
-    grid = itertools.product(("LSTM", "RNN"), DTYPES, SHAPES, ("inference", "training"))
-    for kind, dtype, shape, mode in grid:
-        cell = time_cell(kind, dtype, shape, mode)
-        cells.append(cell)
-        figures = "  ".join(f"{name} {us:.0f}" for name, us in cell["us"].items())
-        print(f"{cell['cell']:40} {cell['ratio']:5.2f}  {figures}  ({cell['difference']:.1e})")
+    rows = []
+    grid = itertools.product(("LSTM", "RNN"), DTYPES, SIZES, ("inference", "training"))
+    for kind, dtype, sizes, mode in grid:
+        row = time_row(kind, dtype, sizes, mode)
+        rows.append(row)
+        figures = "  ".join(f"{name} {us:.0f}" for name, us in row["us"].items())
+        print(f"{row['row']:40} {row['ratio']:5.2f}  {figures}  ({row['difference']:.1e})")
     if output:
-        output.write_text(json.dumps({"machine": machine, "cells": cells}, indent=1))
+        output.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
     return 0
 
 

@@ -1,10 +1,10 @@
-"""The benchmark grid: the cells that a run measures unless told otherwise."""
+"""The benchmark grid: the shapes that a run measures unless told otherwise."""
 
 from __future__ import annotations
 
 import re
 
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 
 
 def _words(text: str) -> list[str]:
@@ -13,7 +13,7 @@ def _words(text: str) -> list[str]:
 
 
 # Shapes both kinds are measured on, by what they are there to show.
-_SHAPES = _words("""
+_SIZES = _words("""
 # The tutorial's.
 B1-T10-I5-H8 B1-T10-I5-H8-L2 B1-T10-I5-H8-L2-bi
 # One step.
@@ -32,7 +32,7 @@ B256-T10-I256-H256
 # Layers and directions.
 B1-T100-I64-H64-L2 B1-T100-I128-H128-bi B1-T50-I256-H256-L3 B8-T50-I128-H128-L3
 B16-T50-I64-H64-bi B32-T30-I100-H200-L2-bi
-# Packed and batch-first, each beside its plain cell above.
+# Packed and batch-first, each beside its plain shape above.
 B8-T100-I128-H128-packed60 B32-T50-I128-H128-packed60 B64-T20-I512-H512-packed60
 B32-T30-I100-H200-L2-bi-packed60 B8-T100-I128-H128-batchfirst B32-T50-I128-H128-batchfirst
 # Other dtypes.
@@ -50,25 +50,25 @@ lstm-B1-T20-I64-H128-proj32 lstm-B8-T50-I80-H256-proj64 lstm-B32-T20-I128-H512-p
 lstm-B8-T50-I80-H128-L2-bi-proj64
 """)
 
-_QUICK_SHAPES = _words("""
+_QUICK_SIZES = _words("""
 B1-T10-I5-H8 B1-T10-I5-H8-L2-bi B1-T1-I64-H64 B1-T1-I256-H256 B1-T100-I64-H64 B1-T100-I256-H256
 B3-T50-I100-H100 B8-T100-I128-H128 B32-T50-I128-H128 B64-T20-I512-H512 B256-T50-I8-H8
 B16-T50-I64-H64-bi B32-T50-I128-H128-packed60 B1-T100-I64-H64-f64
 """)
 
 GRID: tuple[str, ...] = (
-    *(f"rnn-{shape}" for shape in _SHAPES),
+    *(f"rnn-{sizes}" for sizes in _SIZES),
     *_RNN_ONLY,
-    *(f"lstm-{shape}" for shape in _SHAPES),
+    *(f"lstm-{sizes}" for sizes in _SIZES),
     *_LSTM_ONLY,
 )
 QUICK: frozenset[str] = frozenset(
-    [f"{kind}-{shape}" for kind in ("rnn", "lstm") for shape in _QUICK_SHAPES]
+    [f"{kind}-{sizes}" for kind in ("rnn", "lstm") for sizes in _QUICK_SIZES]
     + ["rnn-relu-B8-T100-I128-H128", "lstm-B8-T50-I80-H256-proj64"]
 )
 
 
-def select(pattern: str = "", quick: bool = False) -> list[Cell]:
-    """The grid's cells whose id contains a match of pattern, in the grid's order."""
+def select(pattern: str = "", quick: bool = False) -> list[Shape]:
+    """The grid's shapes whose id contains a match of pattern, in the grid's order."""
     names = [name for name in GRID if not quick or name in QUICK]
-    return [Cell.parse(name) for name in names if re.search(pattern, name)]
+    return [Shape.parse(name) for name in names if re.search(pattern, name)]

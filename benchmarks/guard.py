@@ -24,12 +24,12 @@ from trees import ROOT
 BASE, NOW = "base", "now"
 LOSS = 1.10  # how many times as long a call may take before it counts
 
-Job = tuple[str, str, int]  # cell, mode, threads
+Job = tuple[str, str, int]  # shape, mode, threads
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One cell at the base and now.
+    """One shape at the base and now.
 
     Attributes:
         verdict: "loss", "gain" or "level"; "broken" if it has no figure now, "new" if it had none
@@ -38,7 +38,7 @@ class Comparison:
         problem: Why a figure is missing.
     """
 
-    cell: str
+    shape: str
     mode: str
     threads: int
     verdict: str
@@ -115,7 +115,7 @@ class Worker:
         return answer
 
     def seconds_a_call(self, calls: int) -> float:
-        """Times a slice of the cell that was built last."""
+        """Times a slice of the shape that was built last."""
         return self.ask(calls=calls)["seconds"]
 
     def close(self) -> None:
@@ -141,12 +141,12 @@ def workers(trees: dict[str, Path]) -> Iterator[dict[str, Worker]]:
 
 
 def compare(job: Job, sides: dict[str, Worker], seconds: float) -> Comparison:
-    """Times one cell on both sides."""
-    cell, mode, threads = job
+    """Times one shape on both sides."""
+    shape, mode, threads = job
     try:
         # The working tree first: what it cannot do must not hide behind what the base cannot.
         for side in (NOW, BASE):
-            sides[side].ask(cell=cell, mode=mode, threads=threads)
+            sides[side].ask(shape=shape, mode=mode, threads=threads)
         timers = {side: sides[side].seconds_a_call for side in (BASE, NOW)}
         times = alternate(timers, seconds)
     except WorkerError as error:
@@ -158,12 +158,12 @@ def compare(job: Job, sides: dict[str, Worker], seconds: float) -> Comparison:
 def header() -> str:
     """The table's first line."""
     times = "".join(f"{f'{side} us':>12}{'q1..q3':>20}" for side in (BASE, NOW))
-    return f"{'cell':<39} {'mode':<10}{'threads':>7}{times}{'base/now':>10}  verdict"
+    return f"{'shape':<39} {'mode':<10}{'threads':>7}{times}{'base/now':>10}  verdict"
 
 
 def row(found: Comparison) -> str:
-    """One cell as a line under header."""
-    line = f"{found.cell:<39} {found.mode:<10}{found.threads:>7}"
+    """One shape as a line under header."""
+    line = f"{found.shape:<39} {found.mode:<10}{found.threads:>7}"
     if not found.seconds:
         return f"{line}  {found.verdict}: {found.problem}"
     for side in (BASE, NOW):
@@ -174,7 +174,7 @@ def row(found: Comparison) -> str:
 
 
 def compare_all(jobs: list[Job], base: Path, seconds: float) -> list[Comparison]:
-    """Compares every cell, showing each as it comes; those that lost are timed a second time.
+    """Compares every job, showing each as it comes; those that lost are timed a second time.
 
     The second time is in fresh processes, because where a process happens to have its memory can
     cost more than 10% for as long as it lives. What lost only once is level.
@@ -184,7 +184,7 @@ def compare_all(jobs: list[Job], base: Path, seconds: float) -> list[Comparison]
     print(header())
 
     def measure(chosen: list[Job], note: str = "") -> None:
-        with workers(trees) as sides, tqdm(chosen, unit="cell", leave=False, disable=None) as bar:
+        with workers(trees) as sides, tqdm(chosen, unit="row", leave=False, disable=None) as bar:
             for job in bar:
                 bar.set_postfix_str(f"{job[0]} {job[1]} {job[2]}")
                 found[job] = compare(job, sides, seconds)
@@ -197,13 +197,13 @@ def compare_all(jobs: list[Job], base: Path, seconds: float) -> list[Comparison]
 
 
 def passes(found: list[Comparison]) -> bool:
-    """Whether no cell lost or broke."""
+    """Whether no row lost or broke."""
     return not any(one.verdict in ("loss", "broken") for one in found)
 
 
 def summary(found: list[Comparison]) -> str:
-    """How many of each verdict, and the cells that fail the run."""
+    """How many of each verdict, and the rows that fail the run."""
     kinds = ("loss", "broken", "gain", "level", "new")
     counts = ", ".join(f"{sum(one.verdict == kind for one in found)} {kind}" for kind in kinds)
     bad = [row(one) for one in found if not passes([one])]
-    return "\n".join([f"{len(found)} cells: {counts}", *bad])
+    return "\n".join([f"{len(found)} rows: {counts}", *bad])

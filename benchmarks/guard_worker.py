@@ -1,6 +1,6 @@
 """Times the fastrnn that PYTHONPATH names, a slice at a time, when guard.py asks over a pipe.
 
-A request is a line of JSON: {"cell": ID, "mode": MODE, "threads": N} builds and checks, and
+A request is a line of JSON: {"shape": ID, "mode": MODE, "threads": N} builds and checks, and
 {"calls": N} times; the answer is a line too: {"seconds": a call's} or {"problem": why not}.
 """
 
@@ -21,9 +21,9 @@ import fastrnn
 _HARNESS = str(Path(__file__).resolve().parents[1] / "fastrnn")
 fastrnn.__path__.insert(0, _HARNESS)
 
-from fastrnn.bench.cells import Cell  # noqa: E402
 from fastrnn.bench.check import mismatches  # noqa: E402
 from fastrnn.bench.measure import describe  # noqa: E402
+from fastrnn.bench.shapes import Shape  # noqa: E402
 from fastrnn.bench.timing import cpu_timer, settle  # noqa: E402
 from fastrnn.bench.work import MODULES, REFERENCE, SUBJECT, make_workload  # noqa: E402
 
@@ -31,13 +31,13 @@ fastrnn.__path__.remove(_HARNESS)
 
 
 class Subject:
-    """The cell that is being timed."""
+    """The shape that is being timed."""
 
     def __init__(self) -> None:
         self._inference = False
         self._timer: Callable[[int], float] | None = None
 
-    def build(self, cell: str, mode: str, threads: int) -> None:
+    def build(self, shape: str, mode: str, threads: int) -> None:
         """Makes the module and compares its results with torch.nn's.
 
         Raises:
@@ -46,7 +46,7 @@ class Subject:
         torch.set_num_threads(threads)
         self._inference = mode == "inference"
         with torch.inference_mode(self._inference):
-            work = make_workload(Cell.parse(cell), mode)
+            work = make_workload(Shape.parse(shape), mode)
             steps = {name: build(work) for name, build in MODULES.items()}
             subject, reference = steps[SUBJECT], steps[REFERENCE]
             assert subject is not None and reference is not None

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 import fastrnn
 from fastrnn.bench.arguments import positive
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.check import mismatches
 from fastrnn.bench.machine import machine
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
 from report import write_run
@@ -42,7 +42,7 @@ STEPPERS: dict[str, Build] = {
 class Distribution:
     """Seconds of a step at each of QUANTILES, by implementation."""
 
-    cell: str
+    shape: str
     calls: int
     seconds: dict[str, tuple[float, ...]]
 
@@ -79,16 +79,16 @@ def build_and_check(work: Workload) -> dict[str, Callable[[], Any]]:
             step.run()
         found[name] = step.results()
         if wrong := mismatches(found[name], found[REFERENCE]):
-            raise ArithmeticError(f"{work.cell.id} {name}: {'; '.join(wrong)}")
+            raise ArithmeticError(f"{work.shape.id} {name}: {'; '.join(wrong)}")
         runs[name] = step.run
     return runs
 
 
-def measure(cell: Cell, seconds: float) -> Distribution:
+def measure(shape: Shape, seconds: float) -> Distribution:
     """Times single steps, in blocks of each implementation in turn."""
     times: dict[str, list[int]] = {name: [] for name in STEPPERS}
     with torch.inference_mode():
-        runs = build_and_check(make_workload(cell, "inference"))
+        runs = build_and_check(make_workload(shape, "inference"))
         deadline = time.perf_counter() + seconds
         gc.disable()
         while time.perf_counter() < deadline:
@@ -103,14 +103,14 @@ def measure(cell: Cell, seconds: float) -> Distribution:
         gc.enable()
     quantiles = {name: np.quantile(values, QUANTILES) / 1e9 for name, values in times.items()}
     seconds_at = {name: tuple(map(float, values)) for name, values in quantiles.items()}
-    return Distribution(cell.id, len(times[SUBJECT]), seconds_at)
+    return Distribution(shape.id, len(times[SUBJECT]), seconds_at)
 
 
 def table(found: list[Distribution]) -> str:
     """Microseconds at each quantile, and the ratio to fastrnn's, an implementation a line."""
     quantiles = "".join(f"{f'p{100 * q:g} us':>10}" for q in QUANTILES)
     ratios = "".join(f"{f'p{100 * q:g}':>7}" for q in QUANTILES)
-    lines = [f"{'cell':<26}{'implementation':<16}{quantiles}   over {SUBJECT}'s{ratios}"]
+    lines = [f"{'shape':<26}{'implementation':<16}{quantiles}   over {SUBJECT}'s{ratios}"]
     for one in found:
         for name, seconds in one.seconds.items():
             times = "".join(f"{value * 1e6:>10.1f}" for value in seconds)
@@ -118,7 +118,7 @@ def table(found: list[Distribution]) -> str:
                 f"{value / base:>7.2f}"
                 for value, base in zip(seconds, one.seconds[SUBJECT], strict=True)
             )
-            lines.append(f"{one.cell:<26}{name:<16}{times}   {'':<14}{over}")
+            lines.append(f"{one.shape:<26}{name:<16}{times}   {'':<14}{over}")
     return "\n".join(lines)
 
 
@@ -130,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--threads", type=positive, default=1, help="default 1")
     add("--peers", action="store_true", help="ONNX Runtime too")
-    add("--seconds-per-cell", type=float, default=4.0, metavar="S", help="default 4")
+    add("--seconds", type=float, default=4.0, metavar="S", help="default 4")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 
@@ -144,14 +144,14 @@ def main() -> None:
         STEPPERS["onnxruntime"] = step_with_onnxruntime
     torch.set_num_threads(arguments.threads)
     ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]
-    found = [measure(Cell.parse(text), arguments.seconds_per_cell) for text in ids]
+    found = [measure(Shape.parse(text), arguments.seconds) for text in ids]
     print(table(found))
     write_run(
         arguments.out / "latency.json",
         shlex.join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
         {"machine": machine()},
         quantiles=QUANTILES,
-        cells=[asdict(one) for one in found],
+        shapes=[asdict(one) for one in found],
     )
 
 

@@ -23,23 +23,23 @@ from typing import Any
 
 import torch
 
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
 from implementations import IMPLEMENTATIONS
 from report import geomean, write_run
 
-CELLS = tuple(
-    f"{kind}-{shape}"
+SHAPES = tuple(
+    f"{kind}-{sizes}"
     for kind in ("rnn", "lstm")
-    for shape in ("B1-T100-I64-H64", "B1-T50-I256-H256", "B8-T50-I128-H128", "B32-T20-I128-H128")
+    for sizes in ("B1-T100-I64-H64", "B1-T50-I256-H256", "B8-T50-I128-H128", "B32-T20-I128-H128")
 )
 SERVED = tuple(
-    f"{kind}-{shape}"
+    f"{kind}-{sizes}"
     for kind in ("rnn", "lstm")
-    for shape in ("B1-T1-I64-H64", "B1-T20-I64-H64", "B1-T100-I64-H64", "B1-T50-I256-H256")
+    for sizes in ("B1-T1-I64-H64", "B1-T20-I64-H64", "B1-T100-I64-H64", "B1-T50-I256-H256")
 )
 CALLERS = {"busy": 1, "callers": 8, "servers": 16}  # Python threads that call, by scenario
 INTRA_OP_THREADS = {"busy": 2, "callers": 2, "servers": 1}
@@ -51,7 +51,7 @@ class Throughput:
     """Calls a second of all callers together, by implementation, and fastrnn's over torch's."""
 
     scenario: str
-    cell: str
+    shape: str
     mode: str
     calls_per_second: dict[str, float]
     ratio: Spread
@@ -106,13 +106,13 @@ def _count_calls(
     return sum(calls) / (time.perf_counter() - start)
 
 
-def measure(scenario: str, cell: Cell, mode: str, seconds: float) -> Throughput:
+def measure(scenario: str, shape: Shape, mode: str, seconds: float) -> Throughput:
     """Counts calls of each implementation in alternating rounds."""
     inference = mode == "inference"
     callers, threads = CALLERS[scenario], INTRA_OP_THREADS[scenario]
     torch.set_num_threads(threads)
     with torch.inference_mode(inference):
-        work = make_workload(cell, mode)
+        work = make_workload(shape, mode)
         runs = {
             name: [step.run for _ in range(callers) if (step := build(work))]
             for name, build in IMPLEMENTATIONS.items()
@@ -127,7 +127,7 @@ def measure(scenario: str, cell: Cell, mode: str, seconds: float) -> Throughput:
                 rates[name].append(_count_calls(runs[name], inference, slice_seconds, threads))
     medians = {name: Spread.of(values).median for name, values in rates.items()}
     gain = ratio(rates[SUBJECT], rates[REFERENCE])
-    return Throughput(scenario, cell.id, mode, medians, gain)
+    return Throughput(scenario, shape.id, mode, medians, gain)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -136,9 +136,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/load.py", description="Throughput on a machine without an idle core."
     )
     add = parser.add_argument
-    add("--cell", action="append", type=Cell.parse, metavar="ID", help="only this id")
+    add("--shape", action="append", type=Shape.parse, metavar="ID", help="only this id")
     add("--scenario", choices=tuple(CALLERS), action="append", help="default all")
-    add("--seconds-per-cell", type=float, default=5.0, metavar="S", help="default 5")
+    add("--seconds", type=float, default=5.0, metavar="S", help="default 5")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 
@@ -148,17 +148,17 @@ def main() -> None:
     arguments = parse_arguments()
     found: list[Throughput] = []
     columns = "".join(f"{f'{name}/s':>12}" for name in IMPLEMENTATIONS)
-    print(f"{'scenario':<10}{'cell':<26}{'mode':<10}{columns}{'ratio':>8}  q1..q3")
+    print(f"{'scenario':<10}{'shape':<26}{'mode':<10}{columns}{'ratio':>8}  q1..q3")
     for scenario in arguments.scenario or CALLERS:
         served = scenario == "servers"
-        cells = arguments.cell or [Cell.parse(text) for text in (SERVED if served else CELLS)]
+        shapes = arguments.shape or [Shape.parse(text) for text in (SERVED if served else SHAPES)]
         for mode in ("inference",) if served else MODES:
-            for cell in cells:
-                one = measure(scenario, cell, mode, arguments.seconds_per_cell)
+            for shape in shapes:
+                one = measure(scenario, shape, mode, arguments.seconds)
                 found.append(one)
                 rates = "".join(f"{rate:>12,.0f}" for rate in one.calls_per_second.values())
                 print(
-                    f"{scenario:<10}{cell.id:<26}{mode:<10}{rates}{one.ratio.median:>8.2f}"
+                    f"{scenario:<10}{shape.id:<26}{mode:<10}{rates}{one.ratio.median:>8.2f}"
                     f"  {one.ratio.q1:.2f}..{one.ratio.q3:.2f}",
                     flush=True,
                 )
@@ -166,7 +166,7 @@ def main() -> None:
     print(
         f"\ncalls a second, {SUBJECT} over {REFERENCE}: geomean "
         f"{geomean(one.ratio.median for one in found):.2f}, worst {worst.ratio.median:.2f} "
-        f"({worst.scenario} {worst.cell} {worst.mode})"
+        f"({worst.scenario} {worst.shape} {worst.mode})"
     )
     write_run(
         arguments.out / "load.json",

@@ -1,11 +1,11 @@
-"""One measurement of a grid's cell: what it takes, and what that is in operations a second."""
+"""One measurement of a shape: what it takes, and what that is in operations a second."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from fastrnn.bench import measure as bench
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread
 from fastrnn.bench.work import SUBJECT
 from implementations import IMPLEMENTATIONS
@@ -14,10 +14,10 @@ from peak import Peak
 
 @dataclass(frozen=True)
 class Record:
-    """What was found for one cell, in one mode, at one number of threads.
+    """What was found for one shape, in one mode, at one number of threads.
 
     Attributes:
-        cell: The cell's id.
+        shape: The shape's id.
         problem: Empty if all went well; else why there is no figure, or whose results are wrong.
         rounds: How many rounds the spreads are over.
         seconds: Time of a call, by implementation.
@@ -27,7 +27,7 @@ class Record:
         share: fastrnn's gflops over the peak of that many cores.
     """
 
-    cell: str
+    shape: str
     mode: str
     threads: int
     problem: str = ""
@@ -39,11 +39,11 @@ class Record:
     share: float = 0.0
 
 
-def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> Record:
-    """Checks and times one cell.
+def measure(shape: Shape, mode: str, threads: int, seconds: float, peak: Peak) -> Record:
+    """Checks and times one shape.
 
     Args:
-        cell: What to measure.
+        shape: What to measure.
         mode: "inference" (in torch.inference_mode, eval mode) or "training" (forward, and backward
             to all weights and x).
         threads: Intra-op threads.
@@ -52,21 +52,21 @@ def measure(cell: Cell, mode: str, threads: int, seconds: float, peak: Peak) -> 
 
     Returns:
         The figures; or, where an implementation raises or is wrong, a record that says so, so
-        that one bad cell does not cost the rest of a long run.
+        that one bad shape does not cost the rest of a long run.
     """
-    core = peak.of(cell.dtype)
+    core = peak.of(shape.dtype)
     try:
-        found = bench.measure(cell, mode, threads, seconds, IMPLEMENTATIONS)
+        found = bench.measure(shape, mode, threads, seconds, IMPLEMENTATIONS)
     except Exception as error:
-        return Record(cell.id, mode, threads, problem=bench.describe(error))
+        return Record(shape.id, mode, threads, problem=bench.describe(error))
     if found.problems:
         problem = "; ".join(f"{name}: {text}" for name, text in found.problems.items())
-        return Record(cell.id, mode, threads, problem=problem)
+        return Record(shape.id, mode, threads, problem=problem)
     gflops = {
-        name: cell.flops(mode) / spread.median / 1e9 for name, spread in found.seconds.items()
+        name: shape.flops(mode) / spread.median / 1e9 for name, spread in found.seconds.items()
     }
     return Record(
-        cell.id,
+        shape.id,
         mode,
         threads,
         rounds=found.rounds,

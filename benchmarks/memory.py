@@ -25,12 +25,12 @@ import torch
 
 import fastrnn
 from fastrnn.bench.arguments import positive
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
 from implementations import IMPLEMENTATIONS
 from report import geomean, write_run
-from selection import add_options, choose_cells, choose_modes
+from selection import add_options, choose_modes, choose_shapes
 
 _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own noise only adds
 
@@ -39,7 +39,7 @@ _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own 
 class Usage:
     """Bytes that a call takes at most beyond what was there before it, by implementation."""
 
-    cell: str
+    shape: str
     mode: str
     peaks: dict[str, int]
 
@@ -80,32 +80,32 @@ class Heap:
         return min(peaks)
 
 
-def measure(cell: Cell, mode: str, heap: Heap) -> Usage:
-    """Measures one cell in one mode."""
+def measure(shape: Shape, mode: str, heap: Heap) -> Usage:
+    """Measures one shape in one mode."""
     peaks = {}
     with torch.inference_mode(mode == "inference"):
         for name, build in IMPLEMENTATIONS.items():
-            step = build(make_workload(cell, mode))
+            step = build(make_workload(shape, mode))
             assert step is not None
             peaks[name] = heap.peak_of(step)
-    return Usage(cell.id, mode, peaks)
+    return Usage(shape.id, mode, peaks)
 
 
 def row(usage: Usage) -> str:
     """One line of the table."""
     sizes = "".join(f"{usage.peaks[name] / 1024:>14,.0f}" for name in IMPLEMENTATIONS)
-    return f"{usage.cell:<39} {usage.mode:<10}{sizes}{usage.ratio:>9.2f}"
+    return f"{usage.shape:<39} {usage.mode:<10}{sizes}{usage.ratio:>9.2f}"
 
 
 def summary(usages: list[Usage]) -> str:
     """Geometric mean and worst of each kind and mode, and all that take more than torch."""
-    lines = [f"{'kind':<6}{'mode':<11}{'cells':>6}{'geomean':>9}{'worst':>7}  worst cell"]
-    for kind, mode in dict.fromkeys((Cell.parse(u.cell).kind, u.mode) for u in usages):
-        group = [u for u in usages if (Cell.parse(u.cell).kind, u.mode) == (kind, mode)]
+    lines = [f"{'kind':<6}{'mode':<11}{'shapes':>7}{'geomean':>9}{'worst':>7}  worst shape"]
+    for kind, mode in dict.fromkeys((Shape.parse(u.shape).kind, u.mode) for u in usages):
+        group = [u for u in usages if (Shape.parse(u.shape).kind, u.mode) == (kind, mode)]
         worst = max(group, key=lambda usage: usage.ratio)
         lines.append(
-            f"{kind:<6}{mode:<11}{len(group):>6}{geomean(u.ratio for u in group):>9.2f}"
-            f"{worst.ratio:>7.2f}  {worst.cell}"
+            f"{kind:<6}{mode:<11}{len(group):>7}{geomean(u.ratio for u in group):>9.2f}"
+            f"{worst.ratio:>7.2f}  {worst.shape}"
         )
     more = sorted((u for u in usages if u.ratio > 1), key=lambda usage: -usage.ratio)
     lines.append(f"\n{len(more)} of {len(usages)} above 1")
@@ -149,10 +149,10 @@ def main() -> int:
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     usages = []
     columns = "".join(f"{f'{name} KiB':>14}" for name in IMPLEMENTATIONS)
-    print(f"{'cell':<39} {'mode':<10}{columns}{'ratio':>9}")
+    print(f"{'shape':<39} {'mode':<10}{columns}{'ratio':>9}")
     for mode in choose_modes(arguments):
-        for cell in choose_cells(arguments):
-            usages.append(measure(cell, mode, heap))
+        for shape in choose_shapes(arguments):
+            usages.append(measure(shape, mode, heap))
             print(row(usages[-1]), flush=True)
     print(f"\n{SUBJECT} over {REFERENCE}, {arguments.threads} threads\n{summary(usages)}")
     write_run(

@@ -1,6 +1,6 @@
 """Other runtimes that a user might pick for inference: ONNX Runtime and OpenVINO.
 
-Each gets the cell as the same ONNX model (onnx_model.py) with static shapes, float32, and as many
+Each gets the shape as the same ONNX model (onnx_model.py) of static sizes, float32, and as many
 threads as torch. Session, compiled model, packed weights and the buffers of inputs and outputs are
 made once, outside the time; a call is the shortest way to have fresh results: neither copies an
 input, and neither allocates an output, where torch.nn and fastrnn do.
@@ -17,15 +17,15 @@ import torch
 from onnxruntime import InferenceSession, OrtValue
 from torch import Tensor
 
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import Build, Step, Workload
 from onnx_model import make_model
 
 
 def _does(work: Workload) -> bool:
     """Whether the peers do this workload: float32 inference, not packed, without a projection."""
-    cell = work.cell
-    plain = cell.fill == 100 and cell.P == 0 and cell.dtype == torch.float32
+    shape = work.shape
+    plain = shape.fill == 100 and shape.P == 0 and shape.dtype == torch.float32
     return plain and work.mode == "inference"
 
 
@@ -34,20 +34,20 @@ def _inputs(work: Workload) -> dict[str, Tensor]:
     assert isinstance(work.x, Tensor)
     inputs = {"x": work.x}
     if work.hx is not None:
-        states = work.hx if work.cell.kind == "lstm" else (work.hx,)
+        states = work.hx if work.shape.kind == "lstm" else (work.hx,)
         for letter, state in zip("hc", states, strict=False):
-            for layer, value in enumerate(state.split(work.cell.D)):
+            for layer, value in enumerate(state.split(work.shape.D)):
                 inputs[f"{letter}0_l{layer}"] = value
     return inputs
 
 
-def _results(cell: Cell, outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def _results(shape: Shape, outputs: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """The model's outputs as torch.nn would shape them."""
-    leading = (cell.N, cell.T) if cell.batch_first else (cell.T, cell.N)
+    leading = (shape.N, shape.T) if shape.batch_first else (shape.T, shape.N)
     output = torch.tensor(outputs["output"])
-    results = {"output": output.reshape(*leading, cell.D * cell.H)}
-    for name in ("h_n", "c_n") if cell.kind == "lstm" else ("h_n",):
-        layers = [torch.tensor(outputs[f"{name}_l{layer}"]) for layer in range(cell.L)]
+    results = {"output": output.reshape(*leading, shape.D * shape.H)}
+    for name in ("h_n", "c_n") if shape.kind == "lstm" else ("h_n",):
+        layers = [torch.tensor(outputs[f"{name}_l{layer}"]) for layer in range(shape.L)]
         results[name] = torch.cat(layers)
     return results
 
@@ -56,7 +56,7 @@ def _make_session(work: Workload) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
-    model = make_model(work.cell, work.state).SerializeToString()
+    model = make_model(work.shape, work.state).SerializeToString()
     return InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -81,7 +81,7 @@ def build_with_onnxruntime(work: Workload) -> Step | None:
 
     def results() -> dict[str, Tensor]:
         run()
-        return _results(work.cell, {name: value.numpy() for name, value in outputs.items()})
+        return _results(work.shape, {name: value.numpy() for name, value in outputs.items()})
 
     return Step(run, results, own_threads=True)
 
@@ -94,7 +94,7 @@ def build_with_openvino(work: Workload) -> Step | None:
     if not _does(work):
         return None
     core = openvino.Core()
-    model = core.read_model(make_model(work.cell, work.state).SerializeToString())
+    model = core.read_model(make_model(work.shape, work.state).SerializeToString())
     settings = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
@@ -110,7 +110,7 @@ def build_with_openvino(work: Workload) -> Step | None:
     def results() -> dict[str, Tensor]:
         run()
         names = [port.any_name for port in request.model_outputs]
-        return _results(work.cell, {name: request.get_tensor(name).data for name in names})
+        return _results(work.shape, {name: request.get_tensor(name).data for name in names})
 
     return Step(run, results, own_threads=True)
 
@@ -147,7 +147,7 @@ def step_with_onnxruntime(work: Workload) -> Step:
         run()
         names = [output.name, *(port.name for port in states)]  # as they were bound
         values = [value.numpy() for value in last.get_outputs()]
-        return _results(work.cell, dict(zip(names, values, strict=True)))
+        return _results(work.shape, dict(zip(names, values, strict=True)))
 
     return Step(run, results, own_threads=True)
 

@@ -26,7 +26,7 @@ _MARKERS = "osD^vP"
 
 
 def _kind(record: Record) -> str:
-    return record.cell.split("-")[0]
+    return record.shape.split("-")[0]
 
 
 def _mark_ratios(axes: Axes, baseline: str) -> None:
@@ -40,16 +40,18 @@ def _mark_ratios(axes: Axes, baseline: str) -> None:
     axes.set_xlabel(f"{baseline} time / {SUBJECT} time")
 
 
-def _draw_panel(axes: Axes, runs: dict[str, list[Record]], baseline: str, cells: list[str]) -> None:
-    """One panel: a row per cell, a point per run and number of threads, a bar for quartiles."""
+def _draw_panel(
+    axes: Axes, runs: dict[str, list[Record]], baseline: str, shapes: list[str]
+) -> None:
+    """One panel: a row per shape, a point per run and number of threads, a bar for quartiles."""
     counts = sorted({record.threads for records in runs.values() for record in records})
     series = [(label, threads) for label in runs for threads in counts]
     for index, (label, threads) in enumerate(series):
         offset = 0.5 * (index + 0.5) / len(series) - 0.25
         points = [
-            (cells.index(record.cell) + offset, record.ratios[baseline])
+            (shapes.index(record.shape) + offset, record.ratios[baseline])
             for record in runs[label]
-            if record.threads == threads and record.cell in cells and baseline in record.ratios
+            if record.threads == threads and record.shape in shapes and baseline in record.ratios
         ]
         if not points:
             continue
@@ -68,10 +70,10 @@ def _draw_panel(axes: Axes, runs: dict[str, list[Record]], baseline: str, cells:
             label=f"{label}, {name}" if len(runs) > 1 else name,
         )
     _mark_ratios(axes, baseline)
-    axes.set_yticks(range(len(cells)), [cell.split("-", 1)[1] for cell in cells], fontsize=8)
-    for boundary in range(1, len(cells)):
+    axes.set_yticks(range(len(shapes)), [shape.split("-", 1)[1] for shape in shapes], fontsize=8)
+    for boundary in range(1, len(shapes)):
         axes.axhline(boundary - 0.5, color="0.92", linewidth=0.6)
-    axes.set_ylim(len(cells) - 0.4, -0.6)
+    axes.set_ylim(len(shapes) - 0.4, -0.6)
 
 
 def draw(path: Path, runs: dict[str, list[Record]], baseline: str, title: str) -> None:
@@ -88,18 +90,18 @@ def draw(path: Path, runs: dict[str, list[Record]], baseline: str, title: str) -
     panels.sort(key=lambda panel: (panel[0] != "rnn", MODES.index(panel[1])))
     if not panels:
         return
-    cells = {
-        kind: list(dict.fromkeys(record.cell for record in every if _kind(record) == kind))
+    shapes = {
+        kind: list(dict.fromkeys(record.shape for record in every if _kind(record) == kind))
         for kind, _ in panels
     }
-    size = (4 * len(panels) + 2, 2 + 0.21 * max(len(ids) for ids in cells.values()))
+    size = (4 * len(panels) + 2, 2 + 0.21 * max(len(ids) for ids in shapes.values()))
     figure, grid = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for index, (axes, (kind, mode)) in enumerate(zip(grid[0], panels, strict=True)):
         chosen = {
             label: [r for r in records if (_kind(r), r.mode) == (kind, mode)]
             for label, records in runs.items()
         }
-        _draw_panel(axes, chosen, baseline, cells[kind])
+        _draw_panel(axes, chosen, baseline, shapes[kind])
         axes.set_title(f"{kind.upper()} {mode}")
         axes.tick_params(labelleft=index == 0 or panels[index - 1][0] != kind)
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -110,7 +112,7 @@ def draw(path: Path, runs: dict[str, list[Record]], baseline: str, title: str) -
 
 
 def draw_overview(path: Path, records: list[Record], baseline: str, title: str) -> None:
-    """Writes a PNG: a row a kind and mode, a tick for each cell, a point for their geometric mean.
+    """Writes a PNG: a line a kind and mode, a tick for each shape, a point for the geometric mean.
 
     Args:
         path: Where to write.
@@ -121,12 +123,12 @@ def draw_overview(path: Path, records: list[Record], baseline: str, title: str) 
     found = list(groups([record for record in records if baseline in record.ratios]))
     if not found:
         return
-    rows = list(dict.fromkeys((kind, mode) for kind, mode, _, _ in found))
+    lines = list(dict.fromkeys((kind, mode) for kind, mode, _, _ in found))
     counts = sorted({threads for _, _, threads, _ in found})
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(lines)), layout="constrained")
     for kind, mode, threads, group in found:
         index = counts.index(threads)
-        position = rows.index((kind, mode)) + 0.8 * (index + 0.5) / len(counts) - 0.4
+        position = lines.index((kind, mode)) + 0.8 * (index + 0.5) / len(counts) - 0.4
         ratios = [record.ratios[baseline].median for _, record in group]
         mean, color = geomean(ratios), _COLORS[index]
         # In the legend once.
@@ -142,8 +144,8 @@ def draw_overview(path: Path, records: list[Record], baseline: str, title: str) 
             fontsize=8,
         )
     _mark_ratios(axes, baseline)
-    axes.set_yticks(range(len(rows)), [f"{kind.upper()} {mode}" for kind, mode in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(lines)), [f"{kind.upper()} {mode}" for kind, mode in lines])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.legend(loc="upper right", fontsize=8)
     axes.set_title(title)
     figure.savefig(path, dpi=100)
@@ -151,17 +153,15 @@ def draw_overview(path: Path, records: list[Record], baseline: str, title: str) 
 
 
 def _print_changes(before: list[Record], after: list[Record], count: int = 10) -> None:
-    """The cells whose ratio changed most, and the change over all."""
-    old = {(r.cell, r.mode, r.threads): r.ratios for r in before}
+    """The rows whose ratio changed most, and the change over all."""
+    old = {(r.shape, r.mode, r.threads): r.ratios for r in before}
     changes = {}
     for r in after:
-        key = (r.cell, r.mode, r.threads)
+        key = (r.shape, r.mode, r.threads)
         if REFERENCE in r.ratios and REFERENCE in old.get(key, {}):
             changes[key] = r.ratios[REFERENCE].median / old[key][REFERENCE].median
     ordered = sorted(changes, key=changes.__getitem__)
-    print(
-        f"\nratio after / before: geomean {geomean(changes.values()):.3f} of {len(ordered)} cells"
-    )
+    print(f"\nratio after / before: geomean {geomean(changes.values()):.3f} of {len(ordered)} rows")
     for key in [*ordered[:count], *ordered[max(count, len(ordered) - count) :]]:
         print(f"{changes[key]:>8.2f}  {key[0]} {key[1]} {key[2]}")
 

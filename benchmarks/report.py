@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.report import us
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread
 from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record
@@ -31,12 +31,12 @@ def header(implementations: list[str]) -> str:
     baselines = [name for name in implementations if name != SUBJECT]
     times = "".join(f"{f'{name} us':>16}" for name in implementations)
     ratios = "".join(f"{f'{name}/{SUBJECT}':>21}{'q1..q3':>14}" for name in baselines)
-    return f"{'cell':<39} {'mode':<10}{'threads':>7}{times}{ratios}{'GFLOP/s':>9}{'of peak':>8}"
+    return f"{'shape':<39} {'mode':<10}{'threads':>7}{times}{ratios}{'GFLOP/s':>9}{'of peak':>8}"
 
 
 def row(record: Record, implementations: list[str]) -> str:
     """One record as a line under header."""
-    line = f"{record.cell:<39} {record.mode:<10}{record.threads:>7}"
+    line = f"{record.shape:<39} {record.mode:<10}{record.threads:>7}"
     if record.problem:
         return f"{line}  {record.problem}"
     for name in implementations:
@@ -50,15 +50,15 @@ def row(record: Record, implementations: list[str]) -> str:
     return f"{line}{record.gflops[SUBJECT]:>9.1f}{record.share:>8.0%}"
 
 
-def groups(records: list[Record]) -> Iterator[tuple[str, str, int, list[tuple[Cell, Record]]]]:
+def groups(records: list[Record]) -> Iterator[tuple[str, str, int, list[tuple[Shape, Record]]]]:
     """Records without a problem, by (kind, mode, threads); empty groups are left out."""
-    good = [(Cell.parse(record.cell), record) for record in records if not record.problem]
+    good = [(Shape.parse(record.shape), record) for record in records if not record.problem]
     counts = sorted({record.threads for record in records})
     for kind, mode, threads in product(("rnn", "lstm"), MODES, counts):
         group = [
-            (cell, record)
-            for cell, record in good
-            if (cell.kind, record.mode, record.threads) == (kind, mode, threads)
+            (shape, record)
+            for shape, record in good
+            if (shape.kind, record.mode, record.threads) == (kind, mode, threads)
         ]
         if group:
             yield kind, mode, threads, group
@@ -73,31 +73,31 @@ def with_best_peer(record: Record) -> dict[str, Spread]:
 
 
 def ratio_summary(records: list[Record]) -> list[str]:
-    """Geometric mean and worst cell of each group against each baseline."""
+    """Geometric mean and worst shape of each group against each baseline."""
     lines = []
     for kind, mode, threads, group in groups(records):
-        found = {cell: with_best_peer(record) for cell, record in group}
+        found = {shape: with_best_peer(record) for shape, record in group}
         for name in dict.fromkeys(name for spreads in found.values() for name in spreads):
             ratios = {
-                cell: spreads[name].median for cell, spreads in found.items() if name in spreads
+                shape: spreads[name].median for shape, spreads in found.items() if name in spreads
             }
-            single = [r for cell, r in ratios.items() if cell.dtype == torch.float32]
+            single = [r for shape, r in ratios.items() if shape.dtype == torch.float32]
             worst = min(ratios, key=ratios.__getitem__)
             lines.append(
-                f"{f'{name}/{SUBJECT}':<22}{kind:<6}{mode:<11}{threads:>7}{len(ratios):>6}"
+                f"{f'{name}/{SUBJECT}':<22}{kind:<6}{mode:<11}{threads:>7}{len(ratios):>7}"
                 f"{geomean(ratios.values()):>9.2f}"
                 f"{f'{geomean(single):.2f}' if single else '-':>9}"
                 f"{ratios[worst]:>7.2f}  {worst.id}"
             )
     title = (
-        f"{'ratio of':<22}{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}"
-        f"{'f32 only':>9}{'worst':>7}  worst cell"
+        f"{'ratio of':<22}{'kind':<6}{'mode':<11}{'threads':>7}{'shapes':>7}{'geomean':>9}"
+        f"{'f32 only':>9}{'worst':>7}  worst shape"
     )
     return [title, *lines] if lines else []
 
 
 def loss_summary(records: list[Record], most: int = 30) -> list[str]:
-    """The cells where fastrnn is slower beyond noise: three quarters of the rounds say so."""
+    """The shapes where fastrnn is slower beyond noise: three quarters of the rounds say so."""
     losses = [
         (spread, name, record)
         for record in records
@@ -106,7 +106,7 @@ def loss_summary(records: list[Record], most: int = 30) -> list[str]:
     ]
     losses.sort(key=lambda loss: loss[0].median)
     lines = [
-        f"{spread.median:>6.2f}  {f'{name}/{SUBJECT}':<22}{record.cell} {record.mode} "
+        f"{spread.median:>6.2f}  {f'{name}/{SUBJECT}':<22}{record.shape} {record.mode} "
         f"{record.threads}"
         for spread, name, record in losses[:most]
     ]
@@ -118,43 +118,43 @@ def loss_summary(records: list[Record], most: int = 30) -> list[str]:
     return [title, *lines] if records else []
 
 
-_GROUP_HEADER = f"{'kind':<6}{'mode':<11}{'threads':>7}{'cells':>6}{'geomean':>9}{'worst':>7}"
+_GROUP_HEADER = f"{'kind':<6}{'mode':<11}{'threads':>7}{'shapes':>7}{'geomean':>9}{'worst':>7}"
 
 
-def _group_row(kind: str, mode: str, threads: int, values: dict[Cell, float], form: str) -> str:
-    """A group's geometric mean and worst cell under _GROUP_HEADER, as `form` formats them."""
+def _group_row(kind: str, mode: str, threads: int, values: dict[Shape, float], form: str) -> str:
+    """A group's geometric mean and worst shape under _GROUP_HEADER, as `form` formats them."""
     worst = min(values, key=values.__getitem__)
     return (
-        f"{kind:<6}{mode:<11}{threads:>7}{len(values):>6}{geomean(values.values()):>9{form}}"
+        f"{kind:<6}{mode:<11}{threads:>7}{len(values):>7}{geomean(values.values()):>9{form}}"
         f"{values[worst]:>7{form}}  {worst.id}"
     )
 
 
 def peak_summary(records: list[Record]) -> list[str]:
-    """Share of the FMA peak over the compute-bound cells of each group."""
+    """Share of the FMA peak over the compute-bound shapes of each group."""
     lines = []
     for kind, mode, threads, group in groups(records):
-        shares = {cell: record.share for cell, record in group if cell.compute_bound}
+        shares = {shape: record.share for shape, record in group if shape.compute_bound}
         if shares:
             lines.append(_group_row(kind, mode, threads, shares, ".0%"))
-    title = "share of FMA peak, cells of B >= 32 and H >= 256"
+    title = "share of FMA peak, shapes of B >= 32 and H >= 256"
     return [title, _GROUP_HEADER, *lines] if lines else []
 
 
 def thread_summary(records: list[Record]) -> list[str]:
-    """Speed of fastrnn at more threads over its speed at one, cells of B >= 8."""
+    """Speed of fastrnn at more threads over its speed at one, shapes of B >= 8."""
     good = [record for record in records if not record.problem]
-    single = {(r.cell, r.mode): r.seconds[SUBJECT].median for r in good if r.threads == 1}
+    single = {(r.shape, r.mode): r.seconds[SUBJECT].median for r in good if r.threads == 1}
     lines = []
     for kind, mode, threads, group in groups(records):
         gains = {
-            cell: single[cell.id, mode] / record.seconds[SUBJECT].median
-            for cell, record in group
-            if threads > 1 and cell.N >= 8 and (cell.id, mode) in single
+            shape: single[shape.id, mode] / record.seconds[SUBJECT].median
+            for shape, record in group
+            if threads > 1 and shape.N >= 8 and (shape.id, mode) in single
         }
         if gains:
             lines.append(_group_row(kind, mode, threads, gains, ".2f"))
-    title = f"{SUBJECT}'s gain over one thread, cells of B >= 8"
+    title = f"{SUBJECT}'s gain over one thread, shapes of B >= 8"
     return [title, _GROUP_HEADER, *lines] if lines else []
 
 
@@ -168,7 +168,7 @@ def summary(records: list[Record]) -> str:
         thread_summary(records),
     ]
     if problems:
-        lines = [f"{r.cell} {r.mode} {r.threads}: {r.problem}" for r in problems]
+        lines = [f"{r.shape} {r.mode} {r.threads}: {r.problem}" for r in problems]
         parts.append([f"{len(problems)} without a figure", *lines])
     return "\n\n".join("\n".join(part) for part in parts if part)
 

@@ -19,15 +19,15 @@ import fastrnn
 import guard
 import trees
 from fastrnn.bench.arguments import thread_counts
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import SUBJECT
 from implementations import IMPLEMENTATIONS
 from measure import Record, measure
 from peak import Peak, measured_peak
 from plot import draw, draw_overview
 from report import header, row, save, summary, write_run
-from selection import add_options, choose_cells, choose_modes
+from selection import add_options, choose_modes, choose_shapes
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the ids and stop")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
-    add("--seconds-per-cell", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
+    add("--seconds", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
     add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
     arguments = parser.parse_args(argv)
     if arguments.base and arguments.peers:
@@ -54,8 +54,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--base compares at the highest precision")
     if arguments.threads is None:
         arguments.threads = [1] if os.cpu_count() == 1 else [1, 2]
-    if arguments.seconds_per_cell is None:
-        arguments.seconds_per_cell = 0.4 if arguments.quick else 1.2
+    if arguments.seconds is None:
+        arguments.seconds = 0.4 if arguments.quick else 1.2
     return arguments
 
 
@@ -69,19 +69,19 @@ def add_peers() -> dict[str, str]:
     return peers.VERSIONS
 
 
-def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
-    """Measures every cell, showing each as it comes. An interrupt keeps what is there."""
+def measure_all(shapes: list[Shape], arguments: argparse.Namespace, peak: Peak) -> list[Record]:
+    """Measures every shape, showing each as it comes. An interrupt keeps what is there."""
     modes = choose_modes(arguments)
     # Threads outermost: the pool is resized only once for each count.
-    jobs = [(c, mode, threads) for threads in arguments.threads for mode in modes for c in cells]
+    jobs = [(shape, mode, n) for n in arguments.threads for mode in modes for shape in shapes]
     records: list[Record] = []
     names = list(IMPLEMENTATIONS)
     print(header(names))
     try:
-        with tqdm(jobs, unit="cell", leave=False, disable=None) as progress:
-            for cell, mode, threads in progress:
-                progress.set_postfix_str(f"{cell.id} {mode} {threads}")
-                record = measure(cell, mode, threads, arguments.seconds_per_cell, peak)
+        with tqdm(jobs, unit="row", leave=False, disable=None) as progress:
+            for shape, mode, threads in progress:
+                progress.set_postfix_str(f"{shape.id} {mode} {threads}")
+                record = measure(shape, mode, threads, arguments.seconds, peak)
                 records.append(record)
                 progress.write(row(record, names))
     except KeyboardInterrupt:
@@ -89,18 +89,18 @@ def measure_all(cells: list[Cell], arguments: argparse.Namespace, peak: Peak) ->
     return records
 
 
-def compare_with_base(cells: list[Cell], arguments: argparse.Namespace, command: str) -> int:
+def compare_with_base(shapes: list[Shape], arguments: argparse.Namespace, command: str) -> int:
     """Compares with the commit --base; writes guard.json.
 
     Returns:
-        1 if some cell lost beyond noise or has no figure, 2 if the commit cannot be built or run,
+        1 if some shape lost beyond noise or has no figure, 2 if the commit cannot be built or run,
         else 0.
     """
     modes = choose_modes(arguments)
-    jobs = [(cell.id, mode, n) for n in arguments.threads for mode in modes for cell in cells]
+    jobs = [(shape.id, mode, n) for n in arguments.threads for mode in modes for shape in shapes]
     try:
         tree = trees.prepare(arguments.base)
-        found = guard.compare_all(jobs, tree, arguments.seconds_per_cell)
+        found = guard.compare_all(jobs, tree, arguments.seconds)
     except (trees.TreeError, guard.WorkerError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -110,7 +110,7 @@ def compare_with_base(cells: list[Cell], arguments: argparse.Namespace, command:
         command,
         {"machine": machine()},
         base=tree.name,
-        cells=[asdict(one) for one in found],
+        rows=[asdict(one) for one in found],
     )
     return int(not guard.passes(found))
 
@@ -119,21 +119,21 @@ def main() -> int:
     """Runs the benchmark.
 
     Returns:
-        1 if some cell has no figure (wrong results, or an exception), or lost to --base; else 0.
+        1 if some shape has no figure (wrong results, or an exception), or lost to --base; else 0.
     """
     arguments = parse_arguments()
-    cells = choose_cells(arguments)
+    shapes = choose_shapes(arguments)
     if arguments.list:
-        print("\n".join(cell.id for cell in cells))
+        print("\n".join(shape.id for shape in shapes))
         return 0
-    if not cells:
-        print(f"no cell matches {arguments.filter!r}; --list shows all", file=sys.stderr)
+    if not shapes:
+        print(f"no shape matches {arguments.filter!r}; --list shows all", file=sys.stderr)
         return 2
     command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a log can be followed
     if arguments.base:
-        return compare_with_base(cells, arguments, command)
+        return compare_with_base(shapes, arguments, command)
     torch.set_float32_matmul_precision(arguments.precision)
     about: dict[str, Any] = {
         "machine": machine(),
@@ -142,7 +142,7 @@ def main() -> int:
     }
     if arguments.peers:
         about["peers"] = add_peers()
-    # torch.nn says this once of every projected LSTM; it is what the cell is there to measure.
+    # torch.nn says this once of every projected LSTM; it is what the shape is there to show.
     warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
     given = arguments.peak_gflops
     peak = measured_peak() if given is None else Peak.given(given)
@@ -153,7 +153,7 @@ def main() -> int:
         f"{title}\nFMA peak of a core: f32 {peak.f32():.0f}, f64 {peak.f64():.0f} ({peak.source})"
     )
 
-    records = measure_all(cells, arguments, peak)
+    records = measure_all(shapes, arguments, peak)
     print(f"\n{summary(records)}")
     save(arguments.out / "results.json", records, command, about | {"peak": peak.source})
     for name in IMPLEMENTATIONS:

@@ -20,9 +20,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from tqdm import tqdm
 
 import fastrnn
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record, measure
 from peak import Peak
@@ -32,7 +32,7 @@ KINDS = ("rnn", "lstm")
 _STYLES = {SUBJECT: "-", REFERENCE: "--"}
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
-Found = dict[tuple[str, str, int], Record]  # by cell, mode and threads
+Found = dict[tuple[str, str, int], Record]  # by shape, mode and threads
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Sweep:
 
     Attributes:
         axis: Its letter.
-        shapes: Cell ids without the kind; {} stands for the value.
+        sizes: Shape ids without the kind; {} stands for the value.
         values: The values.
     """
 
     axis: str
-    shapes: tuple[str, ...]
+    sizes: tuple[str, ...]
     values: tuple[int, ...]
 
 
@@ -60,7 +60,7 @@ SWEEPS = (
     ),
 )
 # By how the work is split: hidden units, directions, and rows three times.
-THREAD_SHAPES = (
+THREAD_SIZES = (
     "B1-T50-I256-H256",
     "B1-T50-I128-H128-bi",
     "B8-T50-I128-H128",
@@ -75,8 +75,8 @@ def measure_all(ids: list[str], counts: list[int], modes: list[str], seconds: fl
     # The share of peak is not shown here, so any peak will do.
     peak = Peak.given(float("inf"))
     jobs = [(text, mode, count) for count in counts for mode in modes for text in ids]
-    for text, mode, count in tqdm(jobs, unit="cell", leave=False, disable=None):
-        record = measure(Cell.parse(text), mode, count, seconds, peak)
+    for text, mode, count in tqdm(jobs, unit="row", leave=False, disable=None):
+        record = measure(Shape.parse(text), mode, count, seconds, peak)
         found[text, mode, count] = record
         if record.problem:
             print(f"{text} {mode} {count}: {record.problem}", file=sys.stderr)
@@ -99,16 +99,16 @@ def _logarithmic(axes: Axes, axis: str, base: int) -> None:
 def _draw_sweep(
     times: Axes, ratios: Axes, found: Found, kind: str, mode: str, sweep: Sweep
 ) -> None:
-    """Times of both above, their ratio below, a colour a shape."""
-    for shape, color in zip(sweep.shapes, _COLORS, strict=False):
+    """Times of both above, their ratio below, a colour each."""
+    for sizes, color in zip(sweep.sizes, _COLORS, strict=False):
         records = {
             value: record
             for value in sweep.values
-            if (record := _good(found, (f"{kind}-{shape.format(value)}", mode, 1)))
+            if (record := _good(found, (f"{kind}-{sizes.format(value)}", mode, 1)))
         }
         for name, style in _STYLES.items():
             medians = [record.seconds[name].median * 1e6 for record in records.values()]
-            label = f"{shape.format('*')}, {name}"
+            label = f"{sizes.format('*')}, {name}"
             times.plot(list(records), medians, style, color=color, marker=".", label=label)
         spreads = [record.ratios[REFERENCE] for record in records.values()]
         ratios.plot(list(records), [s.median for s in spreads], color=color, marker=".")
@@ -148,15 +148,15 @@ def draw_threads(path: Path, found: Found, counts: list[int], modes: list[str], 
     for row, mode in enumerate(modes):
         for column, kind in enumerate(KINDS):
             axes = grid[row, column]
-            for shape, color in zip(THREAD_SHAPES, _COLORS, strict=True):
-                text = f"{kind}-{shape}"
+            for sizes, color in zip(THREAD_SIZES, _COLORS, strict=True):
+                text = f"{kind}-{sizes}"
                 records = {n: r for n in counts if (r := _good(found, (text, mode, n)))}
                 if 1 not in records:
                     continue
                 for name, style in _STYLES.items():
                     single = records[1].seconds[name].median
                     gains = [single / record.seconds[name].median for record in records.values()]
-                    label = f"{shape}, {name}"
+                    label = f"{sizes}, {name}"
                     axes.plot(list(records), gains, style, color=color, marker=".", label=label)
             axes.plot(counts, counts, color="black", linewidth=0.7, linestyle=":")
             axes.set_xticks(counts)
@@ -179,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     cores = os.cpu_count() or 1
     add("--mode", choices=(*MODES, "both"), default="both")
     add("--max-threads", type=int, default=cores, metavar="N", help="default: the cores")
-    add("--seconds-per-cell", type=float, default=0.3, metavar="S", help="default 0.3")
+    add("--seconds", type=float, default=0.3, metavar="S", help="default 0.3")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 
@@ -188,22 +188,22 @@ def main() -> int:
     """Measures and draws; writes scaling-MODE.png, threads.png and scaling.json.
 
     Returns:
-        1 if some cell has no figure, else 0.
+        1 if some shape has no figure, else 0.
     """
     arguments = parse_arguments()
     modes = list(MODES) if arguments.mode == "both" else [arguments.mode]
     about = {"machine": machine(), "build_info": fastrnn.build_info()}
-    shapes = [
-        shape.format(value) for sweep in SWEEPS for value in sweep.values for shape in sweep.shapes
+    swept = [
+        sizes.format(value) for sweep in SWEEPS for value in sweep.values for sizes in sweep.sizes
     ]
-    seconds = arguments.seconds_per_cell
+    seconds = arguments.seconds
 
-    def ids(shapes: tuple[str, ...] | list[str]) -> list[str]:
-        return [f"{kind}-{shape}" for kind in KINDS for shape in dict.fromkeys(shapes)]
+    def ids(every: tuple[str, ...] | list[str]) -> list[str]:
+        return [f"{kind}-{sizes}" for kind in KINDS for sizes in dict.fromkeys(every)]
 
     counts = list(range(1, arguments.max_threads + 1))
-    found = measure_all(ids(shapes), [1], modes, seconds)
-    found |= measure_all(ids(THREAD_SHAPES), counts, modes, seconds)
+    found = measure_all(ids(swept), [1], modes, seconds)
+    found |= measure_all(ids(THREAD_SIZES), counts, modes, seconds)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     title = f"{about['machine']['processor']}, torch {torch.__version__}"

@@ -1,19 +1,19 @@
-"""Which cells a run is about: the options that the runners share."""
+"""Which shapes a run is about: the options that the runners share."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.measure import MODES
+from fastrnn.bench.shapes import Shape
 from grid import select
-from random_cells import draw_cells
+from random_shapes import draw_shapes
 
 
-def _cell(text: str) -> Cell:
+def _shape(text: str) -> Shape:
     try:
-        return Cell.parse(text)
+        return Shape.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -27,25 +27,24 @@ def _pattern(text: str) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, mode: str = "both") -> None:
-    """Adds the options that choose cells, and --mode with a default."""
+    """Adds the options that choose shapes, and --mode with a default."""
     add = parser.add_argument
     add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
-    add(
-        "--cell", type=_cell, action="append", metavar="ID", help="only this id, in the grid or not"
-    )
+    only = "only this id, in the grid or not"
+    add("--shape", type=_shape, action="append", metavar="ID", help=only)
     add("--quick", action="store_true", help="a small part of the grid")
     add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
     add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
     add("--mode", choices=(*MODES, "both"), default=mode, help=f"default {mode}")
 
 
-def choose_cells(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells named, drawn at random, or of the grid."""
-    if arguments.cell:
-        return arguments.cell
+def choose_shapes(arguments: argparse.Namespace) -> list[Shape]:
+    """The shapes named, drawn at random, or of the grid."""
+    if arguments.shape:
+        return arguments.shape
     if arguments.random is not None:
-        drawn = draw_cells(arguments.random, arguments.seed)
-        return [cell for cell in drawn if re.search(arguments.filter, cell.id)]
+        drawn = draw_shapes(arguments.random, arguments.seed)
+        return [shape for shape in drawn if re.search(arguments.filter, shape.id)]
     return select(arguments.filter, arguments.quick)
 
 

@@ -17,7 +17,7 @@ from fastrnn.bench.timing import Spread
 from helpers import run_python
 
 ROOT = Path(__file__).parents[1]
-CELL = "lstm-B8-T20-I64-H64"
+SHAPE = "lstm-B8-T20-I64-H64"
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_compare(
 ) -> None:
     processes = Processes(guard, base, now)
     monkeypatch.setattr(guard, "Worker", processes)
-    (found,) = guard.compare_all([(CELL, "inference", 1)], Path("base"), 0.2)
+    (found,) = guard.compare_all([(SHAPE, "inference", 1)], Path("base"), 0.2)
     assert (found.verdict, guard.passes([found])) == (verdict, passes)
     assert next(processes.now, None) is None  # timed as often as it had to be
     assert verdict in capsys.readouterr().out
@@ -119,17 +119,17 @@ def repository() -> Iterator[None]:
 
 @pytest.mark.usefixtures("guard", "repository")
 def test_head_against_itself(tmp_path: Path) -> None:
-    arguments = ["--base", "HEAD", "--cell", CELL, "--mode", "inference", "--threads", "1"]
-    arguments += ["--seconds-per-cell", "0.2", "--out", str(tmp_path)]
+    arguments = ["--base", "HEAD", "--shape", SHAPE, "--mode", "inference", "--threads", "1"]
+    arguments += ["--seconds", "0.2", "--out", str(tmp_path)]
     process = run_python(str(ROOT / "benchmarks" / "run.py"), *arguments)
     assert process.returncode == 0, process.stdout + process.stderr
-    (found,) = json.loads((tmp_path / "guard.json").read_text())["cells"]
-    assert (found["cell"], found["verdict"] in ("level", "gain")) == (CELL, True)
+    (found,) = json.loads((tmp_path / "guard.json").read_text())["rows"]
+    assert (found["shape"], found["verdict"] in ("level", "gain")) == (SHAPE, True)
     assert all(found["seconds"][side]["median"] > 0 for side in ("base", "now"))
 
 
 @pytest.mark.usefixtures("guard", "repository")
 def test_unknown_commit() -> None:
-    process = run_python(str(ROOT / "benchmarks" / "run.py"), "--base", "nowhere", "--cell", CELL)
+    process = run_python(str(ROOT / "benchmarks" / "run.py"), "--base", "nowhere", "--shape", SHAPE)
     assert process.returncode == 2
     assert "nowhere" in process.stderr and "Traceback" not in process.stderr

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastrnn
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import build_from_modules, make_workload
 from helpers import Case, build, call, cases, make_inputs, run
 
@@ -50,12 +50,12 @@ def test_flops_of_a_frozen_first_layer(name: str, bidirectional: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize("cell", ["rnn-B3-T7-I5-H9-L2-bi", "lstm-B3-T7-I5-H9-L2-bi-proj4-hx"])
-def test_flops_of_benchmarks(cell: str, mode: str) -> None:
-    cell = Cell.parse(cell)
-    step = build_from_modules(fastrnn, make_workload(cell, mode))
+@pytest.mark.parametrize("shape", ["rnn-B3-T7-I5-H9-L2-bi", "lstm-B3-T7-I5-H9-L2-bi-proj4-hx"])
+def test_flops_of_benchmarks(shape: str, mode: str) -> None:
+    shape = Shape.parse(shape)
+    step = build_from_modules(fastrnn, make_workload(shape, mode))
     with torch.inference_mode(mode == "inference"):
-        assert flops(step.run) == pytest.approx(cell.flops(mode), rel=0.1)
+        assert flops(step.run) == pytest.approx(shape.flops(mode), rel=0.1)
 
 
 @pytest.mark.parametrize("training", [False, True])

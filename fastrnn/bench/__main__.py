@@ -15,13 +15,13 @@ import torch
 
 import fastrnn
 from fastrnn.bench.arguments import file, positive, seconds, thread_counts
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES, Measurement, measure
 from fastrnn.bench.report import as_json, draw, sentence, table
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import MODULES, SUBJECT, Build, Step, Workload, build_compiled
 
-KINDS = {"lstm": "lstm", "rnn_tanh": "rnn", "rnn_relu": "rnn-relu"}  # as cell ids have them
+KINDS = {"lstm": "lstm", "rnn_tanh": "rnn", "rnn_relu": "rnn-relu"}  # as shape ids have them
 DTYPES = ("f32", "f64", "bf16", "f16")
 COMPILED = "torch.compile"
 
@@ -61,12 +61,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def make_cell(arguments: argparse.Namespace) -> Cell:
+def make_shape(arguments: argparse.Namespace) -> Shape:
     """The shape that was asked for."""
     text = f"{KINDS[arguments.kind]}-B{arguments.batch}-T{arguments.seq}"
     text += f"-I{arguments.input}-H{arguments.hidden}"
     text += f"-L{arguments.layers}" * (arguments.layers > 1) + "-bi" * arguments.bidirectional
-    return Cell.parse(text + f"-{arguments.dtype}" * (arguments.dtype != "f32"))
+    return Shape.parse(text + f"-{arguments.dtype}" * (arguments.dtype != "f32"))
 
 
 def choose_builds(arguments: argparse.Namespace) -> dict[str, Build]:
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         1 if fastrnn or torch.nn has no figure, else 0.
     """
     arguments = parse_arguments(argv)
-    cell, builds = make_cell(arguments), choose_builds(arguments)
+    shape, builds = make_shape(arguments), choose_builds(arguments)
     about: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "fastrnn.bench", *(argv or sys.argv[1:])]),
         "shape": {
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     measurements: list[Measurement] = []
     for threads in arguments.threads:
         found = measure(
-            cell,
+            shape,
             arguments.mode,
             threads,
             arguments.seconds,

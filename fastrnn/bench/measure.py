@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastrnn.bench.cells import Cell
 from fastrnn.bench.check import mismatches
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, alternate, cpu_timer, cuda_timer, ratio, settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, make_workload
 
@@ -18,7 +18,7 @@ MODES = ("inference", "training")
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found for one cell, in one mode, at one number of threads.
+    """What was found for one shape, in one mode, at one number of threads.
 
     Attributes:
         threads: Intra-op threads.
@@ -43,7 +43,7 @@ def describe(error: BaseException) -> str:
 
 
 def measure(
-    cell: Cell,
+    shape: Shape,
     mode: str,
     threads: int,
     seconds: float,
@@ -51,10 +51,10 @@ def measure(
     device: str = "cpu",
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Measurement:
-    """Checks and times one cell.
+    """Checks and times one shape.
 
     Args:
-        cell: What to measure.
+        shape: What to measure.
         mode: "inference" (in torch.inference_mode, eval mode) or "training" (forward, and backward
             to all weights and x).
         threads: Intra-op threads.
@@ -68,7 +68,7 @@ def measure(
     problems: dict[str, str] = {}
     expected: dict[str, Tensor] = {}
     with torch.inference_mode(mode == "inference"):
-        work = make_workload(cell, mode, device)
+        work = make_workload(shape, mode, device)
         for name, build in builds.items():
             try:
                 if (step := build(work)) is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 
 SUBJECT = "fastrnn"  # the implementation that the others are divided by
 REFERENCE = "torch"  # the one whose results the others must reproduce
@@ -22,7 +22,7 @@ REFERENCE = "torch"  # the one whose results the others must reproduce
 
 @dataclass(frozen=True)
 class Workload:
-    """The same work for every implementation: a cell, a mode, the weights and the inputs.
+    """The same work for every implementation: a shape, a mode, the weights and the inputs.
 
     Attributes:
         mode: "inference" or "training".
@@ -34,7 +34,7 @@ class Workload:
         device: Where x, hx and gradient are, and the module must be.
     """
 
-    cell: Cell
+    shape: Shape
     mode: str
     arguments: dict[str, Any]
     state: dict[str, Tensor]
@@ -65,40 +65,40 @@ class Step:
 Build = Callable[[Workload], "Step | None"]
 
 
-def make_workload(cell: Cell, mode: str, device: str = "cpu") -> Workload:
-    """Draws weights and inputs for a cell, the same ones at each call and on each device."""
+def make_workload(shape: Shape, mode: str, device: str = "cpu") -> Workload:
+    """Draws weights and inputs for a shape, the same ones at each call and on each device."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {
-        "input_size": cell.I,
-        "hidden_size": cell.H,
-        "num_layers": cell.L,
-        "bidirectional": cell.D == 2,
-        "batch_first": cell.batch_first,
-        "dtype": cell.dtype,
+        "input_size": shape.I,
+        "hidden_size": shape.H,
+        "num_layers": shape.L,
+        "bidirectional": shape.D == 2,
+        "batch_first": shape.batch_first,
+        "dtype": shape.dtype,
     }
-    if cell.kind == "rnn":
-        arguments["nonlinearity"] = cell.nonlinearity
+    if shape.kind == "rnn":
+        arguments["nonlinearity"] = shape.nonlinearity
     else:
-        arguments["proj_size"] = cell.P
-    state = getattr(nn, cell.kind.upper())(**arguments).state_dict()
+        arguments["proj_size"] = shape.P
+    state = getattr(nn, shape.kind.upper())(**arguments).state_dict()
 
-    leading: tuple[int, ...] = (cell.N, cell.T) if cell.batch_first else (cell.T, cell.N)
-    padded = torch.randn(*leading, cell.I).to(device, cell.dtype)
+    leading: tuple[int, ...] = (shape.N, shape.T) if shape.batch_first else (shape.T, shape.N)
+    padded = torch.randn(*leading, shape.I).to(device, shape.dtype)
     x: Tensor | PackedSequence = padded
-    if cell.fill < 100:
-        lengths = torch.tensor(cell.lengths)
-        x = pack_padded_sequence(padded, lengths, cell.batch_first, enforce_sorted=False)
-        leading = (cell.steps,)
+    if shape.fill < 100:
+        lengths = torch.tensor(shape.lengths)
+        x = pack_padded_sequence(padded, lengths, shape.batch_first, enforce_sorted=False)
+        leading = (shape.steps,)
 
     hx: Any = None
-    if cell.hx:
-        hx = torch.randn(cell.L * cell.D, cell.N, cell.out).to(device, cell.dtype)
-        if cell.kind == "lstm":
-            hx = (hx, torch.randn(cell.L * cell.D, cell.N, cell.H).to(device, cell.dtype))
+    if shape.hx:
+        hx = torch.randn(shape.L * shape.D, shape.N, shape.out).to(device, shape.dtype)
+        if shape.kind == "lstm":
+            hx = (hx, torch.randn(shape.L * shape.D, shape.N, shape.H).to(device, shape.dtype))
     gradient = None
     if mode == "training":
-        gradient = torch.randn(*leading, cell.D * cell.out).to(device, cell.dtype)
-    return Workload(cell, mode, arguments, state, x, hx, gradient, device)
+        gradient = torch.randn(*leading, shape.D * shape.out).to(device, shape.dtype)
+    return Workload(shape, mode, arguments, state, x, hx, gradient, device)
 
 
 def _data(x: Tensor | PackedSequence) -> Tensor:
@@ -107,7 +107,7 @@ def _data(x: Tensor | PackedSequence) -> Tensor:
 
 def make_module(library: ModuleType, work: Workload) -> nn.Module:
     """`library.RNN` or `library.LSTM`, which mean what torch.nn's mean, with the weights."""
-    module: nn.Module = getattr(library, work.cell.kind.upper())(**work.arguments)
+    module: nn.Module = getattr(library, work.shape.kind.upper())(**work.arguments)
     module.load_state_dict(work.state)
     return module.train(work.mode == "training").to(work.device)
 

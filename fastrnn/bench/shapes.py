@@ -1,4 +1,4 @@
-"""A cell is one shape of one kind of module, and its id says it all.
+"""A shape to measure: a kind of module with its sizes and options, as its id says.
 
 An id reads `lstm-B32-T100-I256-H256-L2-bi-packed60-bf16`: kind (`rnn`, `rnn-relu` or `lstm`),
 batch N (written B), time steps T, input size I, hidden size H, then what is not the default:
@@ -29,8 +29,8 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One shape to measure.
+class Shape:
+    """One shape.
 
     Attributes:
         kind: "rnn" or "lstm".
@@ -56,7 +56,7 @@ class Cell:
     dtype: torch.dtype
 
     @staticmethod
-    def parse(text: str) -> Cell:
+    def parse(text: str) -> Shape:
         """Reads an id.
 
         Raises:
@@ -64,10 +64,10 @@ class Cell:
         """
         match = _ID.fullmatch(text)
         if match is None or (match["kind"] == "lstm" and match["relu"]):
-            raise ValueError(f"not a cell id: {text!r}")
+            raise ValueError(f"not a shape id: {text!r}")
         if match["P"] and (match["kind"] == "rnn" or int(match["P"]) >= int(match["H"])):
             raise ValueError(f"a projection needs an LSTM and a size below H: {text!r}")
-        return Cell(
+        return Shape(
             id=text,
             kind=match["kind"],
             nonlinearity="relu" if match["relu"] else "tanh",

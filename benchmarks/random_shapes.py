@@ -7,12 +7,12 @@ import random
 
 import torch
 
-from fastrnn.bench.cells import Cell
+from fastrnn.bench.shapes import Shape
 from grid import GRID
 
 # What a call may cost: a training step of torch.nn then takes some tenths of a second.
 _BUDGET = 8e9
-# How much dearer than its operations a cell is: a narrower vector, or a matrix product that torch
+# How much dearer than its operations a shape is: a narrower vector, or a matrix product that torch
 # does slowly, or weights that come from memory for every row.
 _DTYPE_FACTOR = {torch.float64: 2, torch.bfloat16: 4, torch.float16: 8}
 _FEW_ROWS, _FEW_ROWS_FACTOR = 4, 4
@@ -52,21 +52,21 @@ def _draw_id(rng: random.Random) -> str:
     return "-".join(parts)
 
 
-def _cost(cell: Cell) -> float:
-    cost = cell.flops("training") * _DTYPE_FACTOR.get(cell.dtype, 1)
-    return cost * (_FEW_ROWS_FACTOR if cell.N < _FEW_ROWS else 1)
+def _cost(shape: Shape) -> float:
+    cost = shape.flops("training") * _DTYPE_FACTOR.get(shape.dtype, 1)
+    return cost * (_FEW_ROWS_FACTOR if shape.N < _FEW_ROWS else 1)
 
 
-def draw_cells(count: int, seed: int) -> list[Cell]:
-    """Draws count different cells that are not in the grid, the same ones for the same seed.
+def draw_shapes(count: int, seed: int) -> list[Shape]:
+    """Draws count different shapes that are not in the grid, the same ones for the same seed.
 
     Batch 1 to 256, steps 1 to 200, hidden size 8 to 1,024, input size 1 to 1,024; with layers,
     directions, projections, packed input, initial states and dtypes as they come.
     """
     rng = random.Random(seed)
-    drawn: dict[str, Cell] = {}
+    drawn: dict[str, Shape] = {}
     while len(drawn) < count:
         text = _draw_id(rng)
-        if text not in GRID and _cost(cell := Cell.parse(text)) <= _BUDGET:
-            drawn[text] = cell
+        if text not in GRID and _cost(shape := Shape.parse(text)) <= _BUDGET:
+            drawn[text] = shape
     return list(drawn.values())
