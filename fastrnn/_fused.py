@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import torch
@@ -72,8 +73,7 @@ def call_traced(tracer: Any, module: nn.Module, x: Any, hx: Any) -> Any:
             f"{type(module).__qualname__} has hooks, is a subclass of fastrnn's, or is itself what "
             "is traced: let is_leaf_module of a torch.fx.Tracer say that it is a leaf"
         )
-    arguments = (x,) if hx is None else (x, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (x, hx), {})
 
 
 def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: Any) -> Any:
@@ -86,11 +86,8 @@ def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: A
 
 def _raised_within(error: Exception) -> bool:
     """Returns whether an error was raised in torch's or fastrnn's code, or in C++ called there."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0] if trace else ""
-    return package in ("fastrnn", "torch")
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").split(".")[0] in ("fastrnn", "torch")
 
 
 def is_refusal(error: Exception) -> bool:
