@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrizations, prune
+from torch.nn.utils.rnn import pack_sequence
 from torch.optim import swa_utils
+from torch.utils._pytree import tree_structure
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
@@ -45,6 +47,14 @@ def test_meta_device_and_to_empty(name: str) -> None:
     assert torch.equal(first(assigned(x)), first(twin(x)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_tuples_where_torchs_are(name: str) -> None:
+    x = torch.randn(4, 5)
+    for inputs in (x,) if name in CELLS else (x, pack_sequence([x, x[:2]])):
+        ours, theirs = (tree_structure(make(name, p)(inputs)) for p in (fastrnn, nn))
+        assert ours == theirs
+
+
 def weight_norm(module: nn.Module, name: str) -> None:
     """Parametrizes a weight by direction and length."""
     parametrizations.weight_norm(module, name)
@@ -71,8 +81,9 @@ def test_parametrized_weights_train_alike(name: str, change: Callable[..., None]
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(2)).double()
     results = []
     for package in (fastrnn, nn):
-        module = make(name, package, dtype=torch.float64)
+        module = make(name, package)
         change(module, "weight_hh" if name in CELLS else "weight_hh_l0")
+        module.double()
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         for _ in range(3):
             optimizer.zero_grad()

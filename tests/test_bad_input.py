@@ -7,6 +7,7 @@ odd input that torch.nn accepts must be accepted, with the same result.
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from types import ModuleType
 
@@ -18,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
 import fastrnn
-from helpers import Case, build, cases
+from helpers import Case, Recorder, build, cases
 
 CLASSES = ["RNN", "LSTM"]
 OTHER = {"RNN": "LSTM", "LSTM": "RNN"}
@@ -144,6 +145,8 @@ CALLS: dict[str, tuple[object, Callable | None]] = {
     "hx_dict": (X, lambda name: {0: zeros(1, 3, 8), 1: zeros(1, 3, 8)}),
     "hx_tuple_of_none": (X, lambda name: (None, None)),
     "hx_empty_tuple": (X, lambda name: ()),
+    "h0_alone": (X, lambda name: (zeros(1, 3, 8), None)),
+    "c0_alone": (X, lambda name: (None, zeros(1, 3, 8))),
     "c0_units": (X, lambda name: (zeros(1, 3, 8), zeros(1, 3, 7))),
     "c0_double": (X, lambda name: (zeros(1, 3, 8), zeros(1, 3, 8, dtype=DOUBLE))),
     "c0_2d": (X, lambda name: (zeros(1, 3, 8), zeros(3, 8))),
@@ -304,7 +307,8 @@ def test_nested_tensors(name: str) -> None:
 
 FAKES = {"features": ((4, 3, 6), None), "dimensions": ((4, 3, 2, 5), None)}
 FAKES |= {"hidden": ((4, 3, 5), (1, 3, 7)), "layers": ((4, 3, 5), (2, 3, 8))}
-FAKES |= {"unbatched": ((4, 3, 5), (1, 8)), "good": ((4, 3, 5), (1, 3, 8))}
+FAKES |= {"unbatched": ((4, 3, 5), (1, 8)), "scalar": ((4, 3, 5), ())}
+FAKES |= {"good": ((4, 3, 5), (1, 3, 8))}
 
 
 # No kernel runs there, which would look at the sizes.
@@ -338,21 +342,26 @@ def test_packed_sizes_that_torch_does_not_check(
         fastrnn.LSTM(5, 8, dtype=dtype)(PackedSequence(rows, torch.tensor(lengths)), hx)
 
 
-@pytest.mark.parametrize("options", [{"proj_size": 3}, {"dtype": DOUBLE}, {}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("LSTM", {"proj_size": 3}), ("LSTM", {"dtype": DOUBLE}), ("LSTM", {}), ("RNN", {})],
+    ids=str,
+)
 @pytest.mark.parametrize("sizes", [(6, 8), (5, 7)])
 def test_packed_sizes_of_one_length_that_torch_checks(
-    sizes: tuple[int, int], options: dict[str, object]
+    sizes: tuple[int, int], name: str, options: dict[str, object]
 ) -> None:
     features, units = sizes
     dtype = options.get("dtype", torch.float32)
     rows = PackedSequence(zeros(6, features, dtype=dtype), torch.tensor([2, 2, 2]))
-    hx = (zeros(1, 2, options.get("proj_size", units), dtype=dtype), zeros(1, 2, 7, dtype=dtype))
+    h0 = zeros(1, 2, options.get("proj_size", units), dtype=dtype)
+    hx = (h0, zeros(1, 2, 7, dtype=dtype)) if name == "LSTM" else h0
 
     def call(package: ModuleType, name: str) -> object:
         return getattr(package, name)(5, 8, **options)(rows, hx)
 
-    with torch.backends.mkldnn.flags(enabled=bool(options)):
-        assert_same_outcome(call, "LSTM")
+    with torch.backends.mkldnn.flags(enabled=name == "RNN" or bool(options)):
+        assert_same_outcome(call, name)
 
 
 # torch.nn.LSTM ends the process with these.
@@ -364,7 +373,7 @@ def test_packed_states_that_torch_reads_past(layers: tuple[int, int], dtype: tor
     with pytest.raises(RuntimeError, match=r"^fastrnn: [hc]0 must have size"):
         fastrnn.LSTM(3, 4, dtype=dtype)(packed, states)
     with pytest.raises(RuntimeError, match=r"^fastrnn: h0 must have size"):
-        fastrnn.LSTM(3, 4, dtype=dtype)(packed, (zeros(1, 1, 2, 4, dtype=dtype), states[0][:1]))
+        fastrnn.LSTM(3, 4, dtype=dtype)(packed, [zeros(1, 1, 2, 4, dtype=dtype), states[0][:1]])
 
 
 def test_packed_states_that_torch_takes() -> None:
@@ -373,17 +382,30 @@ def test_packed_states_that_torch_takes() -> None:
     assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, states), "LSTM")
 
 
-@pytest.mark.parametrize("states", [(1, 2), ("h", "c"), (zeros(1, 2, 4), 1)], ids=str)
+@pytest.mark.parametrize(
+    "states", [(1, 2), ("h", "c"), (zeros(1, 2, 4), 1), (zeros(()), zeros(()))], ids=str
+)
 def test_packed_states_of_other_types(states: tuple) -> None:
     packed = PackedSequence(zeros(5, 3), torch.tensor([2, 2, 1]))
     assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, states), "LSTM")
 
 
+# Under a mode of torch.dispatch the op is called as torch calls it.
+@pytest.mark.parametrize("around", [nullcontext(), Recorder("")], ids=["plain", "mode"])
 @pytest.mark.parametrize("name", ["RNN", "RNNCell"])
-def test_a_sparse_state(name: str) -> None:
+def test_a_sparse_state(name: str, around: AbstractContextManager) -> None:
     h = zeros(1, 8) if name == "RNN" else zeros(4, 8)
     x = X[:, 0]
-    assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(x, h.to_sparse()), name)
+    with around:
+        assert_same_outcome(
+            lambda package, name: getattr(package, name)(5, 8)(x, h.to_sparse()), name
+        )
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell"])
+def test_a_sparse_input(name: str) -> None:
+    x = X[0].to_sparse_csr()
+    assert_same_outcome(lambda package, name: getattr(package, name)(5, 8)(x), name)
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])

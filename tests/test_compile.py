@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
@@ -33,6 +34,20 @@ def test_fake_tensors(case: Case) -> None:
         outputs = call(module, fakes)
     for name, output in outputs.items():
         assert output.shape == expected[name].shape and output.stride() == expected[name].stride()
+
+
+@pytest.mark.parametrize(
+    "hx", [torch.zeros(2, 3, 8), (torch.zeros(3, 8),) * 3], ids=["one", "three"]
+)
+def test_errors_in_compiled_code_are_of_the_arguments(hx: object) -> None:
+    """And not of how fastrnn looks at an error."""
+    first_lines = []
+    for package in (fastrnn, nn):
+        compiled = torch.compile(package.LSTMCell(5, 8), backend="eager", fullgraph=True)
+        with pytest.raises(Exception) as error:
+            compiled(torch.ones(3, 5), hx)
+        first_lines.append(str(error.value).splitlines()[0])
+    assert first_lines[0] == first_lines[1]
 
 
 @pytest.mark.parametrize("case", cases(L=[2]), ids=str)

@@ -213,21 +213,23 @@ def test_flat_weights(name: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_compiled_on_a_device_that_torch_computes_on() -> None:
-    module = fastrnn.LSTM(5, 8, device="meta")
+@pytest.mark.parametrize("options", [{"device": "meta"}, {"dtype": torch.complex64}], ids=str)
+def test_compiled_where_torch_computes(options: dict) -> None:
+    module = fastrnn.LSTM(5, 8, **options)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
-    assert compiled(torch.randn(7, 3, 5, device="meta"))[0].shape == (7, 3, 8)
+    assert compiled(torch.randn(7, 3, 5, **options))[0].shape == (7, 3, 8)
 
 
 def test_weight_that_is_gone() -> None:
     module = fastrnn.LSTM(5, 8)
-    weights = [weight.detach() for weight in module._flat_weights]
+    weights = list(module._flat_weights)
     del module.weight_hh_l0
+    module.double().float()  # torch collects the weights that are left
     with pytest.raises(AttributeError, match="weight_hh_l0"):
         module(torch.ones(3, 2, 5))
     with pytest.raises(AttributeError, match="set weight_ih_l0 and the others"):
         module._flat_weights = weights  # with which torch.nn would compute
-    module.weight_hh_l0 = weights[1]
+    module.weight_hh_l0 = weights[1].detach()
     assert module(torch.ones(3, 2, 5))[0].shape == (3, 2, 8)
 
 

@@ -1,5 +1,6 @@
 """Tools that look into a model: the counter of its operations, and torch.fx."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -100,24 +101,26 @@ def test_fx_sees_modules_as_leaves() -> None:
 class Decoder(nn.Module):
     """Begins from a constant, with a state that is traced: as it is, or in a pair."""
 
-    def __init__(self, module: nn.Module, start: Tensor, pairs: bool) -> None:
+    def __init__(self, module: nn.Module, start: Tensor, given: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.rnn, self.start, self.pairs = module, start, pairs
+        self.rnn, self.start, self.given = module, start, given
 
-    def forward(self, hx: Any) -> Any:
-        return self.rnn(self.start, (hx, hx) if self.pairs else hx)
+    def forward(self, state: Any) -> Any:
+        return self.rnn(self.start, self.given(state))
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
-@pytest.mark.parametrize("pairs", [False, True], ids=["whole", "pair"])
-def test_fx_of_a_traced_state(name: str, pairs: bool) -> None:
+@pytest.mark.parametrize("given", ["whole", "pair", "list", "second"])
+def test_fx_of_a_traced_state(name: str, given: str) -> None:
     lstm, cell = name.startswith("LSTM"), name.endswith("Cell")
-    if pairs and not lstm:
+    if given != "whole" and not lstm:
         pytest.skip("has one state")
     module = getattr(fastrnn, name)(5, 8, **({} if cell else {"num_layers": 2, "dropout": 0.5}))
-    model = Decoder(module, torch.ones(3, 5) if cell else torch.ones(7, 3, 5), pairs)
     state = torch.zeros(3, 8) if cell else torch.zeros(2, 3, 8)
-    hx = (state, state) if lstm and not pairs else state
+    ways = {"whole": lambda s: s, "pair": lambda s: (s, s)}
+    ways |= {"list": lambda s: [s, s], "second": lambda s: (state, s)}
+    model = Decoder(module, torch.ones(3, 5) if cell else torch.ones(7, 3, 5), ways[given])
+    hx = (state, state) if lstm and given == "whole" else state
     traced = fx.symbolic_trace(model).eval()
     assert [n.target for n in traced.graph.nodes if n.op.startswith("call")] == ["rnn"]
     torch.testing.assert_close(traced(hx), model.eval()(hx))
@@ -140,20 +143,15 @@ def hooked() -> nn.Module:
     return module
 
 
-def hooked_backward(register: str) -> nn.Module:
-    """Likewise, in its backward pass."""
+HOOKS = ["forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_fx_does_not_lose_hooks(hook: str) -> None:
     module = fastrnn.RNN(5, 8)
-    getattr(module, register)(lambda *_: None)
-    return module
-
-
-BACKWARD_HOOKS = ["register_full_backward_hook", "register_full_backward_pre_hook"]
-
-
-@pytest.mark.parametrize("register", BACKWARD_HOOKS)
-def test_fx_does_not_lose_backward_hooks(register: str) -> None:
+    getattr(module, f"register_{hook}")(lambda *_: None)
     with pytest.raises(fx.proxy.TraceError, match="is_leaf_module"):
-        fx.symbolic_trace(nn.Sequential(hooked_backward(register)))
+        fx.symbolic_trace(nn.Sequential(module))
 
 
 @pytest.mark.parametrize("make", [lambda: Last(5, 8), hooked])
