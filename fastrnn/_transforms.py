@@ -66,7 +66,7 @@ def recurrent(
         batch_sizes = _unwrapped(batch_sizes)
     tensors = (x, h0, c0, *weights)
     options.call(ops.check.default, _sizes(batch_sizes), tensors, dropout)
-    if dropout > 0 and num_layers > 1:
+    if dropout > 0:
         return _run_with_dropout(options, batch_sizes, tensors, dropout)
     return _run(options, batch_sizes, tensors)
 
@@ -80,15 +80,13 @@ def cell(
     has_biases: bool,
 ) -> tuple[Tensor, Tensor]:
     """Takes a step as the op `fastrnn::cell` does, and is seen by every transform."""
-    if x.dim() not in (1, 2):
-        raise RuntimeError(f"fastrnn: x must have 1 or 2 dimensions, got {x.dim()}")
     if h0 is not None:
         h0 = h0.unsqueeze(0)
     if c0 is not None:
         c0 = c0.unsqueeze(0)
     sequence = x.unsqueeze(0)
     _, h, c = recurrent(mode, sequence, None, h0, c0, weights, 1, has_biases, False, False, 0.0)
-    return h.squeeze(0), c.squeeze(0) if mode == "LSTM" else c
+    return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
 @dataclass(frozen=True)
