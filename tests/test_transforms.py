@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, autograd, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
@@ -336,14 +336,23 @@ def test_dropout_draws_torch_nn_masks(case: Case, dropout: float) -> None:
     assert_same(*results)
 
 
+REJECTED: dict[str, Callable[[nn.Module], Tensor]] = {
+    "features": lambda module: grad(lambda x: module(x)[0].sum())(torch.ones(4, 3, 6)),
+    "packed_samples": lambda module: vmap(
+        lambda x: module(pack_padded_sequence(x, [4, 2, 1]))[0].data
+    )(torch.ones(2, 4, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("action", REJECTED.values(), ids=REJECTED)
 @pytest.mark.parametrize("kind", KINDS)
-def test_bad_input_is_rejected_in_torch_nn_words(kind: str) -> None:
-    x = torch.ones(4, 3, 6)
+def test_bad_input_is_rejected_in_torch_nn_words(
+    kind: str, action: Callable[[nn.Module], Tensor]
+) -> None:
     messages = []
     for package in (fastrnn, nn):
-        module = build(package, Case(kind))
         with pytest.raises(RuntimeError) as error:
-            grad(lambda x, m=module: m(x)[0].sum())(x)
+            action(build(package, Case(kind)))
         messages.append(str(error.value))
     assert messages[0] == messages[1]
 
@@ -359,6 +368,16 @@ def test_first_derivatives_are_fused(kind: str) -> None:
     assert names.count("fastrnn::recurrent_forward") == 1
     assert names.count("fastrnn::recurrent_backward") == 1
     assert not {"fastrnn::reference", "aten::linear"} & set(names)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_of_dual_numbers_have_the_bits_of_plain_calls(kind: str) -> None:
+    case = Case(kind, L=2)
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    function, arguments = as_function(module, inputs), arguments_of(module, inputs)
+    expected = function(arguments)
+    results = by_dual_numbers(function, arguments)
+    assert_equal({name: results[name] for name in expected}, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
