@@ -207,7 +207,7 @@ def _run_with_dropout(
     """
     x, h0, c0, *weights = tensors
     assert x is not None
-    swaps = options.batch_first and batch_sizes is None and x.dim() == 3
+    swaps = options.batch_first and x.dim() == 3
     if swaps:
         x = x.transpose(0, 1)
     layer_options = replace(options, num_layers=1, batch_first=False)
