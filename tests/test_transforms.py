@@ -23,6 +23,7 @@ from helpers import (
     build,
     call,
     cases,
+    loss,
     make_inputs,
     run,
     takes_fused_path,
@@ -322,25 +323,36 @@ def test_forward_mode_through_the_op_of_a_cell(kind: str, trained: bool) -> None
     assert_same(with_tangent(step, x), expected)
 
 
+DROPPED = [
+    *cases(L=[3], D=[1, 2], batch_first=[False, True]),
+    *cases(L=[3], D=[2], N=[None], batch_first=[True], hx=[True]),
+    *cases(L=[3], D=[2], P=[0, 3], lengths=[(2, 7, 4)], hx=[True]),
+]
+
+
 @pytest.mark.parametrize("dropout", [0.5, 1.0])
-@pytest.mark.parametrize("case", cases(L=[3], D=[1, 2], batch_first=[False, True]), ids=str)
+@pytest.mark.parametrize("case", DROPPED, ids=str)
 def test_dropout_draws_torch_nn_masks(case: Case, dropout: float) -> None:
     case = replace(case, dropout=dropout)
-    x = make_inputs(case).x
-    results = []
-    for package in (fastrnn, nn):
-        module = build(package, case)
-        torch.manual_seed(3)
-        dx, y = grad(lambda x, m=module: (m(x)[0].square().sum(), m(x)[0]), has_aux=True)(x)
-        results.append({"dx": dx, "y": y})
-    assert_same(*results)
+    inputs, called = make_inputs(case), Called(build(fastrnn, case))
+
+    def total_loss(given: Results) -> tuple[Tensor, Results]:
+        outputs = called(inputs._replace(**given))
+        return loss(outputs, outputs), outputs
+
+    given = {name: t for name, t in inputs._asdict().items() if isinstance(t, Tensor)}
+    torch.manual_seed(2)
+    gradients, results = grad(total_loss, has_aux=True)(given)
+    results |= {f"d{name}": gradient for name, gradient in gradients.items()}
+    expected = run(build(nn, case), inputs, seed=2)
+    assert_same(results, {name: expected[name] for name in results})
 
 
 REJECTED: dict[str, Callable[[nn.Module], Tensor]] = {
     "features": lambda module: grad(lambda x: module(x)[0].sum())(torch.ones(4, 3, 6)),
     "packed_samples": lambda module: vmap(
-        lambda x: module(pack_padded_sequence(x, [4, 2, 1]))[0].data
-    )(torch.ones(2, 4, 3, 5)),
+        vmap(lambda x: module(pack_padded_sequence(x, [4, 2, 1]))[0].data)
+    )(torch.ones(2, 2, 4, 3, 5)),
 }
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastrnn
 import helpers
+from fastrnn import _transforms
 from helpers import DTYPES, KINDS, Case, build, cases, make_inputs
 
 SAMPLES = 3
@@ -129,6 +130,37 @@ def test_over_weights(case: Case, x_dim: int | None) -> None:
     assert_same(result, loop(lambda model, x: flat(model(x)), models, inputs))
 
 
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_one_weight(kind: str, name: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
+    weights = torch.stack([module.get_parameter(name).detach() * (i + 1) for i in range(SAMPLES)])
+
+    def gradients(weight: Tensor) -> Results:
+        weights = dict(module.named_parameters()) | {name: weight}
+        return loss_gradients(module, weights, x)
+
+    assert_same(vmap(gradients)(weights), loop(gradients, weights), factor=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_the_same_for_each_sample_has_no_samples(kind: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
+    y = vmap(lambda _: module(x)[0], out_dims=None)(torch.arange(SAMPLES))
+    assert torch.equal(y, module(x)[0])
+
+
+def test_an_error_leaves_vmap_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    module, x = build(fastrnn, Case()), samples_of(Case())
+    monkeypatch.setattr(_transforms, "_run_samples", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        vmap(module)(x)
+    assert torch.equal(vmap(torch.sin)(x), x.sin())
+
+
 def loss_gradients(module: nn.Module, weights: Results, x: Tensor) -> Results:
     """Returns the gradients of a loss by the weights and the input."""
 
@@ -243,11 +275,11 @@ def calls_of(function: Callable[[], object]) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
-def test_over_inputs_is_one_fused_call(case: Case) -> None:
-    module, x = build(fastrnn, case), samples_of(case)
+@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3], hx=[True]), ids=str)
+def test_over_inputs_and_states_is_one_fused_call(case: Case) -> None:
+    module, arguments = build(fastrnn, case), (samples_of(case), states_of(case))
     with torch.no_grad():
-        assert calls_of(lambda: vmap(module)(x)) == {"fastrnn::recurrent": 1}
+        assert calls_of(lambda: vmap(module)(*arguments)) == {"fastrnn::recurrent": 1}
 
 
 @pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
