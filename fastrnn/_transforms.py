@@ -254,8 +254,6 @@ class _Forward(Function):
     ) -> Any:
         y, reserve, *tensors = ctx.saved_tensors
         needs = Needs(tuple(ctx.needs_input_grad[2:]))
-        if ctx.options.mode != "LSTM":
-            dc_n = None
         gradients = _Backward.apply(
             ctx.options, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
         )
