@@ -263,6 +263,9 @@ def test_jacobian_of_nothing(kind: str) -> None:
     x = draw(kind)
     found, expected = (jacrev(lambda x, m=m: first(m(x))[:0])(x) for m in (ours, theirs))
     assert found.shape == expected.shape and found.numel() == 0
+    name = next(name for name, _ in ours.named_parameters() if "weight_hh" in name)
+    by_weight = jacrev(lambda w: first(functional_call(ours, {name: w}, (x,)))[:0])
+    assert by_weight(ours.get_parameter(name)).shape[-2:] == ours.get_parameter(name).shape
 
 
 @pytest.mark.parametrize("batched", [False, True])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 import fastrnn
 import helpers
@@ -197,6 +198,37 @@ def test_gradients_of_an_ensemble(case: Case) -> None:
     weights = {name: w.detach() for name, w in weights.items()}
     result = vmap(lambda w, x: loss_gradients(models[0], w, x))(weights, x)
     assert_same(result, loop(eager_gradients, models, x), factor=4)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *cases(
+            T=[4], N=[None, 2], H=[9], L=[2], D=[2], P=[0, 3], hx=[True], batch_first=[False, True]
+        ),
+        *cases(T=[4], N=[3], H=[9], L=[2], D=[2], P=[0, 3], hx=[True], lengths=[(4, 2, 1)]),
+    ],
+    ids=str,
+)
+def test_gradients_of_inputs_and_states(case: Case) -> None:
+    module, x, hx = build(fastrnn, case).requires_grad_(False), samples_of(case), states_of(case, 1)
+    packed = case.lengths and pack_padded_sequence(x[0], case.lengths)
+    if packed:
+        x = torch.stack([packed.data * (i + 1) for i in range(SAMPLES)])
+
+    def gradients(x: Tensor, hx: Any) -> Results:
+        def loss(x: Tensor, hx: Any) -> Tensor:
+            y, hidden = module(packed._replace(data=x) if packed else x, hx)
+            outputs = flat((y.data if packed else y, hidden))
+            return torch.stack([output.pow(2).sum() for output in outputs.values()]).sum()
+
+        return flat(grad(loss, argnums=(0, 1))(x, hx))
+
+    f = vmap(gradients, in_dims=(0, 1))
+    expected = loop(gradients, x, per_sample(states_of(case)))
+    assert_same(f(x, hx), expected, factor=4)
+    none = f(x[:0], tree_map(lambda state: state[:, :0], hx))
+    assert {n: t.shape for n, t in none.items()} == {n: t[:0].shape for n, t in expected.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
