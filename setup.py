@@ -31,6 +31,13 @@ except ImportError as error:
         "`pip install --no-build-isolation .`"
     ) from None
 
+# What a build runs with: torch's C++ ABI is the same within a minor release only.
+TORCH_RELEASE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+if tuple(map(int, TORCH_RELEASE.split("."))) < (2, 10):
+    raise SystemExit(
+        f"fastrnn needs torch 2.10 or newer, and torch {torch.__version__} is installed"
+    )
+
 ROOT = Path(__file__).parent
 VERSION = re.search(
     r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M
@@ -145,10 +152,6 @@ def find_cuda() -> str | None:
     return toolkit
 
 
-# What a build runs with: torch's C++ ABI is the same within a minor release only.
-TORCH_RELEASE = ".".join(torch.__version__.split("+")[0].split(".")[:2])
-
-
 class BuildKernels(BuildExtension):
     """Compiles the kernels once for each instruction set, and the rest as torch does."""
 
@@ -163,7 +166,7 @@ class BuildKernels(BuildExtension):
         self.force = True
 
     def build_extensions(self) -> None:
-        """Stops where the compiler is not g++."""
+        """Stops where the compiler is not g++, or too old for the kernels' instructions."""
         compiler = [*shlex.split(os.environ.get("CXX") or "c++"), "--version"]
         try:
             done = subprocess.run(compiler, capture_output=True, text=True, check=False)
@@ -173,6 +176,12 @@ class BuildKernels(BuildExtension):
             raise SystemExit(
                 "fastrnn needs g++ (set CXX): clang would link an OpenMP runtime of its own beside "
                 f"torch's. {' '.join(compiler)} says: {done.stdout.splitlines()[0]}"
+            )
+        found = re.search(r"\) (\d+)\.", done.stdout)  # g++ (Debian 12.2.0-14) 12.2.0
+        if found and int(found[1]) < 11:
+            raise SystemExit(
+                "fastrnn needs g++ 11 or newer (set CXX): "
+                f"{' '.join(compiler)} says: {done.stdout.splitlines()[0]}"
             )
         super().build_extensions()
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from helpers import run_python
 
 
@@ -27,12 +29,36 @@ def test_build_with_a_torch_that_does_not_import(tmp_path: Path) -> None:
     )
 
 
-def test_build_with_clang(tmp_path: Path) -> None:
-    compiler = tmp_path / "c++"
-    compiler.write_text("#!/bin/sh\necho 'Debian clang version 19.1.7'\n")
+@pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13.1"])
+def test_build_with_an_old_torch(version: str) -> None:
+    message = run_setup(f"import torch; torch.__version__ = {version!r}")
+    assert message == f"fastrnn needs torch 2.10 or newer, and torch {version} is installed"
+
+
+def make_compiler(folder: Path, version: str) -> str:
+    """Returns the path of a program that says of itself what a compiler would."""
+    compiler = folder / "c++"
+    compiler.write_text(f"#!/bin/sh\necho '{version}'\n")
     compiler.chmod(0o755)
-    message = run_setup(CXX=str(compiler))
+    return str(compiler)
+
+
+def test_build_with_clang(tmp_path: Path) -> None:
+    message = run_setup(CXX=make_compiler(tmp_path, "Debian clang version 19.1.7"))
     assert message.startswith("fastrnn needs g++") and "Debian clang version 19" in message
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "c++ (Debian 10.2.1-6) 10.2.1 20210110",
+        "g++ (GCC) 8.5.0 20210514 (Red Hat 8.5.0-28)",
+        "g++ (Ubuntu 9.4.0-1ubuntu1~20.04.2) 9.4.0",
+    ],
+)
+def test_build_with_an_old_compiler(version: str, tmp_path: Path) -> None:
+    message = run_setup(CXX=make_compiler(tmp_path, version))
+    assert message.startswith("fastrnn needs g++ 11 or newer") and message.endswith(version)
 
 
 def test_build_without_compiler() -> None:
