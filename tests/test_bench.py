@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastrnn.bench.__main__ import main
+from fastrnn.bench.__main__ import caution, main
 from fastrnn.bench.check import mismatches
 from fastrnn.bench.report import sentence, verdict
 from fastrnn.bench.timing import Spread, cuda_timer
@@ -48,7 +48,7 @@ def test_figures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "f16"])
-@pytest.mark.parametrize("kind", ["lstm", "rnn_tanh", "rnn_relu"])
+@pytest.mark.parametrize("kind", ["lstm", "rnn", "rnn-relu"])
 def test_kinds(kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "out.json"
     arguments = [*TINY, "--kind", kind, "--dtype", dtype, "--mode", "training", "--no-compile"]
@@ -120,6 +120,26 @@ def test_sentence(ratio: Spread, found: str, words: str) -> None:
     assert sentence({"torch": ratio}, "on 1 thread") == (
         f"For this shape, on 1 thread, fastrnn is {words}."
     )
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "threads", "words"),
+    [
+        (2, 0.4, 2, ""),
+        (64, 20.0, 8, ""),
+        (2, 0.0, 4, "4 threads share 2 cores here"),
+        (2, 1.9, 2, "Load in the last minute was 1.9, on 2 cores"),
+    ],
+)
+def test_caution(cores: int, load: float, threads: int, words: str) -> None:
+    said = caution(cores, load, threads)
+    assert said.startswith(words) and bool(said) == bool(words)
+
+
+def test_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
+    assert main([*TINY, "--threads", "1", "--no-compile"]) == 0
+    assert "Load in the last minute was 1000.0" in capsys.readouterr().out
 
 
 def test_sentence_of_two() -> None:

@@ -21,16 +21,23 @@ from fastrnn.bench.report import as_json, draw, sentence, table
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import MODULES, SUBJECT, Build, Step, Workload, build_compiled
 
-KINDS = {"lstm": "lstm", "rnn_tanh": "rnn", "rnn_relu": "rnn-relu"}  # as shape ids have them
+KINDS = ("lstm", "rnn", "rnn-relu")  # as shape ids have them
 DTYPES = ("f32", "f64", "bf16", "f16")
 COMPILED = "torch.compile"
+READING = (
+    'In the table "over fastrnn" is the time of a call over that of fastrnn: above 1, fastrnn is '
+    "faster. Times and ratios are medians over rounds, and q1..q3 their quartiles: the wider apart "
+    "they are, the less the median says. Use an idle machine."
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with status 2 and a message where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m fastrnn.bench", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fastrnn.bench", description=__doc__, epilog=READING
+    )
     add = parser.add_argument
-    add("--kind", choices=tuple(KINDS), default="lstm", help="default lstm")
+    add("--kind", choices=KINDS, default="lstm", help="rnn is the one with tanh; default lstm")
     for name, default, what in (
         ("batch", 1, "sequences in a call"),
         ("seq", 100, "time steps"),
@@ -43,10 +50,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--bidirectional", action="store_true", help="both directions")
     add("--dtype", choices=DTYPES, default="f32", help="default f32")
     add("--mode", choices=MODES, default="inference", help="default inference")
-    add("--threads", type=thread_counts, metavar="1,2", help="thread counts; default: torch's")
+    threads = "thread counts, with commas; default: as many as torch uses"
+    add("--threads", type=thread_counts, metavar="N,N", help=threads)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     add("--seconds", type=seconds, default=3.0, metavar="S", help="per thread count; default 3")
-    limit = "seconds that torch.compile may take; default 60"
+    limit = "time that torch.compile may take to compile; default 60"
     add("--compile-limit", type=seconds, default=60.0, metavar="S", help=limit)
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add("--json", type=file, metavar="FILE", help="write the figures as JSON")
@@ -63,7 +71,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_shape(arguments: argparse.Namespace) -> Shape:
     """The shape that was asked for."""
-    text = f"{KINDS[arguments.kind]}-B{arguments.batch}-T{arguments.seq}"
+    text = f"{arguments.kind}-B{arguments.batch}-T{arguments.seq}"
     text += f"-I{arguments.input}-H{arguments.hidden}"
     text += f"-L{arguments.layers}" * (arguments.layers > 1) + "-bi" * arguments.bidirectional
     return Shape.parse(text + f"-{arguments.dtype}" * (arguments.dtype != "f32"))
@@ -101,6 +109,18 @@ def describe(arguments: argparse.Namespace) -> str:
     return f"{words}, {arguments.dtype}, {arguments.mode} on {arguments.device}"
 
 
+def caution(cores: int, load: float, threads: int) -> str:
+    """Why figures taken now may mislead, in a sentence; nothing if they should not."""
+    if threads > cores:
+        return f"{threads} threads share {cores} cores here: the figures say little."
+    if load + threads > cores + 1:
+        return (
+            f"Load in the last minute was {load:.1f}, on {cores} cores: while other work runs, "
+            "the figures say little, above all those on several threads."
+        )
+    return ""
+
+
 def _where(arguments: argparse.Namespace, found: Measurement) -> str:
     if arguments.device != "cpu":
         return "on this device"
@@ -131,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
         about["machine"]["cuda_device"] = torch.cuda.get_device_name()
     on = about["machine"].get("cuda_device", about["machine"]["processor"])
     print(f"{describe(arguments)}\n{on}, torch {torch.__version__}, fastrnn {fastrnn.__version__}")
+    load = about["machine"]["load_average"]
+    if said := caution(about["machine"]["cores"], load, max(arguments.threads)):
+        print(said)
 
     measurements: list[Measurement] = []
     for threads in arguments.threads:
