@@ -61,10 +61,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 8))
-        >>> fastrnn.convert(model)
-        Sequential(
-          (0): LSTM(5, 8)
-        )
+        >>> type(fastrnn.convert(model)[0])
+        <class 'fastrnn.modules.LSTM'>
     """
     return _swap(model, _FUSED, inplace, swapped=tuple(_PLAIN))
 
