@@ -103,6 +103,15 @@ def test_wrong_arguments(
     assert message in capsys.readouterr().err
 
 
+def test_cuda_in_a_build_without_it(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("fastrnn.build_info", lambda: {"cuda": None})
+    with pytest.raises(SystemExit) as stop:
+        main(["--device", "cuda"])
+    assert stop.value.code == 2
+    assert "fastrnn is built without CUDA" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("ratio", "found", "words"),
     [

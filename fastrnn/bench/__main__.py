@@ -62,6 +62,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
+    if arguments.device == "cuda" and fastrnn.build_info()["cuda"] is None:
+        parser.error("--device cuda: fastrnn is built without CUDA; build it with FASTRNN_CUDA=1")
     if arguments.plot and find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'fastrnn[bench]'")
     if arguments.threads is None:
