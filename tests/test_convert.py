@@ -455,3 +455,12 @@ def test_list_that_torch_brings_up_to_date_at_its_next_call(
     change(lstm)
     converted = fastrnn.convert(lstm)
     torch.testing.assert_close(converted(x)[0], lstm(x)[0])
+
+
+def test_a_model_that_makes_its_own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/models.md says of code that cannot be changed."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn, "LSTM", fastrnn.LSTM)
+        module = torch.nn.LSTM(5, 8)
+    assert type(module) is fastrnn.LSTM
+    torch.compile(module, fullgraph=True, backend="aot_eager")(torch.randn(3, 2, 5))

@@ -1,6 +1,7 @@
 """torch.export keeps a stack as one node, and what is exported runs where only the op is loaded."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -139,3 +140,25 @@ def test_packing_inside_says_how_to_write_it(name: str) -> None:
     arguments = (torch.randn(4, 3, 5), torch.tensor([4, 3, 2]))
     with pytest.raises(RuntimeError, match="make the PackedSequence of them inside"):
         torch.export.export(Packing(name), arguments, strict=False)
+
+
+@pytest.mark.parametrize("library", [nn, fastrnn], ids=["torch.nn", "fastrnn"])
+def test_autocast_is_exported_from_within(library: ModuleType) -> None:
+    """As docs/compile_and_export.md says, of torch.nn's modules too."""
+
+    class Inside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = library.LSTM(5, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.lstm(x)[0]
+
+    x = torch.randn(3, 2, 5)
+    program = export(Inside(), (x,))
+    assert program.module()(x).dtype == torch.bfloat16
+    assert program.run_decompositions().module()(x).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        program = export(library.LSTM(5, 8), (x,))
+    assert program.module()(x)[0].dtype == torch.float32

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
 from torch import Tensor, nn
 
 import fastrnn
@@ -54,3 +54,14 @@ def test_per_sample_gradients(rnn: type[fastrnn.LSTM | fastrnn.RNN]) -> None:
         dict(zip(names, map(torch.stack, zip(*expected, strict=True)), strict=True)),
         factor=4,
     )
+
+
+def test_what_opacus_does_not_take() -> None:
+    """As docs/transforms.md says: layers of several outputs, and its mode "ew"."""
+    model = nn.Sequential(fastrnn.LSTM(5, 8, batch_first=True))
+    y, _ = GradSampleModule(model, force_functorch=True)(torch.randn(6, 10, 5))
+    with pytest.raises(TypeError, match="only integer tensors of a single element"):
+        y.sum().backward()
+    private = GradSampleModuleExpandedWeights(nn.Sequential(LSTM(5, 8, batch_first=True)))
+    with pytest.raises(RuntimeError, match="Expanded Weights"):
+        private(torch.randn(6, 10, 5))
