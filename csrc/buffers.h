@@ -29,11 +29,16 @@ inline bool has_memory(const at::Tensor& tensor) {
                                               tensor.storage_offset());
 }
 
-// A tensor's elements as the kernels name their type. The error is no refusal ("fastrnn: ..."),
-// after which torch.nn would be asked, whose LSTM reads them.
+// Raises c10::Error unless it does. That is no refusal ("fastrnn: ..."), after which torch.nn would
+// be asked, whose LSTM reads what is no longer there.
+inline void check_memory(const at::Tensor& tensor) {
+  TORCH_CHECK(has_memory(tensor), "the memory of a tensor that fastrnn is to read was freed");
+}
+
+// A tensor's elements as the kernels name their type.
 template <typename E>
 const E* elements(const at::Tensor& tensor) {
-  TORCH_CHECK(has_memory(tensor), "the memory of a tensor that fastrnn is to read was freed");
+  check_memory(tensor);
   return static_cast<const E*>(tensor.const_data_ptr());
 }
 template <typename E>

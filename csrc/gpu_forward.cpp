@@ -122,6 +122,7 @@ at::Tensor drop(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_
 }  // namespace
 
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
+  check_memory(inputs);
   const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const auto& [y, h_n, c_n, reserve] = outputs;
   const cuda::Stream stream = current_stream();
