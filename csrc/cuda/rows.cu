@@ -46,10 +46,11 @@ __global__ void __launch_bounds__(kThreads) previous_h_kernel(PreviousArgs args)
   }
 }
 
-// Whether the error says that a kernel was not compiled for the device.
+// Whether the error says that a kernel was not compiled for the device, nor can be by its driver.
 bool has_no_code(int error) {
   return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
-         error == cudaErrorUnsupportedPtxVersion;
+         error == cudaErrorUnsupportedPtxVersion || error == cudaErrorJitCompilerNotFound ||
+         error == cudaErrorJitCompilationDisabled;
 }
 
 }  // namespace

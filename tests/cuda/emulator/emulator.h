@@ -80,7 +80,7 @@ struct Settings {
   long long shared = 227 * 1024;  // bytes that a block may ask for
   long long capability = 90;
   long long cooperative = 1;  // whether the device can
-  long long compiled = 1;     // whether the kernels were compiled for it
+  long long load_error = 0;   // what loading a kernel's code gives, a cudaError
   Schedule schedule = Schedule::round_robin;
   long long seed = 0;
   // Clusters (or blocks) that run at the same time where the launch is not cooperative; 0: 4 under

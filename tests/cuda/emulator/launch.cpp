@@ -31,10 +31,13 @@ bool set(Settings& s, const std::string& name, const std::string& value) {
     }
     return false;
   }
-  const std::map<std::string, long long*> numbers = {
-      {"sms", &s.sms},          {"shared", &s.shared},     {"capability", &s.capability},
-      {"seed", &s.seed},        {"resident", &s.resident}, {"cooperative", &s.cooperative},
-      {"compiled", &s.compiled}};
+  const std::map<std::string, long long*> numbers = {{"sms", &s.sms},
+                                                     {"shared", &s.shared},
+                                                     {"capability", &s.capability},
+                                                     {"seed", &s.seed},
+                                                     {"resident", &s.resident},
+                                                     {"cooperative", &s.cooperative},
+                                                     {"load_error", &s.load_error}};
   const auto found = numbers.find(name);
   char* end = nullptr;
   const long long number = std::strtoll(value.c_str(), &end, 10);
@@ -45,8 +48,8 @@ bool set(Settings& s, const std::string& name, const std::string& value) {
 
 Settings from_environment() {
   Settings s;
-  for (const std::string name :
-       {"sms", "shared", "capability", "cooperative", "compiled", "schedule", "seed", "resident"}) {
+  for (const std::string name : {"sms", "shared", "capability", "cooperative", "load_error",
+                                 "schedule", "seed", "resident"}) {
     std::string variable = "FASTRNN_EMULATED_";
     for (const char c : name) variable += static_cast<char>(std::toupper(c));
     const char* const value = std::getenv(variable.c_str());
@@ -136,9 +139,7 @@ Settings& settings() {
   return s;
 }
 
-cudaError_t find_code() {
-  return settings().compiled ? cudaSuccess : keep(cudaErrorNoKernelImageForDevice);
-}
+cudaError_t find_code() { return keep(static_cast<cudaError_t>(settings().load_error)); }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -263,7 +264,9 @@ const char* cudaGetErrorName(cudaError_t error) {
     FASTRNN_NAME(cudaErrorNoDevice)
     FASTRNN_NAME(cudaErrorInvalidDevice)
     FASTRNN_NAME(cudaErrorNoKernelImageForDevice)
+    FASTRNN_NAME(cudaErrorJitCompilerNotFound)
     FASTRNN_NAME(cudaErrorUnsupportedPtxVersion)
+    FASTRNN_NAME(cudaErrorJitCompilationDisabled)
     FASTRNN_NAME(cudaErrorInvalidResourceHandle)
     FASTRNN_NAME(cudaErrorIllegalAddress)
     FASTRNN_NAME(cudaErrorLaunchOutOfResources)
