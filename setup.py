@@ -68,7 +68,10 @@ CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"
 CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]
 # Tensor cores take bfloat16, and cooperative launches reach far enough, from here on.
 LOWEST_CUDA_ARCH = 8.0
+# Code of each runs on its later minor revisions too; for other GPUs the driver compiles the PTX,
+# and their first calls wait for that.
 DEFAULT_CUDA_ARCHS = "8.0;9.0+PTX"
+BLACKWELL_ARCHS, BLACKWELL_TOOLKIT = ";10.0;12.0", (12, 8)
 
 # Messages name the source that they come from: as torch/include/... and csrc/..., not by where
 # these lie on the machine that builds.
@@ -96,9 +99,11 @@ def find_cuda_headers() -> Path | None:
     return next(has_headers, None) if (home / "bin" / "nvcc").exists() else None
 
 
-def find_cuda_archs() -> list[float]:
-    """Returns the compute capabilities that TORCH_CUDA_ARCH_LIST names."""
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
+def find_cuda_archs(toolkit: str) -> list[float]:
+    """Returns the compute capabilities that TORCH_CUDA_ARCH_LIST names, or the default has."""
+    knows_blackwell = tuple(map(int, toolkit.split("."))) >= BLACKWELL_TOOLKIT
+    default = DEFAULT_CUDA_ARCHS + (BLACKWELL_ARCHS if knows_blackwell else "")
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
     os.environ["TORCH_CUDA_ARCH_LIST"] = archs
     try:
         flags = " ".join(cpp_extension._get_cuda_arch_flags())  # of "9.0+PTX", and of "Hopper"
@@ -143,7 +148,7 @@ def find_cuda() -> str | None:
             f"is built for CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
             "release, or FASTRNN_CUDA=0 to build for the CPU alone"
         )
-    too_low = [str(arch) for arch in find_cuda_archs() if arch < LOWEST_CUDA_ARCH]
+    too_low = [str(arch) for arch in find_cuda_archs(toolkit) if arch < LOWEST_CUDA_ARCH]
     if too_low:
         raise SystemExit(
             f"TORCH_CUDA_ARCH_LIST names {', '.join(too_low)}, but fastrnn's CUDA kernels need "

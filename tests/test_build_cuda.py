@@ -19,10 +19,12 @@ def choose(
     toolkit: str | None,
     archs: str = "",
     headers: str = "include",
+    show: str = "'CUDA ' + chosen['CUDA'] if chosen['CUDA'] else 'CPU'",
 ) -> str:
     """Returns what setup.py says of its choice: "CUDA 13.0", "CPU", or why it stops.
 
-    torch_cuda: the CUDA that torch was built for; toolkit: the release that lies in CUDA_HOME.
+    torch_cuda: the CUDA that torch was built for; toolkit: the release that lies in CUDA_HOME;
+    show: an expression to return instead, of what setup.py has `chosen` and done.
     """
     if toolkit:
         for folder in ("bin", headers):
@@ -34,21 +36,21 @@ def choose(
         )
         nvcc.chmod(0o755)
     code = f"""
-import runpy, sys, torch, setuptools
+import os, runpy, sys, torch, setuptools
 from torch.utils import cpp_extension
 torch.version.cuda = {torch_cuda!r}
 cpp_extension.CUDA_HOME = {str(tmp_path)!r} if {toolkit!r} else None
 cpp_extension.CUDAExtension = cpp_extension.CppExtension
 setuptools.setup = lambda **arguments: None
 chosen = runpy.run_path({str(SETUP)!r})
-print("CUDA " + chosen["CUDA"] if chosen["CUDA"] else "CPU")
+print({show})
 print([source for source in chosen["SOURCES"] if source.endswith(".cu")])
 """
     done = run_python("-c", code, FASTRNN_CUDA=wish, TORCH_CUDA_ARCH_LIST=archs)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     *notes, choice, sources = done.stdout.strip().splitlines()
-    assert (sources != "[]") == choice.startswith("CUDA")
+    assert (sources == "[]") == (choice == "CPU")
     return " ".join([*notes, choice])
 
 
@@ -102,6 +104,15 @@ def test_another_major_release_stops(tmp_path: Path, wish: str) -> None:
 def test_architectures(tmp_path: Path, archs: str, low: str) -> None:
     said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
     assert f"names {low}, but" in said and "8.0" in said
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "archs"),
+    [("12.6", "8.0;9.0+PTX"), ("12.8", "8.0;9.0+PTX;10.0;12.0"), ("13.2", "8.0;9.0+PTX;10.0;12.0")],
+)
+def test_default_architectures(tmp_path: Path, toolkit: str, archs: str) -> None:
+    show = "os.environ['TORCH_CUDA_ARCH_LIST']"
+    assert choose(tmp_path, "1", torch_cuda=toolkit, toolkit=toolkit, show=show) == archs
 
 
 @pytest.mark.parametrize("archs", ["native", "11.9"])
