@@ -54,9 +54,11 @@ inline void check_gradient(const char* name, const OptionalTensor& gradient, con
               gradient->sizes());
 }
 
-inline void check_reserve(const at::Tensor& reserve, const at::Tensor& x, const Stack& stack) {
+// The reserve, checked, as the runs read it: a saved-tensor hook may have given it other strides.
+inline at::Tensor checked_reserve(const at::Tensor& reserve, const at::Tensor& x,
+                                  const Stack& stack) {
   check_gradient("reserve", reserve, x, {stack.reserve_size()});
-  TORCH_CHECK(reserve.is_contiguous(), "fastrnn: reserve must be contiguous");
+  return reserve.contiguous();
 }
 
 // A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
@@ -88,7 +90,7 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   check_gradient("dc_n", dc_n, x, c_sizes);
   check_gradient("y", y, x, stack.output_sizes());
   TORCH_CHECK(has_memory(y), "fastrnn: the memory of y was freed before the backward pass");
-  check_reserve(reserve, x, stack);
+  const at::Tensor kept = checked_reserve(reserve, x, stack);
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
               " entries, got ", needs.size());
@@ -107,7 +109,7 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
                                              : at::zeros(weights[i].sizes(), x.options());
     }
   }
-  if (stack.rows > 0) Backend::backward(stack, inputs, y, reserve, gradients);
+  if (stack.rows > 0) Backend::backward(stack, inputs, y, kept, gradients);
   std::vector<at::Tensor> wanted;
   if (needs[0]) wanted.push_back(gradients.dx);
   if (wants_dh0) wanted.push_back(gradients.dh.to(x.scalar_type()));
@@ -137,9 +139,9 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
   const Stack stack =
       check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
                       {x, batch_sizes, h0, c0, weights});
-  check_reserve(reserve, x, stack);
+  const at::Tensor kept = checked_reserve(reserve, x, stack);
   const bool alone = stack.layers == 1;
-  const at::Tensor input = alone ? x : reserved_input(stack, reserve);
+  const at::Tensor input = alone ? x : reserved_input(stack, kept);
   const auto of_last = [&](const OptionalTensor& state) {
     return state.has_value() ? OptionalTensor(state->slice(0, -stack.directions)) : state;
   };

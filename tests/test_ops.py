@@ -189,4 +189,6 @@ def test_opcheck_output_again(case: Case) -> None:
     y, *_, reserve = ops.recurrent_forward(*arguments)
     again = (*arguments[:6], reserve, *arguments[6:])
     assert_equal({"y": ops.output_again(*again)}, {"y": y})
+    strided = reserve.repeat_interleave(2)[::2]
+    assert_equal({"y": ops.output_again(*again[:6], strided, *again[7:])}, {"y": y})
     torch.library.opcheck(ops.output_again.default, again)
