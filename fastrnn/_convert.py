@@ -155,7 +155,8 @@ def _check_weights(module: nn.Module) -> None:
         return
     if module._weights_have_changed():  # as its forward does
         module._init_flat_weights()
-    check_flat_weights(module, module._flat_weights)
+    # Dropout of weights takes a parameter away, and sets its name before each call.
+    check_flat_weights(module, module._flat_weights, set_later=True)
 
 
 def _has_no_twin(module: nn.Module) -> bool:

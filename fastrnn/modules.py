@@ -33,8 +33,15 @@ class _Weights(list[Tensor | None]):
 _Weights.__name__ = "list"  # as torch's errors call the type of an argument
 
 
-def check_flat_weights(module: nn.RNNBase, weights: list[Tensor | None]) -> None:
+def check_flat_weights(
+    module: nn.RNNBase, weights: list[Tensor | None], set_later: bool = False
+) -> None:
     """Checks that `weights` are those that `module` has by name.
+
+    Args:
+        module: The module.
+        weights: Those with which torch.nn would compute.
+        set_later: Whether `module` may lack a name for now; without it, its next call raises.
 
     Raises:
         AttributeError: They are others.
@@ -43,7 +50,8 @@ def check_flat_weights(module: nn.RNNBase, weights: list[Tensor | None]) -> None
     def may_be(name: str, weight: Tensor | None) -> bool:
         if name in module._parameters:
             return module._parameters[name] is weight
-        return weight is None or hasattr(module, name)  # a parametrization computes it each time
+        # What is no parameter is set or, by a parametrization, computed for each call.
+        return weight is None or set_later or hasattr(module, name)
 
     names = module._flat_weights_names
     if len(names) != len(weights) or not all(map(may_be, names, weights)):

@@ -437,6 +437,35 @@ def test_weights_other_than_the_parameters(inplace: bool) -> None:
     assert not lstm(torch.ones(3, 2, 5))[0].any()
 
 
+class WeightDrop(nn.Module):
+    """Drops entries of a weight anew at each call, as AWD-LSTM does."""
+
+    def __init__(self, module: nn.LSTM) -> None:
+        super().__init__()
+        self.module = module
+        self.raw = nn.Parameter(module.weight_hh_l0.detach())
+        del module.weight_hh_l0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.module.weight_hh_l0 = nn.functional.dropout(self.raw, 0.5)
+        return self.module(x)[0]
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+@pytest.mark.parametrize("called", [False, True], ids=["new", "called"])
+def test_a_weight_that_is_set_at_each_call(called: bool, inplace: bool) -> None:
+    plain, x = WeightDrop(nn.LSTM(5, 8)), torch.randn(3, 2, 5)
+    model = copy.deepcopy(plain)
+    if called:
+        model(x)
+    torch.manual_seed(0)
+    want = plain(x)
+    converted = fastrnn.convert(model, inplace=inplace)
+    torch.manual_seed(0)
+    torch.testing.assert_close(converted(x), want)
+    assert takes_fused_path(lambda: converted(x))
+
+
 STALE: dict[str, Callable[[nn.LSTM], object]] = {
     "functional_call": lambda lstm: torch.func.functional_call(
         lstm, {name: 2 * p.detach() for name, p in lstm.named_parameters()}, torch.ones(3, 2, 5)
