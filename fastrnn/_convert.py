@@ -128,6 +128,9 @@ def _swap(
             _become(module, classes[type(module)])
         elif isinstance(module, tuple(classes)) and not isinstance(module, swapped):
             left_alone.append(f"{name or 'the model itself'} ({type(module).__qualname__})")
+    for _, module in modules:
+        for name, value in module.__dict__.items():
+            module.__dict__[name] = _rebound(value, classes)
     if left_alone:
         warnings.warn(
             f"left as they are, because they are of subclasses: {', '.join(left_alone)}",
@@ -143,6 +146,15 @@ def _become(module: nn.Module, target: type[nn.Module]) -> None:
     if isinstance(module, nn.RNNBase):
         module.__dict__.pop("_flat_weights", None)  # fastrnn reads the parameters themselves
         module._init_flat_weights()
+
+
+def _rebound(value: Any, classes: Mapping[type[nn.Module], type[nn.Module]]) -> Any:
+    """Returns, for the bound `forward` of a module that was swapped, that of its new class."""
+    if isinstance(value, MethodType):
+        for source, target in classes.items():
+            if value.__func__ is source.forward and type(value.__self__) is target:
+                return MethodType(target.forward, value.__self__)
+    return value
 
 
 def _check_weights(module: nn.Module) -> None:

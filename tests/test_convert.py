@@ -222,11 +222,15 @@ def test_objects_that_hold_modules_are_reported() -> None:
         fastrnn.convert(model)
 
 
-def test_a_method_of_a_child() -> None:
-    model, x = Leading(lambda model: model.lstm.forward), torch.randn(4, 5)
-    converted = fastrnn.convert(model).eval()  # whose step is still what torch.nn computes
-    assert torch.equal(converted(x), converted(x))
-    torch.testing.assert_close(converted(x), converted.lstm(x)[0])
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_a_method_of_a_child(inplace: bool) -> None:
+    model, x = Leading(lambda model: model.lstm.forward).eval(), torch.randn(4, 5)
+    want = model(x)
+    converted = fastrnn.convert(model, inplace=inplace)
+    torch.testing.assert_close(converted(x), want)
+    assert takes_fused_path(lambda: converted(x))
+    plain = fastrnn.revert(converted, inplace=inplace)
+    assert torch.equal(plain(x), want) and not takes_fused_path(lambda: plain(x))
 
 
 def test_keys_lead_to_the_copys_and_containers_keep_their_class() -> None:
