@@ -61,6 +61,8 @@ class RNNCell(nn.RNNCell):
         torch.Size([3, 8])
     """
 
+    _torch_class = nn.RNNCell
+
     def forward(self, input: Any, hx: Tensor | None = None) -> Tensor:  # noqa: A002
         """Takes one step.
 
@@ -82,7 +84,7 @@ class RNNCell(nn.RNNCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        return torch_forward(nn.RNNCell, self, input, hx)
+        return torch_forward(self._torch_class, self, input, hx)
 
 
 class LSTMCell(nn.LSTMCell):
@@ -106,6 +108,8 @@ class LSTMCell(nn.LSTMCell):
         >>> h.shape, c.shape
         (torch.Size([3, 8]), torch.Size([3, 8]))
     """
+
+    _torch_class = nn.LSTMCell
 
     def forward(
         self,
@@ -131,4 +135,4 @@ class LSTMCell(nn.LSTMCell):
         except REFUSALS as error:
             if not is_refusal(error):
                 raise
-        return torch_forward(nn.LSTMCell, self, input, hx)
+        return torch_forward(self._torch_class, self, input, hx)

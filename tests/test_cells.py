@@ -137,6 +137,16 @@ def test_outputs_are_no_views(kind: str) -> None:
     assert_equal(dict(enumerate(outputs)), dict(enumerate(expected)))
 
 
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell"])
+def test_in_the_place_of_torch_nns_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn, name, getattr(fastrnn, name))
+    cell = getattr(nn, name)(5, 8)
+    with pytest.raises(RuntimeError, match="input has inconsistent input_size: got 6 expected 5"):
+        cell(torch.ones(3, 6))
+    cell = cell.to("meta")  # where torch.nn computes
+    assert cell(torch.ones(3, 5, device="meta"))[0].shape[-1] == 8
+
+
 def test_unknown_nonlinearity() -> None:
     ours, theirs = (p.RNNCell(5, 8, nonlinearity="gelu") for p in (fastrnn, nn))
     assert outcome(ours, [torch.ones(5)]) == outcome(theirs, [torch.ones(5)])
