@@ -76,6 +76,20 @@ def call_traced(tracer: Any, module: nn.Module, x: Any, hx: Any) -> Any:
     return tracer.create_proxy("call_module", tracer.path_of_module(module), (x, hx), {})
 
 
+def refuse_script(module: nn.Module) -> nn.Module:
+    """What torch.jit.script asks for a module of torch.nn in the place of this one.
+
+    It would put that into the user's model, too, for good.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError(
+        f"torch.jit.script does not take fastrnn's modules, such as {type(module).__qualname__}: "
+        "script what fastrnn.revert(model) returns"
+    )
+
+
 def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: Any) -> Any:
     """torch.nn's own computation, and its words for arguments that it rejects."""
     proxy = find_proxy(x, hx)

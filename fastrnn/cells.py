@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, can_fuse, is_refusal, torch_forward, unpack, weights_of
+from fastrnn._fused import (
+    REFUSALS,
+    can_fuse,
+    is_refusal,
+    refuse_script,
+    torch_forward,
+    unpack,
+    weights_of,
+)
 
 __all__ = ["LSTMCell", "RNNCell"]
 
@@ -63,6 +71,8 @@ class RNNCell(nn.RNNCell):
 
     _torch_class = nn.RNNCell
 
+    __prepare_scriptable__ = refuse_script
+
     def forward(self, input: Any, hx: Tensor | None = None) -> Tensor:  # noqa: A002
         """Takes one step.
 
@@ -110,6 +120,8 @@ class LSTMCell(nn.LSTMCell):
     """
 
     _torch_class = nn.LSTMCell
+
+    __prepare_scriptable__ = refuse_script
 
     def forward(
         self,

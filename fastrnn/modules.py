@@ -10,7 +10,15 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
-from fastrnn._fused import REFUSALS, can_fuse, is_refusal, torch_forward, unpack, weights_of
+from fastrnn._fused import (
+    REFUSALS,
+    can_fuse,
+    is_refusal,
+    refuse_script,
+    torch_forward,
+    unpack,
+    weights_of,
+)
 
 __all__ = ["LSTM", "RNN"]
 
@@ -66,6 +74,8 @@ class _Recurrent(nn.RNNBase):
 
     # torch.nn's own module, run where the fused op does not apply.
     _torch_class: type[nn.RNNBase]
+
+    __prepare_scriptable__ = refuse_script
 
     # The weights are read at every call, so nothing has to be kept in step with the parameters.
     @property  # type: ignore[override]

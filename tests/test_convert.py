@@ -429,6 +429,15 @@ def test_onnx_of_what_is_reverted(name: str, dynamo: bool, tmp_path: Any) -> Non
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_script_is_refused_with_what_to_do(name: str) -> None:
+    model = nn.Sequential(PAIRS[name][1](5, 8))
+    with pytest.raises(RuntimeError, match=rf"such as {name}: script what fastrnn.revert"):
+        torch.jit.script(model)
+    assert type(model[0]) is PAIRS[name][1]
+    torch.jit.script(fastrnn.revert(model))
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_weights_other_than_the_parameters(inplace: bool) -> None:
     """torch.nn computes with them, fastrnn would not."""
