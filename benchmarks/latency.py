@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn.bench.arguments import positive
+from fastrnn.bench.arguments import positive, seconds
 from fastrnn.bench.check import mismatches
 from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
@@ -112,11 +112,11 @@ def table(found: list[Distribution]) -> str:
     ratios = "".join(f"{f'p{100 * q:g}':>7}" for q in QUANTILES)
     lines = [f"{'shape':<26}{'implementation':<16}{quantiles}   over {SUBJECT}'s{ratios}"]
     for one in found:
-        for name, seconds in one.seconds.items():
-            times = "".join(f"{value * 1e6:>10.1f}" for value in seconds)
+        for name, values in one.seconds.items():
+            times = "".join(f"{value * 1e6:>10.1f}" for value in values)
             over = "".join(
                 f"{value / base:>7.2f}"
-                for value, base in zip(seconds, one.seconds[SUBJECT], strict=True)
+                for value, base in zip(values, one.seconds[SUBJECT], strict=True)
             )
             lines.append(f"{one.shape:<26}{name:<16}{times}   {'':<14}{over}")
     return "\n".join(lines)
@@ -130,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--threads", type=positive, default=1, help="default 1")
     add("--peers", action="store_true", help="ONNX Runtime too")
-    add("--seconds", type=float, default=4.0, metavar="S", help="default 4")
+    add("--seconds", type=seconds, default=4.0, metavar="S", help="per shape; default 4")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 

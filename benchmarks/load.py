@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.bench.arguments import seconds
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.shapes import Shape
@@ -30,6 +31,7 @@ from fastrnn.bench.timing import Spread, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
 from implementations import IMPLEMENTATIONS
 from report import geomean, write_run
+from selection import shape_id
 
 SHAPES = tuple(
     f"{kind}-{sizes}"
@@ -136,9 +138,9 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/load.py", description="Throughput on a machine without an idle core."
     )
     add = parser.add_argument
-    add("--shape", action="append", type=Shape.parse, metavar="ID", help="only this id")
+    add("--shape", action="append", type=shape_id, metavar="ID", help="only this id")
     add("--scenario", choices=tuple(CALLERS), action="append", help="default all")
-    add("--seconds", type=float, default=5.0, metavar="S", help="default 5")
+    add("--seconds", type=seconds, default=5.0, metavar="S", help="per row; default 5")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import fastrnn
 import guard
 import trees
-from fastrnn.bench.arguments import thread_counts
+from fastrnn.bench.arguments import seconds, thread_counts
 from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import SUBJECT
@@ -45,7 +45,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the ids and stop")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
-    add("--seconds", type=float, metavar="S", help="default 1.2, or 0.4 with --quick")
+    spent = "per row; default 1.2, or 0.4 with --quick"
+    add("--seconds", type=seconds, metavar="S", help=spent)
     add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
     arguments = parser.parse_args(argv)
     if arguments.base and arguments.peers:

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from tqdm import tqdm
 
 import fastrnn
+from fastrnn.bench.arguments import positive, seconds
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.shapes import Shape
@@ -178,8 +179,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     cores = os.cpu_count() or 1
     add("--mode", choices=(*MODES, "both"), default="both")
-    add("--max-threads", type=int, default=cores, metavar="N", help="default: the cores")
-    add("--seconds", type=float, default=0.3, metavar="S", help="default 0.3")
+    add("--max-threads", type=positive, default=cores, metavar="N", help="default: the cores")
+    add("--seconds", type=seconds, default=0.3, metavar="S", help="per row; default 0.3")
     add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
     return parser.parse_args()
 
@@ -196,14 +197,13 @@ def main() -> int:
     swept = [
         sizes.format(value) for sweep in SWEEPS for value in sweep.values for sizes in sweep.sizes
     ]
-    seconds = arguments.seconds
 
     def ids(every: tuple[str, ...] | list[str]) -> list[str]:
         return [f"{kind}-{sizes}" for kind in KINDS for sizes in dict.fromkeys(every)]
 
     counts = list(range(1, arguments.max_threads + 1))
-    found = measure_all(ids(swept), [1], modes, seconds)
-    found |= measure_all(ids(THREAD_SIZES), counts, modes, seconds)
+    found = measure_all(ids(swept), [1], modes, arguments.seconds)
+    found |= measure_all(ids(THREAD_SIZES), counts, modes, arguments.seconds)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     title = f"{about['machine']['processor']}, torch {torch.__version__}"

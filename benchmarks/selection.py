@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 
+from fastrnn.bench.arguments import positive
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.shapes import Shape
 from grid import select
 from random_shapes import draw_shapes
 
 
-def _shape(text: str) -> Shape:
+def shape_id(text: str) -> Shape:
+    """A shape by its id: a type for argparse."""
     try:
         return Shape.parse(text)
     except ValueError as error:
@@ -31,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser, mode: str = "both") -> None:
     add = parser.add_argument
     add("--filter", type=_pattern, default="", metavar="REGEX", help="only ids matching this")
     only = "only this id, in the grid or not"
-    add("--shape", type=_shape, action="append", metavar="ID", help=only)
+    add("--shape", type=shape_id, action="append", metavar="ID", help=only)
     add("--quick", action="store_true", help="a small part of the grid")
-    add("--random", type=int, metavar="N", help="N shapes drawn at random, instead of the grid")
+    add("--random", type=positive, metavar="N", help="N random shapes, instead of the grid")
     add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
     add("--mode", choices=(*MODES, "both"), default=mode, help=f"default {mode}")
 

@@ -1,8 +1,10 @@
-"""benchmarks/run.py measures what it says, writes it, and shows it."""
+"""benchmarks/run.py measures what it says, writes it, and shows it; wrong options are refused."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,29 @@ def test_run(tmp_path: Path, peak: float | None) -> None:
             assert record["peak"] == (peak / 2 if record["shape"].endswith("f64") else peak)
     for picture in ("ratio-torch.png", "overview-torch.png"):
         assert (tmp_path / picture).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "message"),
+    [
+        *((script, "--seconds=-1", "time") for script in ("run", "load", "latency", "scaling")),
+        ("run", "--random=-1", "whole number"),
+        ("scaling", "--max-threads=0", "whole number"),
+        ("load", "--shape=lstm", "not a shape id: 'lstm'"),
+        ("run", "--shape=lstm", "not a shape id: 'lstm'"),
+    ],
+)
+def test_wrong_arguments(
+    script: str,
+    wrong: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    for module in ("matplotlib", "tqdm"):
+        pytest.importorskip(module)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [script, wrong])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).parse_arguments()
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
