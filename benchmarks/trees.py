@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_COMPILED = ("csrc", "setup.py")  # what the extension modules are made from
+_COMPILED = ("csrc", ":!*.md", "setup.py")  # what the extension modules are made from
 
 
 class TreeError(Exception):

@@ -133,3 +133,20 @@ def test_unknown_commit() -> None:
     process = run_python(str(ROOT / "benchmarks" / "run.py"), "--base", "nowhere", "--shape", SHAPE)
     assert process.returncode == 2
     assert "nowhere" in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.usefixtures("guard", "repository")
+@pytest.mark.parametrize(("edited", "same"), [("csrc/notes.md", True), ("csrc/a.cpp", False)])
+def test_build_is_shared_if_no_source_differs(
+    edited: str, same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = importlib.import_module("trees")
+    monkeypatch.setattr(trees, "ROOT", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    for name in ("csrc/notes.md", "csrc/a.cpp", "setup.py"):
+        (tmp_path / name).write_text("before")
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.com"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "before"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / edited).write_text("after")
+    assert trees._same_sources("HEAD") == same
