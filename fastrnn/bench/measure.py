@@ -11,7 +11,7 @@ from torch import Tensor
 from fastrnn.bench.check import mismatches
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, alternate, cpu_timer, cuda_timer, ratio, settle
-from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, make_workload
+from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_workload
 
 MODES = ("inference", "training")
 
@@ -42,6 +42,28 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0].strip()}"
 
 
+def build_steps(work: Workload, builds: dict[str, Build]) -> tuple[dict[str, Step], dict[str, str]]:
+    """The steps whose results are the reference's, and why the others have no figure."""
+    steps: dict[str, Step] = {}
+    problems: dict[str, str] = {}
+    expected: dict[str, Tensor] = {}
+    for name, build in builds.items():
+        try:
+            if (step := build(work)) is None:
+                continue
+            results = step.results()
+        except Exception as error:
+            problems[name] = describe(error)
+            continue
+        if name == REFERENCE:
+            expected = results
+        if wrong := mismatches(results, expected):
+            problems[name] = "; ".join(wrong)
+        else:
+            steps[name] = step
+    return steps, problems
+
+
 def measure(
     shape: Shape,
     mode: str,
@@ -64,35 +86,17 @@ def measure(
         progress: Wraps the rounds, to show how far they are.
     """
     torch.set_num_threads(threads)
-    steps: dict[str, Step] = {}
-    problems: dict[str, str] = {}
-    expected: dict[str, Tensor] = {}
     with torch.inference_mode(mode == "inference"):
-        work = make_workload(shape, mode, device)
-        for name, build in builds.items():
-            try:
-                if (step := build(work)) is None:
-                    continue
-                results = step.results()
-            except Exception as error:
-                problems[name] = describe(error)
-                continue
-            if name == REFERENCE:
-                expected = results
-            if wrong := mismatches(results, expected):
-                problems[name] = "; ".join(wrong)
-            else:
-                steps[name] = step
+        steps, problems = build_steps(make_workload(shape, mode, device), builds)
         if SUBJECT not in steps or REFERENCE not in steps:
             return Measurement(threads, problems=problems)
         timers = {
             name: cuda_timer(step.run) if device == "cuda" else cpu_timer(step.run, threads)
             for name, step in steps.items()
         }
-        if threads > 1 and any(step.own_threads for step in steps.values()):
-            times = alternate(timers, seconds, settle, progress)
-        else:
-            times = alternate(timers, seconds, progress=progress)
+        pools_differ = any(step.own_threads for step in steps.values())
+        rest = settle if threads > 1 and pools_differ else lambda: None
+        times = alternate(timers, seconds, rest, progress)
     return Measurement(
         threads,
         rounds=len(times[SUBJECT]),
