@@ -4,8 +4,10 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/SmallVector.h>
 
+#include <array>
 #include <vector>
 
 #include "call_memory.h"
@@ -244,6 +246,19 @@ struct State {
 
   const E* of_cell(int64_t cell) const { return data + cell * cell_stride; }
 };
+
+// A state or its gradient, (L * D, N, width); zeros where none is given.
+inline at::Tensor state_or_zeros(const Stack& stack, const OptionalTensor& given, int64_t width,
+                                 const at::TensorOptions& options) {
+  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+  return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);
+}
+
+// x, y or a gradient of one, (rows, width) step after step: a view where the layout allows.
+inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence) {
+  const at::Tensor by_step = stack.batch_first ? sequence.transpose(0, 1) : sequence;
+  return by_step.reshape({stack.rows, sequence.size(-1)});
+}
 
 inline at::Tensor contiguous_state(const OptionalTensor& state) {
   return state.has_value() ? state->contiguous() : at::Tensor();

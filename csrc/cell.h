@@ -15,19 +15,13 @@ inline void check_cell_input(const at::Tensor& x) {
               x.dim());
 }
 
-// x as a sequence (1, N, I) or (1, I).
-inline at::Tensor as_sequence(const at::Tensor& x) {
-  check_cell_input(x);
-  return x.unsqueeze(0);
-}
-
-// Likewise a state, (N, H) or (H).
+// A state (N, H) or (H) as that of one layer, (1, N, H) or (1, H).
 inline OptionalTensor as_stacked(const OptionalTensor& state) {
   return state.has_value() ? OptionalTensor(state->unsqueeze(0)) : std::nullopt;
 }
 
-// A state of one layer, (1, N, H) or (1, H), without that dimension. Nobody else has the tensor, so
-// the result is no view of it: it may be detached or written to in place, as torch.nn's.
+// And back. Nobody else has the tensor, so the result is no view of it: it may be detached or
+// written to in place, as torch.nn's.
 inline at::Tensor unstacked(const at::Tensor& state) {
   return at::_unsafe_view_symint(state, state.sym_sizes().slice(1));
 }
@@ -40,8 +34,9 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
                                             bool has_biases) {
   TORCH_CHECK(weights.size() == (has_biases ? 4 : 2), "fastrnn: a cell has ", has_biases ? 4 : 2,
               " weights, got ", weights.size());
+  check_cell_input(x);
   const auto [y, h_n, c_n] =
-      run(mode, as_sequence(x), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
+      run(mode, x.unsqueeze(0), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
           /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,
           /*dropout=*/0);
   return {unstacked(h_n), mode == "LSTM" ? unstacked(c_n) : c_n};

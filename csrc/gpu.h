@@ -64,13 +64,6 @@ class DeviceSchedule {
 // out = a . b, of two matrices; out may be float32 where they are of 16 bits.
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
 
-// A state (L * D, N, width), contiguous; zeros where none is given.
-at::Tensor initial_state(const Stack& stack, const OptionalTensor& given, int64_t width,
-                         const at::TensorOptions& options);
-
-// x, y or their gradients, (rows, width) step after step: a view where the layout allows.
-at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence);
-
 // Writes rows (rows, width) to y or dx.
 void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& sequence);
 

@@ -2,7 +2,6 @@
 // backwards, then the products over all steps that give the gradients of weights and input.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 
 #include <array>
@@ -147,8 +146,9 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
   const std::optional<cuda::Teams> teams = choose_backward_teams(stack, element);
   const DeviceSchedule schedule(stack, given, stream);
   const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
-  const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
-  const at::Tensor initial_c = lstm ? initial_state(stack, c0, stack.hidden, given) : at::Tensor();
+  const at::Tensor initial_h = state_or_zeros(stack, h0, stack.width, given).contiguous();
+  const at::Tensor initial_c =
+      lstm ? state_or_zeros(stack, c0, stack.hidden, given).contiguous() : at::Tensor();
   const auto by_cell = [&](const at::Tensor& gradient, int64_t width) {
     const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
     return gradient.defined() ? gradient.view(sizes) : at::zeros(sizes, computed);
@@ -156,7 +156,8 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
   const at::Tensor all_dh = by_cell(gradients.dh, stack.width);
   const at::Tensor all_dc = lstm ? by_cell(gradients.dc, stack.hidden) : at::Tensor();
 
-  at::Tensor output_gradient = gradients.dy.defined() ? as_rows(stack, gradients.dy) : at::Tensor();
+  at::Tensor output_gradient =
+      gradients.dy.defined() ? as_rows(stack, gradients.dy).contiguous() : at::Tensor();
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
     const int64_t first_cell = l * stack.directions;
     const auto of_layer = [&](const at::Tensor& all) {
@@ -165,7 +166,8 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     Layer layer = set_up(stack, layer_args<cuda::BackwardArgs>(stack, element, schedule.get()),
                          weights, first_cell, output_gradient, all_dh, given);
     cuda::BackwardArgs& args = layer.args;
-    const at::Tensor output = l + 1 == stack.layers ? as_rows(stack, y) : kept.outputs[l];
+    const at::Tensor output =
+        l + 1 == stack.layers ? as_rows(stack, y).contiguous() : kept.outputs[l];
     args.h = output.const_data_ptr();
     if (lstm) {
       args.c0 = of_layer(initial_c).const_data_ptr();
@@ -180,8 +182,8 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     }
 
     const bool dropped = l > 0 && stack.drops_after(l - 1);
-    const at::Tensor input =
-        l == 0 ? as_rows(stack, x) : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
+    const at::Tensor input = l == 0 ? as_rows(stack, x).contiguous()
+                                    : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t cell = first_cell + d;
       differentiate_weights(stack, layer, d, input, output, initial_h[cell],

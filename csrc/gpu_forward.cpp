@@ -132,14 +132,14 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   const std::optional<cuda::Teams> teams = choose_forward_teams(stack, element);
   const DeviceSchedule schedule(stack, given, stream);
 
-  const at::Tensor initial_h = initial_state(stack, h0, stack.width, given);
+  const at::Tensor initial_h = state_or_zeros(stack, h0, stack.width, given).contiguous();
   const at::Tensor final_h = h_n.view({stack.cells(), stack.batch, stack.width});
   const at::Tensor c = initial_c(stack, c0, c_n, computed);
   std::optional<ReserveParts<at::Tensor>> reserved;
   if (reserve.defined()) reserved.emplace(reserve_views(stack, reserve));
   const ReserveParts<at::Tensor>* const kept = reserved ? &*reserved : nullptr;
 
-  at::Tensor input = as_rows(stack, x);
+  at::Tensor input = as_rows(stack, x).contiguous();
   for (int64_t l = 0; l < stack.layers; ++l) {
     const bool last = l + 1 == stack.layers;
     const int64_t first_cell = l * stack.directions;

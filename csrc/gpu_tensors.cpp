@@ -2,9 +2,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
-
-#include <array>
 
 #include "gpu.h"
 
@@ -44,18 +41,6 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   } else {  // torch has that product for CUDA alone
     at::mm_out(result, a.to(out.scalar_type()), b.to(out.scalar_type()));
   }
-}
-
-at::Tensor initial_state(const Stack& stack, const OptionalTensor& given, int64_t width,
-                         const at::TensorOptions& options) {
-  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
-  if (!given.has_value()) return at::zeros(sizes, options);
-  return given->reshape(sizes).contiguous();
-}
-
-at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence) {
-  const at::Tensor by_step = stack.batch_first ? sequence.transpose(0, 1) : sequence;
-  return by_step.reshape({stack.rows, sequence.size(-1)}).contiguous();
 }
 
 void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& sequence) {

@@ -3,8 +3,6 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
-#include <array>
-
 #include "buffers.h"
 
 namespace fastrnn {
@@ -79,17 +77,7 @@ Tensor collect(const std::vector<Step>& steps, const F& f) {
   return at::cat(parts);
 }
 
-// (L * D, N, width); zeros if none is given.
-Tensor state_or_zeros(const Stack& stack, const OptionalTensor& given, int64_t width,
-                      const at::TensorOptions& options) {
-  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
-  return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);
-}
-
-// x, y or a gradient of one, (rows, width); and back.
-Tensor as_rows(const Stack& stack, const Tensor& sequence, int64_t width) {
-  return (stack.batch_first ? sequence.transpose(0, 1) : sequence).reshape({stack.rows, width});
-}
+// As as_rows took x, y or a gradient of one, and back.
 Tensor as_sequence(const Stack& stack, const Tensor& rows, int64_t width) {
   if (stack.packed) return rows;
   if (!stack.batched) return rows.reshape({stack.steps, width});
@@ -111,7 +99,7 @@ std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
   std::vector<Layer> layers(stack.layers);
   for (int64_t l = 0; l < stack.layers; ++l) {
     Layer& layer = layers[l];
-    layer.x = l == 0 ? as_rows(stack, inputs.x, stack.input) : layers[l - 1].y;
+    layer.x = l == 0 ? as_rows(stack, inputs.x) : layers[l - 1].y;
     if (l > 0 && stack.drops_after(l - 1)) layer.x = layer.x * noise[l - 1];
     std::vector<Tensor> outputs;
     for (int64_t d = 0; d < stack.directions; ++d) {
@@ -224,7 +212,7 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
   const std::vector<Layer> layers = run_layers(stack, inputs, noise, states);
   const Tensor dh = state_or_zeros(stack, gradients.h_n, stack.width, options);
   const Tensor dc = lstm ? state_or_zeros(stack, gradients.c_n, stack.hidden, options) : Tensor();
-  Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y, stack.layer_width())
+  Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y)
                                       : at::zeros({stack.rows, stack.layer_width()}, options);
   std::vector<Tensor> dh0(stack.cells()), dc0(stack.cells()), dweights(inputs.weights.size());
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
