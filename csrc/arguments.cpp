@@ -107,8 +107,8 @@ void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
   TORCH_CHECK(num_layers > 0 && num_layers <= count, "fastrnn: ", num_layers, " layers, but ",
               count, " weights");
   stack.layers = num_layers;
-  const int64_t unprojected_count = stack.cells() * stack.weights_per_cell();
-  stack.projected = stack.cell == Cell::lstm && count == unprojected_count + stack.cells();
+  const int64_t unprojected_count = stack.strands() * stack.weights_per_strand();
+  stack.projected = stack.cell == Cell::lstm && count == unprojected_count + stack.strands();
   TORCH_CHECK(stack.projected || count == unprojected_count, "fastrnn: expected ",
               unprojected_count, " weights, got ", count);
 
@@ -118,18 +118,18 @@ void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
   stack.width = stack.projected ? size_of(weights[1], 1) : stack.hidden;
   TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
               "fastrnn: weight_hh, and x, must have columns");
-  const int64_t per_cell = stack.weights_per_cell();
-  for (int64_t i = 0; i < stack.cells(); ++i) {
-    const at::TensorList cell = weights.slice(i * per_cell, per_cell);
-    check_sizes("weight_ih", cell[0], {stack.gates(), stack.layer_input(i / stack.directions)},
+  const int64_t per_strand = stack.weights_per_strand();
+  for (int64_t i = 0; i < stack.strands(); ++i) {
+    const at::TensorList strand = weights.slice(i * per_strand, per_strand);
+    check_sizes("weight_ih", strand[0], {stack.gates(), stack.layer_input(i / stack.directions)},
                 i < stack.directions ? " for the features of x" : "");
-    check_sizes("weight_hh", cell[1], {stack.gates(), stack.width});
+    check_sizes("weight_hh", strand[1], {stack.gates(), stack.width});
     if (stack.has_biases) {
-      check_sizes("bias_ih", cell[2], {stack.gates()});
-      check_sizes("bias_hh", cell[3], {stack.gates()});
+      check_sizes("bias_ih", strand[2], {stack.gates()});
+      check_sizes("bias_hh", strand[3], {stack.gates()});
     }
     if (stack.projected) {
-      check_sizes("weight_hr", cell[per_cell - 1], {stack.width, stack.hidden});
+      check_sizes("weight_hr", strand[per_strand - 1], {stack.width, stack.hidden});
     }
   }
 }
@@ -163,7 +163,7 @@ Stack check_arguments(const Options& options, const Inputs& inputs) {
   // Nothing that is computed below may overflow: the largest buffer is the reserve, of which
   // dropout takes three times the outputs more at most. In double, in which the product itself
   // cannot.
-  const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.cells()) *
+  const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.strands()) *
                           static_cast<double>(stack.layer_width() + 6 * stack.hidden);
   TORCH_CHECK(elements < 0x1p59, "fastrnn: x is too large");
   return stack;
@@ -177,15 +177,15 @@ std::vector<int64_t> Stack::output_sizes() const {
 }
 
 std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
-  if (!batched) return {cells(), state_width};
-  return {cells(), batch, state_width};
+  if (!batched) return {strands(), state_width};
+  return {strands(), batch, state_width};
 }
 
 // The layout is that of ReserveParts, in buffers.h.
 int64_t Stack::reserve_size() const {
-  const int64_t per_cell = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
+  const int64_t per_strand = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
   const int64_t between_layers = layer_width() * (dropout > 0 ? 3 : 1);
-  return rows * (cells() * per_cell + (layers - 1) * between_layers);
+  return rows * (strands() * per_strand + (layers - 1) * between_layers);
 }
 
 }  // namespace fastrnn

@@ -65,9 +65,9 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
   Dtypes dtypes = {same, same};
   if constexpr (device == c10::DeviceType::CPU) {
     const bool lstm = mode == "LSTM";
-    const int64_t cells = num_layers * (bidirectional ? 2 : 1);
+    const int64_t strands = num_layers * (bidirectional ? 2 : 1);
     const bool projected =
-        lstm && static_cast<int64_t>(weights.size()) == cells * (has_biases ? 5 : 3);
+        lstm && static_cast<int64_t>(weights.size()) == strands * (has_biases ? 5 : 3);
     dtypes = cpu_dtypes(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given,
                         lower);
   }

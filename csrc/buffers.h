@@ -162,10 +162,10 @@ Sequence<const E> read_only(const Sequence<E>& sequence) {
 // The parts of the reserve, in the order in which they lie there, as pointers or as tensors.
 template <typename Part>
 struct ReserveParts {
-  struct CellParts {
+  struct StrandParts {
     Part gates, cells, unprojected;
   };
-  std::vector<CellParts> parts;  // (L * D)
+  std::vector<StrandParts> parts;  // (L * D)
   // (L), (rows, D * P) each; none of the last layer, whose output is y, and without dropout no
   // noise and nothing dropped.
   std::vector<Part> outputs, noise, dropped;
@@ -207,18 +207,18 @@ inline ReserveParts<at::Tensor> reserve_views(const Stack& stack, const at::Tens
           }};
 }
 
-// The weights of one direction of one layer.
+// The weights of one strand.
 template <typename E>
-struct CellWeights {
+struct StrandWeights {
   const E *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
 
-  CellWeights(const Stack& stack, const std::vector<at::Tensor>& weights, int64_t cell) {
-    const at::Tensor* first = weights.data() + cell * stack.weights_per_cell();
+  StrandWeights(const Stack& stack, const std::vector<at::Tensor>& weights, int64_t strand) {
+    const at::Tensor* first = weights.data() + strand * stack.weights_per_strand();
     w_ih = elements<E>(first[0]);
     w_hh = elements<E>(first[1]);
     b_ih = stack.has_biases ? elements<E>(first[2]) : nullptr;
     b_hh = stack.has_biases ? elements<E>(first[3]) : nullptr;
-    w_hr = stack.projected ? elements<E>(first[stack.weights_per_cell() - 1]) : nullptr;
+    w_hr = stack.projected ? elements<E>(first[stack.weights_per_strand() - 1]) : nullptr;
   }
 };
 
@@ -233,24 +233,24 @@ inline at::Tensor rows_contiguous(const at::Tensor& x) {
   return x.size(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous();
 }
 
-// A state (L * D, N, width) by cell; a missing one is a row of zeros.
+// A state (L * D, N, width) by strand; a missing one is a row of zeros.
 template <typename E>
 struct State {
   const E* data;
-  int64_t cell_stride, row_stride;
+  int64_t strand_stride, row_stride;
 
   State(const at::Tensor& given, const E* zeros, int64_t batch, int64_t width)
       : data(given.defined() ? elements<E>(given) : zeros),
-        cell_stride(given.defined() ? batch * width : 0),
+        strand_stride(given.defined() ? batch * width : 0),
         row_stride(given.defined() ? width : 0) {}
 
-  const E* of_cell(int64_t cell) const { return data + cell * cell_stride; }
+  const E* of_strand(int64_t strand) const { return data + strand * strand_stride; }
 };
 
 // A state or its gradient, (L * D, N, width); zeros where none is given.
 inline at::Tensor state_or_zeros(const Stack& stack, const OptionalTensor& given, int64_t width,
                                  const at::TensorOptions& options) {
-  const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+  const std::array<int64_t, 3> sizes = {stack.strands(), stack.batch, width};
   return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);
 }
 

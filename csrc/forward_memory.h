@@ -15,15 +15,15 @@ class ForwardMemory {
   using C = Compute<E>;
 
   // What a direction of a layer needs: see ForwardArgs.
-  struct CellMemory {
+  struct StrandMemory {
     C *packed_ih, *packed_hh, *bias, *packed_w_hr, *unprojected, *c;
   };
-  c10::SmallVector<CellMemory, 2> cells;  // of one layer or, if diagonal, of all
-  C* zeros = nullptr;                     // room for the initial state where none is given
+  c10::SmallVector<StrandMemory, 2> strands;  // of one layer or, if diagonal, of all
+  C* zeros = nullptr;                         // room for the initial state where none is given
 
   ForwardMemory(const Stack& stack, const Kernels<E>& kernels, const ForwardPlan& plan,
                 bool training)
-      : cells(plan.diagonal ? stack.cells() : stack.directions),
+      : strands(plan.diagonal ? stack.strands() : stack.directions),
         stack_(stack),
         kernels_(kernels),
         plan_(plan),
@@ -46,27 +46,27 @@ class ForwardMemory {
 
   typename Arena<C>::Parts parts() {
     typename Arena<C>::Parts parts;
-    for (size_t i = 0; i < cells.size(); ++i) {
-      CellMemory& cell = cells[i];
+    for (size_t i = 0; i < strands.size(); ++i) {
+      StrandMemory& strand = strands[i];
       const int64_t input = plan_.diagonal ? stack_.layer_input(i) : input_;
       if (plan_.packs_ih) {
         parts.push_back(
-            {&cell.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden)});
+            {&strand.packed_ih, kernels_.packed_gates(stack_.cell, input, stack_.hidden)});
       }
       if (plan_.packs_hh) {
         parts.push_back(
-            {&cell.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden)});
+            {&strand.packed_hh, kernels_.packed_gates(stack_.cell, stack_.width, stack_.hidden)});
       }
-      parts.push_back({&cell.bias, plan_.panels * kPanelVectors * kernels_.lanes});
+      parts.push_back({&strand.bias, plan_.panels * kPanelVectors * kernels_.lanes});
       if (stack_.projected) {
         if (plan_.packs_hr) {
           parts.push_back(
-              {&cell.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width)});
+              {&strand.packed_w_hr, kernels_.packed_columns(stack_.hidden, stack_.width)});
         }
-        parts.push_back({&cell.unprojected, training_ ? 0 : stack_.batch * stack_.hidden});
+        parts.push_back({&strand.unprojected, training_ ? 0 : stack_.batch * stack_.hidden});
       }
       if (stack_.cell == Cell::lstm && !kIsComputed<E>) {
-        parts.push_back({&cell.c, stack_.batch * stack_.hidden});
+        parts.push_back({&strand.c, stack_.batch * stack_.hidden});
       }
     }
     parts.push_back({&zeros, std::max(stack_.hidden, stack_.width)});

@@ -72,7 +72,7 @@ void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& seq
 struct Weights {
   at::Tensor w_ih, w_hh, b_ih, b_hh, w_hr;
 
-  Weights(const Stack& stack, at::TensorList all, int64_t cell);
+  Weights(const Stack& stack, at::TensorList all, int64_t strand);
 };
 
 // What both passes' launchers take of a layer.

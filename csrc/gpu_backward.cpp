@@ -94,21 +94,21 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
       at::sum_out(dbias, dgates, {0});
     }
   }
-  const at::Tensor& dw_hr = dweights[stack.weights_per_cell() - 1];
+  const at::Tensor& dw_hr = dweights[stack.weights_per_strand() - 1];
   if (stack.projected && dw_hr.defined()) multiply(dw_hr, layer.dprojected[d].t(), unprojected);
 }
 
 // The tensors of a layer's gradients, and the launchers' arguments.
 Layer set_up(const Stack& stack, cuda::BackwardArgs args, at::TensorList weights,
-             int64_t first_cell, const at::Tensor& dy, const at::Tensor& all_dh,
+             int64_t first_strand, const at::Tensor& dy, const at::Tensor& all_dh,
              const at::TensorOptions& given) {
   Layer layer{};
   layer.args = args;
   for (int64_t d = 0; d < stack.directions; ++d) {
-    layer.weights.emplace_back(stack, weights, first_cell + d);
+    layer.weights.emplace_back(stack, weights, first_strand + d);
   }
   layer.dy = dy;
-  layer.dh = all_dh.narrow(0, first_cell, stack.directions);
+  layer.dh = all_dh.narrow(0, first_strand, stack.directions);
   layer.dgates = at::empty({stack.directions, stack.rows, stack.gates()}, given);
   if (stack.projected) {
     layer.dprojected = at::empty({stack.directions, stack.rows, stack.width}, given);
@@ -149,22 +149,22 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
   const at::Tensor initial_h = state_or_zeros(stack, h0, stack.width, given).contiguous();
   const at::Tensor initial_c =
       lstm ? state_or_zeros(stack, c0, stack.hidden, given).contiguous() : at::Tensor();
-  const auto by_cell = [&](const at::Tensor& gradient, int64_t width) {
-    const std::array<int64_t, 3> sizes = {stack.cells(), stack.batch, width};
+  const auto by_strand = [&](const at::Tensor& gradient, int64_t width) {
+    const std::array<int64_t, 3> sizes = {stack.strands(), stack.batch, width};
     return gradient.defined() ? gradient.view(sizes) : at::zeros(sizes, computed);
   };
-  const at::Tensor all_dh = by_cell(gradients.dh, stack.width);
-  const at::Tensor all_dc = lstm ? by_cell(gradients.dc, stack.hidden) : at::Tensor();
+  const at::Tensor all_dh = by_strand(gradients.dh, stack.width);
+  const at::Tensor all_dc = lstm ? by_strand(gradients.dc, stack.hidden) : at::Tensor();
 
   at::Tensor output_gradient =
       gradients.dy.defined() ? as_rows(stack, gradients.dy).contiguous() : at::Tensor();
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
-    const int64_t first_cell = l * stack.directions;
+    const int64_t first_strand = l * stack.directions;
     const auto of_layer = [&](const at::Tensor& all) {
-      return all.narrow(0, first_cell, stack.directions);
+      return all.narrow(0, first_strand, stack.directions);
     };
     Layer layer = set_up(stack, layer_args<cuda::BackwardArgs>(stack, element, schedule.get()),
-                         weights, first_cell, output_gradient, all_dh, given);
+                         weights, first_strand, output_gradient, all_dh, given);
     cuda::BackwardArgs& args = layer.args;
     const at::Tensor output =
         l + 1 == stack.layers ? as_rows(stack, y).contiguous() : kept.outputs[l];
@@ -173,8 +173,8 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
       args.c0 = of_layer(initial_c).const_data_ptr();
       args.dc = of_layer(all_dc).mutable_data_ptr();
       for (int64_t d = 0; d < stack.directions; ++d) {
-        args.gates[d] = kept.parts[first_cell + d].gates.const_data_ptr();
-        args.cells[d] = kept.parts[first_cell + d].cells.const_data_ptr();
+        args.gates[d] = kept.parts[first_strand + d].gates.const_data_ptr();
+        args.cells[d] = kept.parts[first_strand + d].cells.const_data_ptr();
       }
     }
     if (!teams || !run_persistent(stack, layer, *teams, stream)) {
@@ -185,10 +185,10 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     const at::Tensor input = l == 0 ? as_rows(stack, x).contiguous()
                                     : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t cell = first_cell + d;
-      differentiate_weights(stack, layer, d, input, output, initial_h[cell],
-                            kept.parts[cell].unprojected,
-                            gradients.dweights.data() + cell * stack.weights_per_cell(), stream);
+      const int64_t strand = first_strand + d;
+      differentiate_weights(
+          stack, layer, d, input, output, initial_h[strand], kept.parts[strand].unprojected,
+          gradients.dweights.data() + strand * stack.weights_per_strand(), stream);
     }
     if (l == 0 && !gradients.dx.defined()) break;
     output_gradient = differentiate_input(stack, layer, stack.layer_input(l), given);

@@ -74,7 +74,7 @@ void run_stepwise(const Stack& stack, const Layer& layer, const at::TensorOption
 at::Tensor initial_c(const Stack& stack, const OptionalTensor& c0, const at::Tensor& c_n,
                      const at::TensorOptions& computed) {
   if (stack.cell != Cell::lstm) return {};
-  at::Tensor c = c_n.view({stack.cells(), stack.batch, stack.hidden});
+  at::Tensor c = c_n.view({stack.strands(), stack.batch, stack.hidden});
   if (c.scalar_type() != compute_type(c.scalar_type())) c = at::empty(c.sizes(), computed);
   return c0.has_value() ? c.copy_(c0->reshape(c.sizes())) : c.zero_();
 }
@@ -90,7 +90,7 @@ at::Tensor multiply_input(const Stack& stack, const Layer& layer, const at::Tens
 }
 
 // The biases, and what is kept for the backward pass (in training), by direction.
-void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_t first_cell,
+void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_t first_strand,
                     Layer& layer) {
   cuda::ForwardArgs& args = layer.args;
   for (int64_t d = 0; d < stack.directions; ++d) {
@@ -99,11 +99,11 @@ void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, in
       args.b_hh[d] = layer.weights[d].b_hh.const_data_ptr();
     }
     if (kept && stack.cell == Cell::lstm) {
-      args.gates[d] = kept->parts[first_cell + d].gates.mutable_data_ptr();
-      args.cells[d] = kept->parts[first_cell + d].cells.mutable_data_ptr();
+      args.gates[d] = kept->parts[first_strand + d].gates.mutable_data_ptr();
+      args.cells[d] = kept->parts[first_strand + d].cells.mutable_data_ptr();
     }
     if (stack.projected) {
-      layer.unprojected[d] = kept ? kept->parts[first_cell + d].unprojected
+      layer.unprojected[d] = kept ? kept->parts[first_strand + d].unprojected
                                   : at::empty({stack.rows, stack.hidden}, layer.output.options());
       args.unprojected[d] = layer.unprojected[d].mutable_data_ptr();
     }
@@ -133,7 +133,7 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   const DeviceSchedule schedule(stack, given, stream);
 
   const at::Tensor initial_h = state_or_zeros(stack, h0, stack.width, given).contiguous();
-  const at::Tensor final_h = h_n.view({stack.cells(), stack.batch, stack.width});
+  const at::Tensor final_h = h_n.view({stack.strands(), stack.batch, stack.width});
   const at::Tensor c = initial_c(stack, c0, c_n, computed);
   std::optional<ReserveParts<at::Tensor>> reserved;
   if (reserve.defined()) reserved.emplace(reserve_views(stack, reserve));
@@ -142,14 +142,14 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   at::Tensor input = as_rows(stack, x).contiguous();
   for (int64_t l = 0; l < stack.layers; ++l) {
     const bool last = l + 1 == stack.layers;
-    const int64_t first_cell = l * stack.directions;
+    const int64_t first_strand = l * stack.directions;
     Layer layer{};
     layer.args = layer_args<cuda::ForwardArgs>(stack, element, schedule.get());
     for (int64_t d = 0; d < stack.directions; ++d) {
-      layer.weights.emplace_back(stack, weights, first_cell + d);
+      layer.weights.emplace_back(stack, weights, first_strand + d);
     }
-    layer.h0 = initial_h.narrow(0, first_cell, stack.directions);
-    layer.h_n = final_h.narrow(0, first_cell, stack.directions);
+    layer.h0 = initial_h.narrow(0, first_strand, stack.directions);
+    layer.h_n = final_h.narrow(0, first_strand, stack.directions);
     if (last && !stack.batch_first) {
       layer.output = y.view({stack.rows, stack.layer_width()});
     } else if (kept && !last) {
@@ -161,10 +161,10 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
 
     cuda::ForwardArgs& args = layer.args;
     args.input_products = input_products.const_data_ptr();
-    if (c.defined()) args.c = c.narrow(0, first_cell, stack.directions).mutable_data_ptr();
+    if (c.defined()) args.c = c.narrow(0, first_strand, stack.directions).mutable_data_ptr();
     args.h_n = layer.h_n.mutable_data_ptr();
     args.h = layer.output.mutable_data_ptr();
-    set_directions(stack, kept, first_cell, layer);
+    set_directions(stack, kept, first_strand, layer);
     if (!teams || !run_persistent(stack, layer, *teams, stream)) {
       run_stepwise(stack, layer, computed, stream);
     }

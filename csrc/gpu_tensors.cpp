@@ -52,9 +52,9 @@ void copy_rows(const Stack& stack, const at::Tensor& rows, const at::Tensor& seq
   }
 }
 
-Weights::Weights(const Stack& stack, at::TensorList all, int64_t cell) {
-  const int64_t count = stack.weights_per_cell();
-  const at::TensorList mine = all.slice(cell * count, count);
+Weights::Weights(const Stack& stack, at::TensorList all, int64_t strand) {
+  const int64_t count = stack.weights_per_strand();
+  const at::TensorList mine = all.slice(strand * count, count);
   w_ih = mine[0];
   w_hh = mine[1].contiguous();
   if (stack.has_biases) {

@@ -147,7 +147,7 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
   };
   const OptionalTensor h = of_last(h0), c = of_last(c0);
   const at::TensorList last =
-      weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_cell());
+      weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_strand());
   const Options options{mode,
                         /*num_layers=*/1,
                         has_biases,

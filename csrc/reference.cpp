@@ -14,7 +14,7 @@ struct CellState {
   Tensor h, c;
 };
 
-// One step of one cell for its rows.
+// One step of one strand for its rows.
 struct Step {
   CellState before, after;
   std::vector<Tensor> gate;  // activated, LSTM only
@@ -85,11 +85,11 @@ Tensor as_sequence(const Stack& stack, const Tensor& rows, int64_t width) {
   return stack.batch_first ? sequence.transpose(0, 1) : sequence;
 }
 
-at::TensorList weights_of(const Stack& stack, at::TensorList weights, int64_t cell) {
-  return weights.slice(cell * stack.weights_per_cell(), stack.weights_per_cell());
+at::TensorList weights_of(const Stack& stack, at::TensorList weights, int64_t strand) {
+  return weights.slice(strand * stack.weights_per_strand(), stack.weights_per_strand());
 }
 
-// All layers; leaves the final states, by cell.
+// All layers; leaves the final states, by strand.
 std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
                               const std::vector<Tensor>& noise, std::vector<CellState>& states) {
   const bool lstm = stack.cell == Cell::lstm;
@@ -103,10 +103,10 @@ std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
     if (l > 0 && stack.drops_after(l - 1)) layer.x = layer.x * noise[l - 1];
     std::vector<Tensor> outputs;
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t cell = l * stack.directions + d;
-      CellState state = {h[cell], lstm ? c[cell] : Tensor()};
+      const int64_t strand = l * stack.directions + d;
+      CellState state = {h[strand], lstm ? c[strand] : Tensor()};
       layer.steps.push_back(
-          run_direction(stack, layer.x, d == 1, state, weights_of(stack, inputs.weights, cell)));
+          run_direction(stack, layer.x, d == 1, state, weights_of(stack, inputs.weights, strand)));
       outputs.push_back(collect(layer.steps[d], [](const Step& step) { return step.after.h; }));
       states.push_back(state);
     }
@@ -164,8 +164,8 @@ Tensor run_direction_back(const Stack& stack, const Tensor& x, bool reverse,
     dweights[2] = of_gates.sum(0);
     dweights[3] = dweights[2].clone();
   }
-  if (stack.projected && needs[stack.weights_per_cell() - 1]) {
-    dweights[stack.weights_per_cell() - 1] =
+  if (stack.projected && needs[stack.weights_per_strand() - 1]) {
+    dweights[stack.weights_per_strand() - 1] =
         at::cat(dh).t().mm(collect(steps, [](const Step& step) { return step.unprojected; }));
   }
   return wants_dx ? of_gates.mm(weights[0]) : Tensor();
@@ -214,21 +214,22 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
   const Tensor dc = lstm ? state_or_zeros(stack, gradients.c_n, stack.hidden, options) : Tensor();
   Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y)
                                       : at::zeros({stack.rows, stack.layer_width()}, options);
-  std::vector<Tensor> dh0(stack.cells()), dc0(stack.cells()), dweights(inputs.weights.size());
+  std::vector<Tensor> dh0(stack.strands()), dc0(stack.strands()), dweights(inputs.weights.size());
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
     const bool wants_dx = l > 0 || needs[0];
     Tensor dx;
     for (int64_t d = 0; d < stack.directions; ++d) {
-      const int64_t cell = l * stack.directions + d;
-      CellState dstate = {dh[cell], lstm ? dc[cell] : Tensor()};
-      const Tensor part = run_direction_back(stack, layers[l].x, d == 1, layers[l].steps[d],
-                                             dy.narrow(1, d * stack.width, stack.width), dstate,
-                                             weights_of(stack, inputs.weights, cell), wants_dx,
-                                             needs.begin() + 3 + cell * stack.weights_per_cell(),
-                                             dweights.data() + cell * stack.weights_per_cell());
+      const int64_t strand = l * stack.directions + d;
+      CellState dstate = {dh[strand], lstm ? dc[strand] : Tensor()};
+      const Tensor part =
+          run_direction_back(stack, layers[l].x, d == 1, layers[l].steps[d],
+                             dy.narrow(1, d * stack.width, stack.width), dstate,
+                             weights_of(stack, inputs.weights, strand), wants_dx,
+                             needs.begin() + 3 + strand * stack.weights_per_strand(),
+                             dweights.data() + strand * stack.weights_per_strand());
       dx = d == 0 || !wants_dx ? part : dx + part;
-      dh0[cell] = dstate.h;
-      dc0[cell] = dstate.c;
+      dh0[strand] = dstate.h;
+      dc0[strand] = dstate.c;
     }
     dy = l > 0 && stack.drops_after(l - 1) ? dx * noise[l - 1] : dx;
   }

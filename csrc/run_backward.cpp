@@ -64,14 +64,14 @@ class BackwardRun {
     int64_t h0_stride;
     const E* unprojected;
     int64_t input;
-    CellWeights<E> weights;
+    StrandWeights<E> weights;
     const at::Tensor* dweights;  // of this direction, undefined where not wanted
   };
 
   bool sums_every_dw_hh() const {
     bool every = true;
-    for (int64_t cell = 0; cell < stack_.cells(); ++cell) {
-      every &= gradients_.dweights[cell * stack_.weights_per_cell() + 1].defined();
+    for (int64_t strand = 0; strand < stack_.strands(); ++strand) {
+      every &= gradients_.dweights[strand * stack_.weights_per_strand() + 1].defined();
     }
     return every;
   }
@@ -115,7 +115,7 @@ template <typename E>
 typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t d,
                                                           const at::Tensor& x,
                                                           const at::Tensor& y) const {
-  const int64_t cell = layer * stack_.directions + d, width = stack_.layer_width();
+  const int64_t strand = layer * stack_.directions + d, width = stack_.layer_width();
   Sequence<const E> input = input_sequence<E>(stack_, x), output = input_sequence<E>(stack_, y);
   if (layer > 0) {
     E* const below =
@@ -133,13 +133,13 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.hidden = stack_.hidden;
   args.width = stack_.width;
   args.h = columns_from(output, d * stack_.width);
-  args.gates = reserve_.parts[cell].gates;
-  args.cells = reserve_.parts[cell].cells;
-  args.c0 = initial_c_.of_cell(cell);
+  args.gates = reserve_.parts[strand].gates;
+  args.cells = reserve_.parts[strand].cells;
+  args.c0 = initial_c_.of_strand(strand);
   args.c0_stride = initial_c_.row_stride;
   args.wants_dh0 = gradients_.wants_dh0;
-  if (dh_) args.dh = dh_ + cell * stack_.batch * stack_.width;
-  args.dc = dc_ ? dc_ + cell * stack_.batch * stack_.hidden : memory_.dc;
+  if (dh_) args.dh = dh_ + strand * stack_.batch * stack_.width;
+  args.dc = dc_ ? dc_ + strand * stack_.batch * stack_.hidden : memory_.dc;
   args.dgates = memory_.dgates;
   args.dprojected = memory_.dprojected;
   args.slots = plan_.slots;
@@ -147,12 +147,12 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
           .x = input,
           .dx = {},
           .accumulate_dx = d > 0,
-          .h0 = initial_h_.of_cell(cell),
+          .h0 = initial_h_.of_strand(strand),
           .h0_stride = initial_h_.row_stride,
-          .unprojected = reserve_.parts[cell].unprojected,
+          .unprojected = reserve_.parts[strand].unprojected,
           .input = stack_.layer_input(layer),
-          .weights = CellWeights<E>(stack_, weights_, cell),
-          .dweights = gradients_.dweights.data() + cell * stack_.weights_per_cell()};
+          .weights = StrandWeights<E>(stack_, weights_, strand),
+          .dweights = gradients_.dweights.data() + strand * stack_.weights_per_strand()};
 }
 
 // w (k, columns) as pack_columns leaves it.
@@ -184,7 +184,7 @@ void BackwardRun<E>::pack_columns(const E* w, int64_t k, int64_t columns, C* pac
 
 template <typename E>
 void BackwardRun<E>::pack(const Direction& direction, const Member& member) const {
-  const CellWeights<E>& weights = direction.weights;
+  const StrandWeights<E>& weights = direction.weights;
   if (plan_.packed_w_hh > 0) {
     pack_columns(weights.w_hh, stack_.gates(), stack_.width, memory_.packed_w_hh,
                  plan_.reads_w_hh_in_place, member);

@@ -30,11 +30,11 @@ class ForwardRun {
         steps_before_(steps_before),
         // On the diagonal layers two apart run at once.
         between_(plan_.diagonal ? stack.layers : 2),
-        args_(stack.cells()) {
+        args_(stack.strands()) {
     if (outputs.reserve.defined()) reserve_.emplace(stack, mutable_elements<E>(outputs.reserve));
-    weights_.reserve(stack.cells());
-    for (int64_t cell = 0; cell < stack.cells(); ++cell) {
-      weights_.emplace_back(stack, weights, cell);
+    weights_.reserve(stack.strands());
+    for (int64_t strand = 0; strand < stack.strands(); ++strand) {
+      weights_.emplace_back(stack, weights, strand);
     }
   }
 
@@ -54,9 +54,9 @@ class ForwardRun {
  private:
   Sequence<E> output_of(int64_t layer, const at::Tensor& y);
   void set_up(int64_t layer, int64_t d, const Sequence<const E>& input, const Sequence<E>& output);
-  void pack(int64_t cell, const Member& member) const;
-  void pack_gates(int64_t cell, const Member& member) const;
-  void run_layer(int64_t first_cell) const;
+  void pack(int64_t strand, const Member& member) const;
+  void pack_gates(int64_t strand, const Member& member) const;
+  void run_layer(int64_t first_strand) const;
   void run_diagonally() const;
   E* drop(int64_t layer, E* output, const at::TensorOptions& options);
 
@@ -72,7 +72,7 @@ class ForwardRun {
   c10::SmallVector<at::Tensor, 2> between_;  // outputs of layers, where no reserve keeps them
   // By layer, then direction:
   c10::SmallVector<ForwardArgs<E>, 2> args_;
-  std::vector<CellWeights<E>> weights_;
+  std::vector<StrandWeights<E>> weights_;
 };
 
 template <typename E>
@@ -88,9 +88,9 @@ Sequence<E> ForwardRun<E>::output_of(int64_t layer, const at::Tensor& y) {
 template <typename E>
 void ForwardRun<E>::set_up(int64_t layer, int64_t d, const Sequence<const E>& input,
                            const Sequence<E>& output) {
-  const int64_t cell = layer * stack_.directions + d;
-  const auto& memory = memory_.cells[cell % memory_.cells.size()];
-  ForwardArgs<E>& args = args_[cell];
+  const int64_t strand = layer * stack_.directions + d;
+  const auto& memory = memory_.strands[strand % memory_.strands.size()];
+  ForwardArgs<E>& args = args_[strand];
   args.cell = stack_.cell;
   args.reverse = d == 1;
   args.steps_before = steps_before_;
@@ -99,39 +99,39 @@ void ForwardRun<E>::set_up(int64_t layer, int64_t d, const Sequence<const E>& in
   args.hidden = stack_.hidden;
   args.width = stack_.width;
   args.x = input;
-  args.h0 = initial_h_.of_cell(cell);
+  args.h0 = initial_h_.of_strand(strand);
   args.h0_stride = initial_h_.row_stride;
-  args.c0 = initial_c_.of_cell(cell);
+  args.c0 = initial_c_.of_strand(strand);
   args.c0_stride = initial_c_.row_stride;
-  args.w_ih = weights_[cell].w_ih;
-  args.w_hh = weights_[cell].w_hh;
-  args.w_hr = weights_[cell].w_hr;
+  args.w_ih = weights_[strand].w_ih;
+  args.w_hh = weights_[strand].w_hh;
+  args.w_hr = weights_[strand].w_hr;
   args.packed_ih = memory.packed_ih;
   args.packed_hh = memory.packed_hh;
   args.bias = memory.bias;
   args.packed_w_hr = memory.packed_w_hr;
   args.unprojected = reinterpret_cast<E*>(memory.unprojected);
   args.h = columns_from(output, d * stack_.width);
-  args.h_n = final_h_ + cell * stack_.batch * stack_.width;
-  if (final_c_) args.c_n = final_c_ + cell * stack_.batch * stack_.hidden;
+  args.h_n = final_h_ + strand * stack_.batch * stack_.width;
+  if (final_c_) args.c_n = final_c_ + strand * stack_.batch * stack_.hidden;
   if constexpr (kIsComputed<E>) {
     args.c = reinterpret_cast<C*>(args.c_n);
   } else {
     args.c = memory.c;
   }
   if (reserve_) {
-    args.gates = reserve_->parts[cell].gates;
-    args.cells = reserve_->parts[cell].cells;
-    args.unprojected = reserve_->parts[cell].unprojected;
+    args.gates = reserve_->parts[strand].gates;
+    args.cells = reserve_->parts[strand].cells;
+    args.unprojected = reserve_->parts[strand].unprojected;
   }
 }
 
 // Packs this member's part of one direction's biases and projection.
 template <typename E>
-void ForwardRun<E>::pack(int64_t cell, const Member& member) const {
-  const ForwardArgs<E>& args = args_[cell];
-  const CellWeights<E>& weights = weights_[cell];
-  const auto& memory = memory_.cells[cell % memory_.cells.size()];
+void ForwardRun<E>::pack(int64_t strand, const Member& member) const {
+  const ForwardArgs<E>& args = args_[strand];
+  const StrandWeights<E>& weights = weights_[strand];
+  const auto& memory = memory_.strands[strand % memory_.strands.size()];
   const auto [begin, end] = member.part(plan_.panels);
   kernels_.pack_bias(args.cell, weights.b_ih, weights.b_hh, args.hidden, memory.bias, begin, end);
   if (memory.packed_w_hr) {
@@ -143,8 +143,8 @@ void ForwardRun<E>::pack(int64_t cell, const Member& member) const {
 
 // Likewise of w_ih and w_hh.
 template <typename E>
-void ForwardRun<E>::pack_gates(int64_t cell, const Member& member) const {
-  const ForwardArgs<E>& args = args_[cell];
+void ForwardRun<E>::pack_gates(int64_t strand, const Member& member) const {
+  const ForwardArgs<E>& args = args_[strand];
   const auto [begin, end] = member.part(plan_.panels);
   const auto pack = [&, begin = begin, end = end](const E* w, int64_t k, C* packed) {
     if (packed) kernels_.pack_gates(args.cell, w, k, args.hidden, packed, begin, end);
@@ -153,9 +153,9 @@ void ForwardRun<E>::pack_gates(int64_t cell, const Member& member) const {
   pack(args.w_hh, args.width, args.packed_hh);
 }
 
-// The directions of a layer, of which first_cell is the first, divided among threads.
+// The directions of a layer, of which first_strand is the first, divided among threads.
 template <typename E>
-void ForwardRun<E>::run_layer(int64_t first_cell) const {
+void ForwardRun<E>::run_layer(int64_t first_strand) const {
   GroupBarrier barriers[2];
   run_team(plan_.threads, [&](const Member& member) {
     const Division division =
@@ -168,8 +168,8 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
     const bool as_used = division.row_parts == 1;
     for (int64_t d = 0; d < stack_.directions; ++d) {
       if (d % division.direction_groups != member.index / group_size) continue;
-      pack(first_cell + d, packer);
-      if (!as_used) pack_gates(first_cell + d, packer);
+      pack(first_strand + d, packer);
+      if (!as_used) pack_gates(first_strand + d, packer);
     }
     member.wait();
     auto mine = assign<C>(division, stack_, member.index, plan_.panels, barriers);
@@ -178,7 +178,7 @@ void ForwardRun<E>::run_layer(int64_t first_cell) const {
     mine.share.packs = as_used;
     for (int64_t d = 0; d < stack_.directions; ++d) {
       if (d % division.direction_groups != mine.direction_group) continue;
-      kernels_.forward(args_[first_cell + d], mine.share, 0, stack_.steps);
+      kernels_.forward(args_[first_strand + d], mine.share, 0, stack_.steps);
     }
   });
 }

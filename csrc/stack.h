@@ -44,8 +44,8 @@ struct Stack {
   Schedule schedule() const {
     return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
   }
-  // Here a cell is one direction of one layer.
-  int64_t cells() const { return layers * directions; }
+  // A strand is one direction of one layer.
+  int64_t strands() const { return layers * directions; }
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
   int64_t layer_input(int64_t layer) const { return layer == 0 ? input : layer_width(); }
@@ -55,7 +55,7 @@ struct Stack {
     const auto [first, others] = layer_inputs();
     return others > first ? others : first;
   }
-  int64_t weights_per_cell() const { return 2 + 2 * has_biases + projected; }
+  int64_t weights_per_strand() const { return 2 + 2 * has_biases + projected; }
   bool drops_after(int64_t layer) const { return dropout > 0 && layer + 1 < layers; }
 
   std::vector<int64_t> output_sizes() const;

@@ -84,7 +84,7 @@ class WeightGradients {
     }
     return own;
   }
-  int64_t w_hr_index() const { return stack_.weights_per_cell() - 1; }
+  int64_t w_hr_index() const { return stack_.weights_per_strand() - 1; }
   // The rows of w_ih and w_hh, and those of w_hr, that a member sums.
   std::pair<int64_t, int64_t> gate_part(const Member& member) const {
     return member.part(stack_.gates(), kernels_.tile_rows);

@@ -49,13 +49,13 @@ class _Stack:
         self.x = x
         self.dropout = dropout
         self.layers = num_layers
-        self.cells = num_layers * (2 if bidirectional else 1)
+        self.strands = num_layers * (2 if bidirectional else 1)
         self.layer_width = weights[1].size(1) * (2 if bidirectional else 1)
         self.lstm = mode == "LSTM"
         self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
         self.width = weights[1].size(1)
-        unprojected_count = self.cells * (4 if has_biases else 2)
-        self.projected = self.lstm and len(weights) == unprojected_count + self.cells
+        unprojected_count = self.strands * (4 if has_biases else 2)
+        self.projected = self.lstm and len(weights) == unprojected_count + self.strands
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:
             if batch_sizes.dtype != torch.int64:
@@ -75,23 +75,23 @@ class _Stack:
                 continue
             # What lies between them may be known from data alone.
             ends = (state.dim(), state.size(0), state.size(-1))
-            if ends != (len(self.batch) + 2, self.cells, size):
-                expected = (self.cells, *self.batch, size)
+            if ends != (len(self.batch) + 2, self.strands, size):
+                expected = (self.strands, *self.batch, size)
                 raise RuntimeError(
                     f"fastrnn: a state has size {tuple(state.shape)}, expected {expected}"
                 )
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))
-        h_n = self.x.new_empty((self.cells, *self.batch, self.width))
-        c_n = self.x.new_empty((self.cells, *self.batch, self.hidden) if self.lstm else (0,))
+        h_n = self.x.new_empty((self.strands, *self.batch, self.width))
+        c_n = self.x.new_empty((self.strands, *self.batch, self.hidden) if self.lstm else (0,))
         return y, h_n, c_n
 
     def reserve(self) -> Tensor:
-        per_cell = 5 * self.hidden if self.lstm else 0
-        per_cell += self.hidden if self.projected else 0
+        per_strand = 5 * self.hidden if self.lstm else 0
+        per_strand += self.hidden if self.projected else 0
         between_layers = self.layer_width * (3 if self.dropout > 0 else 1)
-        kept = self.cells * per_cell + (self.layers - 1) * between_layers
+        kept = self.strands * per_strand + (self.layers - 1) * between_layers
         return self.x.new_empty((self.rows * kept,))
 
 

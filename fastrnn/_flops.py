@@ -87,13 +87,13 @@ def _recurrent_backward(
     total = sum(products)
     total += sum(p for p, needed in zip(products, needs_weights, strict=True) if needed)
     directions = 2 if bidirectional else 1
-    per_cell = len(weights) // (num_layers * directions)
+    per_strand = len(weights) // (num_layers * directions)
     if not needs_x:
-        total -= sum(products[: directions * per_cell : per_cell])
+        total -= sum(products[: directions * per_strand : per_strand])
     if not needs_h0:  # nothing goes back from the first step
         if batch_sizes is not None:
             first_rows = int(batch_sizes[0])
         else:
             first_rows = x.shape[:-1].numel() // x.size(1 if batch_first and x.dim() == 3 else 0)
-        total -= 2 * first_rows * sum(w_hh.numel() for w_hh in weights[1::per_cell])
+        total -= 2 * first_rows * sum(w_hh.numel() for w_hh in weights[1::per_strand])
     return total

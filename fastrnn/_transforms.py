@@ -211,14 +211,14 @@ def _run_with_dropout(
     if swaps:
         x = x.transpose(0, 1)
     layer_options = replace(options, num_layers=1, batch_first=False)
-    cells = 2 if options.bidirectional else 1
+    directions = 2 if options.bidirectional else 1
     count = len(weights) // options.num_layers
     final = []
     for layer in range(options.num_layers):
         if layer > 0:
             x = drop(x, dropout)
         h, c = (
-            None if state is None else state[layer * cells : (layer + 1) * cells]
+            None if state is None else state[layer * directions : (layer + 1) * directions]
             for state in (h0, c0)
         )
         layer_weights = weights[layer * count : (layer + 1) * count]

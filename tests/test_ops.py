@@ -76,10 +76,10 @@ def test_recurrent_forward(case: Case) -> None:
     *outputs, reserve = ops.recurrent_forward(*arguments)
     assert isinstance(reserve, Tensor)
     # Activations, cell states and outputs before a projection; outputs below the last layer, not y.
-    per_cell = (case.kind == "LSTM") * 5 * case.H + (case.P > 0) * case.H
+    per_strand = (case.kind == "LSTM") * 5 * case.H + (case.P > 0) * case.H
     below = (case.L - 1) * case.D * (case.P or case.H)
     rows = outputs[0].numel() // outputs[0].size(-1)
-    assert reserve.numel() == rows * (case.L * case.D * per_cell + below)
+    assert reserve.numel() == rows * (case.L * case.D * per_strand + below)
     assert_equal(dict(enumerate(outputs)), dict(enumerate(ops.recurrent(*arguments))))
 
 
