@@ -163,7 +163,7 @@ Sequence<const E> read_only(const Sequence<E>& sequence) {
 template <typename Part>
 struct ReserveParts {
   struct StrandParts {
-    Part gates, cells, unprojected;
+    Part gates, c_all, unprojected;
   };
   std::vector<StrandParts> parts;  // (L * D)
   // (L), (rows, D * P) each; none of the last layer, whose output is y, and without dropout no
@@ -184,8 +184,8 @@ struct ReserveParts {
     for (int64_t layer = 0; layer < stack.layers; ++layer) {
       for (int64_t d = 0; d < stack.directions; ++d) {
         const Part gates = take(lstm, 4 * stack.hidden);
-        const Part cells = take(lstm, stack.hidden);
-        parts.push_back({gates, cells, take(stack.projected, stack.hidden)});
+        const Part c_all = take(lstm, stack.hidden);
+        parts.push_back({gates, c_all, take(stack.projected, stack.hidden)});
       }
       outputs.push_back(take(layer + 1 < stack.layers, stack.layer_width()));
       noise.push_back(take(stack.drops_after(layer), stack.layer_width()));

@@ -174,7 +174,7 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
       args.dc = of_layer(all_dc).mutable_data_ptr();
       for (int64_t d = 0; d < stack.directions; ++d) {
         args.gates[d] = kept.parts[first_strand + d].gates.const_data_ptr();
-        args.cells[d] = kept.parts[first_strand + d].cells.const_data_ptr();
+        args.c_all[d] = kept.parts[first_strand + d].c_all.const_data_ptr();
       }
     }
     if (!teams || !run_persistent(stack, layer, *teams, stream)) {

@@ -100,7 +100,7 @@ void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, in
     }
     if (kept && stack.cell == Cell::lstm) {
       args.gates[d] = kept->parts[first_strand + d].gates.mutable_data_ptr();
-      args.cells[d] = kept->parts[first_strand + d].cells.mutable_data_ptr();
+      args.c_all[d] = kept->parts[first_strand + d].c_all.mutable_data_ptr();
     }
     if (stack.projected) {
       layer.unprojected[d] = kept ? kept->parts[first_strand + d].unprojected

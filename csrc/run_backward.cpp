@@ -134,7 +134,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.width = stack_.width;
   args.h = columns_from(output, d * stack_.width);
   args.gates = reserve_.parts[strand].gates;
-  args.cells = reserve_.parts[strand].cells;
+  args.c_all = reserve_.parts[strand].c_all;
   args.c0 = initial_c_.of_strand(strand);
   args.c0_stride = initial_c_.row_stride;
   args.wants_dh0 = gradients_.wants_dh0;

@@ -121,7 +121,7 @@ void ForwardRun<E>::set_up(int64_t layer, int64_t d, const Sequence<const E>& in
   }
   if (reserve_) {
     args.gates = reserve_->parts[strand].gates;
-    args.cells = reserve_->parts[strand].cells;
+    args.c_all = reserve_->parts[strand].c_all;
     args.unprojected = reserve_->parts[strand].unprojected;
   }
 }

@@ -203,7 +203,7 @@ struct Backward {
                                      Vec<C> dh, C* dgates) const {
     const int64_t row = args.schedule.offset(step.t) + n;
     const E* c_prev = n < step.forward_previous_rows
-                          ? args.cells + (args.schedule.offset(step.forward_previous) + n) * hidden
+                          ? args.c_all + (args.schedule.offset(step.forward_previous) + n) * hidden
                           : args.c0 + n * args.c0_stride;
     Vec<C> gate[kGates];
     for (int g = 0; g < kGates; ++g) {
@@ -211,7 +211,7 @@ struct Backward {
     }
     C* running_dc = args.dc + n * hidden + unit;
     Vec<C> dc = load(running_dc, valid);
-    lstm_pointwise_backward<Math<E>>(gate, load_as(args.cells + row * hidden + unit, valid),
+    lstm_pointwise_backward<Math<E>>(gate, load_as(args.c_all + row * hidden + unit, valid),
                                      load_as(c_prev + unit, valid), dh, dc);
     store(running_dc, dc, valid);
     for (int g = 0; g < kGates; ++g) {

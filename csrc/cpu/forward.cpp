@@ -53,7 +53,7 @@ struct Forward {
   };
 
   void run(int64_t s_begin, int64_t s_end) const {
-    if (s_begin == 0 && args.cell == Cell::lstm) copy_initial_cells();
+    if (s_begin == 0 && args.cell == Cell::lstm) copy_initial_c();
     for (int64_t s = s_begin; s < s_end;) {
       const int64_t products_end = hoist ? project_inputs(s, s_end) : s + 1;
       const C* step_products = products;
@@ -74,7 +74,7 @@ struct Forward {
     if (s_end < args.schedule.steps) return;
     copy_final_h();
     if constexpr (!kIsComputed<E>) {
-      if (args.cell == Cell::lstm) copy_final_cells();
+      if (args.cell == Cell::lstm) copy_final_c();
     }
   }
 
@@ -372,7 +372,7 @@ struct Forward {
     return panels * panel / all * kPanelColumns<C>;
   }
 
-  void copy_initial_cells() const {
+  void copy_initial_c() const {
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       const E* in = args.c0 + n * args.c0_stride + unit_begin();
       C* out = args.c + n * hidden + unit_begin();
@@ -382,7 +382,7 @@ struct Forward {
     }
   }
 
-  void copy_final_cells() const {
+  void copy_final_c() const {
     for (int64_t n = share.row_begin; n < share.row_end; ++n) {
       const C* in = args.c + n * hidden + unit_begin();
       E* out = args.c_n + n * hidden + unit_begin();

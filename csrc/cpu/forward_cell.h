@@ -24,7 +24,7 @@ FASTRNN_INLINE void update_c(const ForwardArgs<E>& args, const StepResults<E>& s
   const int64_t H = args.hidden, row = step.rows_before + n;
   C* c_row = args.c + n * H + unit;
   E* gates = args.gates ? args.gates + row * kGates * H + unit : nullptr;
-  E* cells = args.gates ? args.cells + row * H + unit : nullptr;
+  E* c_all = args.gates ? args.c_all + row * H + unit : nullptr;
   for (int r = 0; r < rows; ++r, sums += vectors, c_row += H) {
     const C* const products = reinterpret_cast<const C*>(sums);
     Vec<C> gate[kGates];
@@ -37,9 +37,9 @@ FASTRNN_INLINE void update_c(const ForwardArgs<E>& args, const StepResults<E>& s
     store(c_row, c, lanes);
     if (gates) {
       for (int g = 0; g < kGates; ++g) store_as(gates + g * H, gate[g], lanes);
-      store_as(cells, c, lanes);
+      store_as(c_all, c, lanes);
       gates += kGates * H;
-      cells += H;
+      c_all += H;
     }
     sums[0] = gate[kOutput];
   }

@@ -103,7 +103,7 @@ struct ForwardArgs {
   E* c_n;         // (N, H), out, LSTM only
   // Kept for the backward pass (null in inference), a row for each row of each step:
   E* gates;        // (rows, 4, H) activations, LSTM only
-  E* cells;        // (rows, H), LSTM only
+  E* c_all;        // (rows, H), LSTM only
   E* unprojected;  // (rows, H) o * tanh(c), projection only; (N, H) of one step if gates is null
 };
 
@@ -139,7 +139,7 @@ struct BackwardArgs {
   Sequence<const E> dy;   // (T, N, P), or data null
   Sequence<const E> h;    // (T, N, P); read for Elman only
   const E* gates;         // as ForwardArgs
-  const E* cells;         // as ForwardArgs
+  const E* c_all;         // as ForwardArgs
   const E* c0;            // (N, H), LSTM only
   int64_t c0_stride;      // as ForwardArgs
   ColumnWeights<C> w_hh;  // (G, P)

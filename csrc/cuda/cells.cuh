@@ -47,7 +47,7 @@ struct ForwardElement {
         E* gates = static_cast<E*>(args.gates[d]) + row * kGates * args.hidden + j;
 #pragma unroll
         for (int g = 0; g < kGates; ++g) gates[g * args.hidden] = from_compute<E>(pre[g]);
-        static_cast<E*>(args.cells[d])[row * args.hidden + j] = from_compute<E>(operands.c);
+        static_cast<E*>(args.c_all[d])[row * args.hidden + j] = from_compute<E>(operands.c);
       }
       return from_compute<E>(h);
     } else {
@@ -95,12 +95,12 @@ struct BackwardElement {
       const E* gates = static_cast<const E*>(args.gates[d]) + row * kGateCount * hidden + j;
 #pragma unroll
       for (int g = 0; g < kGateCount; ++g) operands.gate[g] = to_compute(gates[g * hidden]);
-      const E* cells = static_cast<const E*>(args.cells[d]);
-      operands.c = to_compute(cells[row * hidden + j]);
+      const E* c_all = static_cast<const E*>(args.c_all[d]);
+      operands.c = to_compute(c_all[row * hidden + j]);
       // Of the step that forward took before this one, where the row had one.
       operands.c_prev =
           to_compute(n >= walk.rows(s + 1) ? static_cast<const E*>(args.c0)[state()]
-                                           : cells[(walk.first_row(s + 1) + n) * hidden + j]);
+                                           : c_all[(walk.first_row(s + 1) + n) * hidden + j]);
       operands.dc = static_cast<const C*>(args.dc)[state()];
     } else {
       operands.gate[0] = to_compute(static_cast<const E*>(args.h)[column]);

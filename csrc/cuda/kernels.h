@@ -41,7 +41,7 @@ struct ForwardArgs {
   void* h;    // (rows, D * H) of E, out
   // Kept for the backward pass, of E; null in inference:
   void* gates[kDirections];        // (rows, 4, H) activations, LSTM only
-  void* cells[kDirections];        // (rows, H), LSTM only
+  void* c_all[kDirections];        // (rows, H), LSTM only
   void* unprojected[kDirections];  // (rows, H) o * tanh(c), projection only, in inference too
 };
 
@@ -56,7 +56,7 @@ struct BackwardArgs {
   const void* dy;  // (rows, D * H) of E, or null: none, or projected
   const void* h;   // (rows, D * H) of E, Elman only
   const void* gates[kDirections];
-  const void* cells[kDirections];
+  const void* c_all[kDirections];
   const void* c0;  // (D, N, H) of E, LSTM only
   void* dh;        // (D, N, H) of C, in: gradient of h_n; out: of h0; the running one step-wise
   void* dc;        // (D, N, H) of C, likewise, LSTM only

@@ -199,7 +199,7 @@ class Trial {
     const std::vector<double> c0 = doubles(c);
     Array<E> h_n(d_ * n_ * h_), h(shape_.rows * d_ * h_);
     h_n.copy_from(h0_);
-    std::vector<Array<E>> gates, cells, apart;
+    std::vector<Array<E>> gates, c_all, apart;
     ForwardArgs args{};
     args.element = element_;
     args.cell = cell;
@@ -213,12 +213,12 @@ class Trial {
     args.h = h.get();
     for (int64_t d = 0; d < d_; ++d) {
       gates.emplace_back(keeps ? shape_.rows * g_ : 0);
-      cells.emplace_back(keeps ? shape_.rows * h_ : 0);
+      c_all.emplace_back(keeps ? shape_.rows * h_ : 0);
       apart.emplace_back(unprojected ? shape_.rows * h_ : 0);
       args.b_ih[d] = biased ? biases.get() + d * g_ : nullptr;
       args.b_hh[d] = biased ? biases.get() + (d_ + d) * g_ : nullptr;
       args.gates[d] = keeps ? gates[d].get() : nullptr;
-      args.cells[d] = keeps ? cells[d].get() : nullptr;
+      args.c_all[d] = keeps ? c_all[d].get() : nullptr;
       args.unprojected[d] = unprojected ? apart[d].get() : nullptr;
     }
     if (persistent) {
@@ -246,10 +246,10 @@ class Trial {
     }
 
     std::vector<double> state = doubles(h0_), cell_state = c0, outputs(h.size());
-    std::vector<double> gates_kept[2], cells_kept[2];
+    std::vector<double> gates_kept[2], c_all_kept[2];
     for (int64_t d = 0; d < d_; ++d) {
       gates_kept[d].resize(shape_.rows * g_);
-      cells_kept[d].resize(shape_.rows * h_);
+      c_all_kept[d].resize(shape_.rows * h_);
     }
     for (int64_t s = 0; s < shape_.steps; ++s) {
       each_row(s, false, [&](int64_t d, int64_t n, int64_t row) {
@@ -272,7 +272,7 @@ class Trial {
             value = o * std::tanh(c_now);
             const double all[] = {i, f, g, o};
             for (int64_t k = 0; k < 4; ++k) gates_kept[d][(row * 4 + k) * h_ + j] = all[k];
-            cells_kept[d][row * h_ + j] = c_now;
+            c_all_kept[d][row * h_ + j] = c_now;
           } else {
             value = cell == Cell::rnn_tanh ? std::tanh(value) : std::fmax(value, 0);
           }
@@ -288,7 +288,7 @@ class Trial {
     if (lstm) expect_close("c_n", c, cell_state, kRounding<E>);
     for (int64_t d = 0; keeps && d < d_; ++d) {
       expect_close("gates", gates[d], gates_kept[d], kRounding<E>);
-      expect_close("cells", cells[d], cells_kept[d], kRounding<E>);
+      expect_close("c_all", c_all[d], c_all_kept[d], kRounding<E>);
     }
   }
 
@@ -301,7 +301,7 @@ class Trial {
     Array<C> dc = random_.array<C>(lstm ? d_ * n_ * h_ : 0, 1);
     std::vector<double> dh_state = doubles(dh), dc_state = doubles(dc);
     const Array<E> dgates(d_ * shape_.rows * g_);
-    std::vector<Array<E>> gates, cells;
+    std::vector<Array<E>> gates, c_all;
     BackwardArgs args{};
     args.element = element_;
     args.cell = cell;
@@ -317,9 +317,9 @@ class Trial {
     args.dgates = dgates.get();
     for (int64_t d = 0; d < d_; ++d) {
       gates.push_back(random_.array<E>(lstm ? shape_.rows * g_ : 0, 1));
-      cells.push_back(random_.array<E>(lstm ? shape_.rows * h_ : 0, 1));
+      c_all.push_back(random_.array<E>(lstm ? shape_.rows * h_ : 0, 1));
       args.gates[d] = gates[d].get();
-      args.cells[d] = cells[d].get();
+      args.c_all[d] = c_all[d].get();
     }
     if (persists()) {
       const void* w[] = {w_[0].get(), w_[1].get()};
@@ -351,11 +351,11 @@ class Trial {
               return double(to_compute(gates[d][(row * 4 + k) * h_ + j]));
             };
             const double i = gate(0), f = gate(1), g = gate(2), o = gate(3);
-            const double c = to_compute(cells[d][row * h_ + j]);
+            const double c = to_compute(c_all[d][row * h_ + j]);
             const int64_t before = s + 1 < shape_.steps ? shape_.time(d, s + 1, true) : -1;
             const bool first = before < 0 || n >= shape_.sizes[before];
             const double c_before =
-                to_compute(first ? c0[state] : cells[d][(shape_.offsets[before] + n) * h_ + j]);
+                to_compute(first ? c0[state] : c_all[d][(shape_.offsets[before] + n) * h_ + j]);
             const double t = std::tanh(c);
             const double dc_now = dc_state[state] + dh_now * o * (1 - t * t);
             out[j] = dc_now * g * i * (1 - i);

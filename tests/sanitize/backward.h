@@ -77,7 +77,7 @@ struct BackwardRun {
     naive.c0 = forward.c0.matrix(shape.N, shape.H);
     naive.h = forward.h.matrix(shape);
     naive.gates = Matrix(forward.gates.data(), lstm ? shape.rows() : 0, 4 * shape.H);
-    naive.cells = Matrix(forward.cells.data(), lstm ? shape.rows() : 0, shape.H);
+    naive.c_all = Matrix(forward.c_all.data(), lstm ? shape.rows() : 0, shape.H);
     naive.unprojected =
         Matrix(forward.unprojected.data(), shape.projected ? shape.rows() : 0, shape.H);
     naive.dy = has_dy ? dy.matrix(shape) : Matrix(shape.rows(), shape.P);
@@ -126,7 +126,7 @@ struct BackwardRun {
     if (has_dy) args.dy = dy.input();
     args.h = forward.h.input();
     args.gates = forward.gates.data();
-    args.cells = forward.cells.data();
+    args.c_all = forward.c_all.data();
     args.c0 = forward.c0.array.data();
     args.c0_stride = forward.c0.stride;
     args.projected = shape.projected;

@@ -39,7 +39,7 @@ struct ForwardRun {
   Array<E> c_n{"c_n", lstm ? shape.N * shape.H : 0, draw.one_in(3)};
   Array<C> c{"c", lstm && !kIsComputed<E> ? shape.N * shape.H : 0, draw.one_in(3)};
   Array<E> gates{"gates", lstm && kept ? shape.rows() * 4 * shape.H : 0};
-  Array<E> cells{"cells", lstm && kept ? shape.rows() * shape.H : 0};
+  Array<E> c_all{"c_all", lstm && kept ? shape.rows() * shape.H : 0};
   Array<E> unprojected{"unprojected",
                        shape.projected ? (kept ? shape.rows() : shape.N) * shape.H : 0};
   // One step's h may be the final one.
@@ -90,7 +90,7 @@ struct ForwardRun {
     }
     if (gates.size() > 0) {
       a.gates = gates.data();
-      a.cells = cells.data();
+      a.c_all = c_all.data();
     }
     a.unprojected = unprojected.data();
     return a;
@@ -172,7 +172,7 @@ struct ForwardRun {
     if (lstm) expect_near("c_n", Matrix(c_n.data(), shape.N, shape.H), naive.c0, tolerance);
     if (gates.size() > 0) {
       expect_near("gates", Matrix(gates.data(), shape.rows(), 4 * shape.H), naive.gates, tolerance);
-      expect_near("cells", Matrix(cells.data(), shape.rows(), shape.H), naive.cells, tolerance);
+      expect_near("c_all", Matrix(c_all.data(), shape.rows(), shape.H), naive.c_all, tolerance);
     }
     if (kept && shape.projected) {
       expect_near("unprojected", Matrix(unprojected.data(), shape.rows(), shape.H),

@@ -58,7 +58,7 @@ inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 struct NaiveForward {
   Matrix x, w_ih, w_hh, w_hr, h0, c0;
   std::vector<double> bias;
-  Matrix h, gates, cells, unprojected;
+  Matrix h, gates, c_all, unprojected;
 };
 
 template <typename E>
@@ -67,7 +67,7 @@ void run_naive_forward(const Shape& shape, NaiveForward& run) {
   const Schedule schedule = shape.schedule();
   run.h = Matrix(shape.rows(), shape.P);
   run.gates = Matrix(shape.rows(), 4 * H);
-  run.cells = Matrix(shape.rows(), H);
+  run.c_all = Matrix(shape.rows(), H);
   run.unprojected = Matrix(shape.rows(), H);
   for (int64_t s = 0; s < shape.T; ++s) {
     const int64_t t = shape.time(s);
@@ -88,7 +88,7 @@ void run_naive_forward(const Shape& shape, NaiveForward& run) {
         gate[3 * H] = sigmoid(pre[3 * H + u]);
         double& c = run.c0[n][u];
         c = gate[H] * c + gate[0] * gate[2 * H];
-        run.cells[row][u] = c;
+        run.c_all[row][u] = c;
         m[u] = gate[3 * H] * std::tanh(c);
       }
       for (double& value : m) value = rounded<E>(value);
@@ -103,10 +103,10 @@ void run_naive_forward(const Shape& shape, NaiveForward& run) {
   }
 }
 
-// As NaiveForward. h, gates, cells and unprojected are what the kernel left, h0 and c0 the initial
+// As NaiveForward. h, gates, c_all and unprojected are what the kernel left, h0 and c0 the initial
 // states; dh and dc those of the final states on entry, of the initial ones on return.
 struct NaiveBackward {
-  Matrix x, w_ih, w_hh, w_hr, h0, c0, h, gates, cells, unprojected, dy, dh, dc;
+  Matrix x, w_ih, w_hh, w_hr, h0, c0, h, gates, c_all, unprojected, dy, dh, dc;
   Matrix dx, dw_ih, dw_hh, dw_hr, db;
 };
 
@@ -140,8 +140,8 @@ void run_naive_backward(const Shape& shape, NaiveBackward& run) {
         }
         const double* gate = run.gates[row] + u;
         const double i = gate[0], f = gate[H], g = gate[2 * H], o = gate[3 * H];
-        const double tanh_c = std::tanh(run.cells[row][u]);
-        const double c_before = continues ? run.cells[before][u] : run.c0[n][u];
+        const double tanh_c = std::tanh(run.c_all[row][u]);
+        const double c_before = continues ? run.c_all[before][u] : run.c0[n][u];
         const double d = run.dc[n][u] + dm[u] * o * (1 - tanh_c * tanh_c);
         dgates[u] = d * g * i * (1 - i);
         dgates[H + u] = d * c_before * f * (1 - f);

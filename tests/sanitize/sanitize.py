@@ -45,7 +45,7 @@ CASES = {"address": 150, "thread": 60, "shipped": 400}
 
 # Arrays of main.cpp, one element too short in turn.
 FORWARD_ARRAYS = (
-    "x h0 c0 w_ih w_hh b_ih b_hh w_hr packed_ih packed_hh bias packed_w_hr h h_n c_n c gates cells"
+    "x h0 c0 w_ih w_hh b_ih b_hh w_hr packed_ih packed_hh bias packed_w_hr h h_n c_n c gates c_all"
 )
 BACKWARD_ARRAYS = (
     "dy dh dc dgates dprojected columns_w_hh row_scratch columns_w_hr dx dw_ih dw_hh db"
