@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.benchmark import Timer
 
 import fastrnn
+from fastrnn.bench.arguments import file, positive
+from fastrnn.bench.timing import alternate, cpu_timer, ratio
 
 EXTRA = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 
@@ -42,13 +43,11 @@ def train(module: nn.Module, x: Tensor) -> None:
 
 
 def speed_ratio(ours: Callable[[], object], theirs: Callable[[], object]) -> float:
-    """Returns median time of `theirs` over median time of `ours`, the two timed alternately."""
-    number, rounds = 25, 11
+    """Returns how many times as fast `ours` is as `theirs`, the two timed in turn."""
     threads = torch.get_num_threads()
-    timers = [Timer("f()", globals={"f": f}, num_threads=threads) for f in (ours, theirs)]
-    times = torch.tensor([[t.timeit(number).mean for t in timers] for _ in range(rounds)])
-    ours_s, theirs_s = times.median(dim=0).values.tolist()
-    return theirs_s / ours_s
+    timers = {"ours": cpu_timer(ours, threads), "theirs": cpu_timer(theirs, threads)}
+    times = alternate(timers, seconds=0.1)
+    return ratio(times["theirs"], times["ours"]).median
 
 
 def compare_tutorial_calls() -> None:
@@ -188,14 +187,10 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=int, default=40, help="passes over the digits")
-    parser.add_argument("--out", type=Path, default="fastrnn_demo.png", help="where the plot goes")
-    parser.add_argument("--threads", type=int, default=1, help="threads for torch")
+    parser.add_argument("--epochs", type=positive, default=40, help="passes over the digits")
+    parser.add_argument("--out", type=file, default="fastrnn_demo.png", help="where the plot goes")
+    parser.add_argument("--threads", type=positive, default=1, help="threads for torch")
     args = parser.parse_args()
-    if min(args.epochs, args.threads) < 1:
-        parser.error("--epochs and --threads must be 1 or more")
-    if not args.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {args.out.parent}")
     missing = [name for name, module in EXTRA.items() if find_spec(module) is None]
     if missing:
         sys.exit(f"The demo needs {', '.join(missing)}: pip install 'fastrnn[demo]'.")
