@@ -40,11 +40,11 @@ struct Backward {
       run_rows(step, 0, both);
       step.dgates_next = nullptr;
       run_rows(step, both, rows);
-      finish_rows(s, rows, rows_next);
+      finish_dh0(s, rows, rows_next);
       if (share.sync) share.sync(share.barrier);
     }
     if (s_end == schedule.steps) {
-      finish_rows(s_end, 0, schedule.rows_at(args.step(s_end - 1)));
+      finish_dh0(s_end, 0, schedule.rows_at(args.step(s_end - 1)));
     }
   }
 
@@ -65,7 +65,7 @@ struct Backward {
 
   // Leaves dh0 of the rows [begin, end), whose first step of the forward pass was step s - 1 of
   // this loop, in dh.
-  void finish_rows(int64_t s, int64_t begin, int64_t end) const {
+  void finish_dh0(int64_t s, int64_t begin, int64_t end) const {
     if (!args.wants_dh0) return;
     Step step{};
     step.dgates_next = args.dgates + (s - 1) % args.slots * args.schedule.rows * gate_operands;
