@@ -15,11 +15,11 @@ HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", 
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@torch.compiler.assume_constant_result  # compilers cannot trace torch.cuda.device_count
 def _is_too_old(device: torch.device) -> bool:
     """Returns whether a GPU is older than the CUDA kernels; a fake tensor's need not exist."""
-    if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-        return False
-    return torch.cuda.get_device_properties(device).major < 8
+    exists = (device.index or 0) < torch.cuda.device_count()
+    return exists and torch.cuda.get_device_properties(device).major < 8
 
 
 def find_proxy(x: Any, hx: Any) -> fx.Proxy | None:

@@ -273,13 +273,21 @@ def test_gpus_that_are_too_old_are_left_to_torch(
 ) -> None:
     """Before the op is called: in compiled code its refusal would come too late."""
     monkeypatch.setattr(_fused, "HAS_CUDA", True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     properties = SimpleNamespace(major=major)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     with FakeTensorMode():
         assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda")) == (major >= 8)
         assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda:1"))  # of a graph for elsewhere
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compilers_learn_whether_a_gpu_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is asked in functions of torch's that they cannot trace."""
+    monkeypatch.setattr(_fused, "HAS_CUDA", True)
+    with FakeTensorMode():
+        x = torch.empty(4, 3, 5, device="cuda")
+        assert torch.compile(_fused.can_fuse, fullgraph=True, backend="eager")(x)
 
 
 @pytest.mark.parametrize("name", MODULES)
