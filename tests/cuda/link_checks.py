@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
 
-OPS = ["recurrent", "recurrent_forward", "recurrent_backward"]
+OPS = ["recurrent", "recurrent_forward", "recurrent_backward", "output_again"]
 
 
 def check_build_info() -> None:
