@@ -82,13 +82,7 @@ def test_large_batches_go_step_by_step() -> None:
     assert paths(fastrnn.LSTM(5, 256), batch=1500, steps=2) == STEPWISE
 
 
-UNFIT = (
-    os.environ.get("FASTRNN_EMULATED_CAPABILITY") == "75"
-    or "FASTRNN_EMULATED_LOAD_ERROR" in os.environ
-)
-
-
-@pytest.mark.skipif(not UNFIT, reason="for a device that is too old, or not compiled for")
+# On a device that is too old, or not compiled for, alone.
 def test_unfit_devices_are_left_to_torch() -> None:
     ours, x = fastrnn.LSTM(5, 20), torch.randn(4, 3, 5)
     theirs = torch.nn.LSTM(5, 20)
