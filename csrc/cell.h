@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/ops/_unsafe_view.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <tuple>
 
@@ -20,10 +21,14 @@ inline OptionalTensor as_stacked(const OptionalTensor& state) {
   return state.has_value() ? OptionalTensor(state->unsqueeze(0)) : std::nullopt;
 }
 
-// And back. Nobody else has the tensor, so the result is no view of it: it may be detached or
-// written to in place, as torch.nn's.
+// A state of one layer, (1, N, H) or (1, H), without that dimension. No op reads the tensor again,
+// so the result is no view of it: it may be detached or written to in place, as torch.nn's. But
+// selective checkpointing may keep the tensor, and is to see such a write.
 inline at::Tensor unstacked(const at::Tensor& state) {
-  return at::_unsafe_view_symint(state, state.sym_sizes().slice(1));
+  namespace impl = torch::autograd::impl;
+  at::Tensor result = at::_unsafe_view_symint(state, state.sym_sizes().slice(1));
+  impl::set_version_counter(result, impl::version_counter(state));
+  return result;
 }
 
 // Calls `run`, which takes recurrent's arguments; returns h and c.

@@ -1,12 +1,13 @@
 """Gradients: gradcheck, any subset of inputs and outputs, and autograd's other demands."""
 
+from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import fastrnn
 from helpers import (
@@ -15,6 +16,7 @@ from helpers import (
     KINDS,
     Case,
     Inputs,
+    Recorder,
     assert_equal,
     assert_same,
     build,
@@ -234,6 +236,48 @@ def test_checkpoint(case: Case) -> None:
         y.square().sum().backward()
         gradients.append({"x": inputs.x.grad, "weight_hh_l0": module.weight_hh_l0.grad})
     assert_same(*gradients)
+
+
+@pytest.mark.parametrize("case", cases(L=[2], dropout=[0.0, 0.5]), ids=str)
+def test_selective_checkpoint(case: Case) -> None:
+    """A stack that a policy keeps is not run again; the rest of the region is."""
+    module, x = build(fastrnn, case), make_inputs(case).x
+    contexts = partial(
+        create_selective_checkpoint_contexts, [torch.ops.fastrnn.recurrent_forward.default]
+    )
+
+    def region(x: Tensor) -> Tensor:
+        return module(x)[0].sin().exp()
+
+    def gradients(y: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+        return dict(zip(dict(module.named_parameters()), found, strict=True))
+
+    torch.manual_seed(3)
+    expected = gradients(region(x))
+    torch.manual_seed(3)
+    with Recorder("fastrnn::recurrent_forward") as stacks, Recorder("aten::sin") as rest:
+        y = checkpoint(region, x, use_reentrant=False, context_fn=contexts)
+        assert_equal(gradients(y), expected)
+    assert (len(stacks.calls), len(rest.calls)) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_selective_checkpoint_sees_a_write(name: str) -> None:
+    """What it keeps is the output itself, which another run of the region would write to again."""
+    module = getattr(fastrnn, name)(5, 8)
+    contexts = partial(
+        create_selective_checkpoint_contexts, [torch.ops.fastrnn.recurrent_forward.default]
+    )
+
+    def region(x: Tensor) -> Tensor:
+        result = module(x)
+        y = result[0] if isinstance(result, tuple) else result
+        return y.mul_(2).exp()
+
+    y = checkpoint(region, torch.randn(3, 5), use_reentrant=False, context_fn=contexts)
+    with pytest.raises(RuntimeError, match="has been mutated"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
