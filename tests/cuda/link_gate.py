@@ -49,7 +49,7 @@ def main() -> int:
     run(python, "-m", "pip", "install", "-q", *packages, "pytest", "hypothesis")
     build = ["install", "-q", "--no-build-isolation", "--no-deps", "--force-reinstall", "."]
     settings = {"FASTRNN_CUDA": "1", "CUDA_HOME": str(TOOLKIT), "MAX_JOBS": "1"}
-    settings["TORCH_CUDA_ARCH_LIST"] = "9.0"  # one links as all would; compile_gate.py compiles more
+    settings["TORCH_CUDA_ARCH_LIST"] = "9.0"  # one links as all would
     # The environment's ninja comes first on PATH.
     path = os.pathsep.join([str(VENV / "bin"), os.environ["PATH"]])
     run(python, "-m", "pip", *build, PATH=path, **settings)
