@@ -254,10 +254,11 @@ inline at::Tensor state_or_zeros(const Stack& stack, const OptionalTensor& given
   return given.has_value() ? given->reshape(sizes) : at::zeros(sizes, options);
 }
 
-// x, y or a gradient of one, (rows, width) step after step: a view where the layout allows.
-inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence) {
+// x, y or a gradient of one, (rows, width) step after step: a view where the layout allows. Asks
+// the tensor for no size, which one of vmap's that is compiled for any size does not tell.
+inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence, int64_t width) {
   const at::Tensor by_step = stack.batch_first ? sequence.transpose(0, 1) : sequence;
-  return by_step.reshape({stack.rows, sequence.size(-1)});
+  return by_step.reshape({stack.rows, width});
 }
 
 inline at::Tensor contiguous_state(const OptionalTensor& state) {

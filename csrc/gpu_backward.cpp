@@ -156,8 +156,9 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
   const at::Tensor all_dh = by_strand(gradients.dh, stack.width);
   const at::Tensor all_dc = lstm ? by_strand(gradients.dc, stack.hidden) : at::Tensor();
 
-  at::Tensor output_gradient =
-      gradients.dy.defined() ? as_rows(stack, gradients.dy).contiguous() : at::Tensor();
+  at::Tensor output_gradient = gradients.dy.defined()
+                                   ? as_rows(stack, gradients.dy, stack.layer_width()).contiguous()
+                                   : at::Tensor();
   for (int64_t l = stack.layers - 1; l >= 0; --l) {
     const int64_t first_strand = l * stack.directions;
     const auto of_layer = [&](const at::Tensor& all) {
@@ -166,8 +167,9 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     Layer layer = set_up(stack, layer_args<cuda::BackwardArgs>(stack, element, schedule.get()),
                          weights, first_strand, output_gradient, all_dh, given);
     cuda::BackwardArgs& args = layer.args;
-    const at::Tensor output =
-        l + 1 == stack.layers ? as_rows(stack, y).contiguous() : kept.outputs[l];
+    const at::Tensor output = l + 1 == stack.layers
+                                  ? as_rows(stack, y, stack.layer_width()).contiguous()
+                                  : kept.outputs[l];
     args.h = output.const_data_ptr();
     if (lstm) {
       args.c0 = of_layer(initial_c).const_data_ptr();
@@ -182,7 +184,7 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     }
 
     const bool dropped = l > 0 && stack.drops_after(l - 1);
-    const at::Tensor input = l == 0 ? as_rows(stack, x).contiguous()
+    const at::Tensor input = l == 0 ? as_rows(stack, x, stack.input).contiguous()
                                     : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t strand = first_strand + d;

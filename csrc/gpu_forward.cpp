@@ -139,7 +139,7 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   if (reserve.defined()) reserved.emplace(reserve_views(stack, reserve));
   const ReserveParts<at::Tensor>* const kept = reserved ? &*reserved : nullptr;
 
-  at::Tensor input = as_rows(stack, x).contiguous();
+  at::Tensor input = as_rows(stack, x, stack.input).contiguous();
   for (int64_t l = 0; l < stack.layers; ++l) {
     const bool last = l + 1 == stack.layers;
     const int64_t first_strand = l * stack.directions;

@@ -99,7 +99,7 @@ std::vector<Layer> run_layers(const Stack& stack, const Inputs& inputs,
   std::vector<Layer> layers(stack.layers);
   for (int64_t l = 0; l < stack.layers; ++l) {
     Layer& layer = layers[l];
-    layer.x = l == 0 ? as_rows(stack, inputs.x) : layers[l - 1].y;
+    layer.x = l == 0 ? as_rows(stack, inputs.x, stack.input) : layers[l - 1].y;
     if (l > 0 && stack.drops_after(l - 1)) layer.x = layer.x * noise[l - 1];
     std::vector<Tensor> outputs;
     for (int64_t d = 0; d < stack.directions; ++d) {
@@ -212,7 +212,7 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
   const std::vector<Layer> layers = run_layers(stack, inputs, noise, states);
   const Tensor dh = state_or_zeros(stack, gradients.h_n, stack.width, options);
   const Tensor dc = lstm ? state_or_zeros(stack, gradients.c_n, stack.hidden, options) : Tensor();
-  Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y)
+  Tensor dy = gradients.y.has_value() ? as_rows(stack, *gradients.y, stack.layer_width())
                                       : at::zeros({stack.rows, stack.layer_width()}, options);
   std::vector<Tensor> dh0(stack.strands()), dc0(stack.strands()), dweights(inputs.weights.size());
   for (int64_t l = stack.layers - 1; l >= 0; --l) {

@@ -5,6 +5,7 @@ exported, traced or compiled, whose calls are the ops'; and transforms that are 
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -172,15 +173,16 @@ def test_weights_of_a_program() -> None:
 
 
 COMPILED = [
-    (kind, options, transform)
+    (kind, options, transform, dynamic)
     for kind, options in [("LSTM", "plain"), ("RNN", "stack"), ("LSTMCell", "plain")]
     for transform in ("grad", "jvp", "vmap", "per_sample")
+    for dynamic in ([None, True] if transform in ("grad", "vmap") else [None])
 ]
-COMPILED += [("LSTMCell", "plain", "hessian")]  # of one step: torch compiles several for long
+# Of one step: torch compiles several for long.
+COMPILED += [("LSTMCell", "plain", "hessian", dynamic) for dynamic in (None, True)]
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize(("kind", "options", "transform"), COMPILED)
+@pytest.mark.parametrize(("kind", "options", "transform", "dynamic"), COMPILED)
 def test_transform_in_compiled_code(
     kind: str, options: str, transform: str, dynamic: bool | None
 ) -> None:
@@ -248,9 +250,14 @@ def test_batch_of_gradients_of_compiled_code(kind: str, options: str) -> None:
     assert_close(*results)
 
 
+TRACED = [
+    *product(["LSTM", "RNN", "LSTMCell"], ["grad", "jvp", "vmap"]),
+    ("LSTMCell", "hessian"),
+]
+
+
 @pytest.mark.parametrize("mode", ["real", "symbolic"])
-@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "hessian"])
-@pytest.mark.parametrize("kind", ["LSTM", "RNN", "LSTMCell"])
+@pytest.mark.parametrize(("kind", "transform"), TRACED)
 def test_make_fx_of_a_transform(kind: str, transform: str, mode: str) -> None:
     ours, _ = build_both(kind)
     x = draw(kind)
