@@ -20,6 +20,7 @@ constexpr Clock::duration kMostLoss = std::chrono::milliseconds(100);
 
 // Until when cores count as contended, in the clock's ticks; 0 if they never were.
 std::atomic<Clock::rep> contended_until{0};
+std::atomic<bool> heeding{true};
 
 Clock::duration used_by_thread() {
   timespec used{};
@@ -31,8 +32,11 @@ Clock::duration used_by_thread() {
 
 bool cores_contended() {
   const Clock::rep until = contended_until.load(std::memory_order_relaxed);
-  return until != 0 && Clock::now().time_since_epoch().count() < until;
+  return until != 0 && heeding.load(std::memory_order_relaxed) &&
+         Clock::now().time_since_epoch().count() < until;
 }
+
+void heed_contention(bool heeds) { heeding.store(heeds, std::memory_order_relaxed); }
 
 ContentionWatch::ContentionWatch(Clock::time_point called)
     : called_(called), used_before_(used_by_thread()) {}

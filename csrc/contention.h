@@ -12,6 +12,9 @@ namespace fastrnn {
 // lost.
 bool cores_contended();
 
+// Whether calls heed that: they do, unless tests want several threads on a busy machine too.
+void heed_contention(bool heeds);
+
 // On a thread of a team, as long as it takes part: notes what the thread has lost to other work,
 // if that is more than chance.
 class ContentionWatch {

@@ -1,6 +1,7 @@
 // The ops: schemas, and their kernels for the CPU key. torch's dispatcher, autograd (autograd.cpp)
 // and compiler (fastrnn/_fakes.py holds the fakes) meet here.
 #include "call_memory.h"
+#include "contention.h"
 #include "isa.h"
 #include "op_bodies.h"
 
@@ -46,6 +47,7 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);
   m.def("release_memory() -> ()", CallMemory::release);
+  m.def("heed_contention(bool heeds) -> ()", heed_contention);
 }
 
 namespace {

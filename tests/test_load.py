@@ -36,7 +36,7 @@ def every_core_busy() -> Iterator[None]:
 
 @pytest.mark.usefixtures("every_core_busy")
 def test_threads_on_a_busy_machine() -> None:
-    run_tests("test_threads.py", "-k", "f32 and not matches_torch")
+    run_tests("test_threads.py", "-k", "f32 and not matches_torch", HEEDS_CONTENTION="1")
 
 
 def share_of_others(run: Callable[[], object]) -> float:
@@ -65,6 +65,19 @@ def test_no_thread_waits_for_busy_cores(training: bool, request: pytest.FixtureR
         pytest.skip("the cores are busy already")
     request.getfixturevalue("every_core_busy")
     assert any(share_of_others(step) < 0.05 for _ in range(100))
+
+
+@pytest.mark.usefixtures("every_core_busy")
+def test_threads_wait_for_busy_cores_if_they_are_to() -> None:
+    """Else the tests of threads would be of one thread on any machine that is busy."""
+    torch.set_num_threads(2)
+    module = fastrnn.LSTM(256, 256).requires_grad_(False)
+    x = torch.randn(100, 1, 256)
+    torch.ops.fastrnn.heed_contention(False)
+    try:
+        assert share_of_others(lambda: module(x)) > 0.3
+    finally:
+        torch.ops.fastrnn.heed_contention(True)
 
 
 SERVERS = 16

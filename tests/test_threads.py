@@ -3,6 +3,8 @@
 test_isa.py runs this file under each instruction set, test_load.py on a busy machine.
 """
 
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -26,6 +28,18 @@ from helpers import (
     make_inputs,
     run,
 )
+
+
+@pytest.fixture(autouse=True)
+def threads_as_asked() -> Iterator[None]:
+    """Calls take several threads where these lack cores too: three do on a machine with two.
+
+    Not if HEEDS_CONTENTION is set, as test_load.py does.
+    """
+    torch.ops.fastrnn.heed_contention("HEEDS_CONTENTION" in os.environ)
+    yield
+    torch.ops.fastrnn.heed_contention(True)
+
 
 # csrc/plan.cpp takes another thread for each 1e6 floating-point operations; here no case is near.
 FLOPS_PER_THREAD = 2e6
