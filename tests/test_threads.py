@@ -77,6 +77,10 @@ SEVERAL_THREADS = [
     *cases(T=[400], N=[1], I=[70], H=[70], L=[2], dropout=[0.5]),
     # By rows of very different lengths, which threads convert to memory of their own.
     *cases(T=[40], N=[23], lengths=[(40,) * 3 + (2,) * 20], I=[77], H=[130], dtype=HALF_DTYPES),
+    # By rows, of which one thread's begin late in the reverse direction, x multiplied ahead.
+    *cases(
+        ["RNN_TANH"], T=[40], N=[7], lengths=[(40, 40, 20, 20, 2, 2, 2)], I=[751], H=[16], D=[2]
+    ),
     *MANY_ROWS,
 ]
 
