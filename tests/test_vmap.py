@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 import fastrnn
 import helpers
-from fastrnn import _transforms
+from fastrnn import _transform_rules
 from helpers import DTYPES, KINDS, Case, build, cases, make_inputs
 
 SAMPLES = 3
@@ -156,7 +156,7 @@ def test_an_error_leaves_vmap_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no memory")
 
     module, x = build(fastrnn, Case()), samples_of(Case())
-    monkeypatch.setattr(_transforms, "_run_samples", fail)
+    monkeypatch.setattr(_transform_rules, "_run_samples", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         vmap(module)(x)
     assert torch.equal(vmap(torch.sin)(x), x.sin())
