@@ -11,11 +11,23 @@
 namespace fastrnn::sanitize {
 namespace {
 
+constexpr Cell kCells[] = {Cell::lstm, Cell::lstm, Cell::rnn_tanh, Cell::rnn_relu};
+
+// Ends rows early.
+void pack(Draw& draw, Shape& shape) {
+  int64_t size = shape.N, total = 0;
+  for (int64_t t = 0; t < shape.T; ++t) {
+    shape.sizes.push_back(size);
+    shape.offsets.push_back(total);
+    total += size;
+    if (draw.one_in(2)) size = draw.integer(1, size);
+  }
+}
+
 Shape random_shape(Draw& draw) {
   constexpr int64_t kWidths[] = {1,  2,  3,  4,  5,  7,  8,  9,  15, 16,
                                  17, 31, 32, 33, 48, 63, 64, 65, 100};
   constexpr int64_t kWide[] = {65, 96, 127, 128, 130, 192, 193, 257};
-  constexpr Cell kCells[] = {Cell::lstm, Cell::lstm, Cell::rnn_tanh, Cell::rnn_relu};
   Shape shape{};
   shape.cell = draw.choice(kCells);
   shape.reverse = draw.one_in(3);
@@ -37,15 +49,24 @@ Shape random_shape(Draw& draw) {
     shape.H = draw.integer(1, 9);
   }
   shape.P = shape.projected ? draw.integer(1, std::max<int64_t>(1, shape.H - 1)) : shape.H;
-  if (draw.one_in(3)) {  // packed
-    int64_t size = shape.N, total = 0;
-    for (int64_t t = 0; t < shape.T; ++t) {
-      shape.sizes.push_back(size);
-      shape.offsets.push_back(total);
-      total += size;
-      if (draw.one_in(2)) size = draw.integer(1, size);
-    }
-  }
+  if (draw.one_in(3)) pack(draw, shape);
+  return shape;
+}
+
+// What takes many columns: whole spans of pairs of 16-bit numbers, weights whose gradient is
+// written some columns at a time.
+Shape random_wide_shape(Draw& draw) {
+  constexpr int64_t kInputs[] = {256, 512, 520, 521, 1030};
+  constexpr int64_t kHidden[] = {256, 512, 520};
+  Shape shape{};
+  shape.cell = draw.choice(kCells);
+  shape.reverse = draw.one_in(3);
+  shape.I = draw.choice(kInputs);
+  const bool many_rows = draw.one_in(2);
+  shape.T = many_rows ? draw.integer(30, 70) : draw.one_in(3) ? 2 : 1;
+  shape.N = many_rows ? draw.integer(4, 9) : draw.integer(1, 2);
+  shape.P = shape.H = many_rows ? draw.integer(1, 9) : draw.choice(kHidden);
+  if (draw.one_in(3)) pack(draw, shape);
   return shape;
 }
 
@@ -60,7 +81,7 @@ bool is_checked(Cell cell) {
 template <typename E>
 void run_case(const Kernels<E>& kernels, uint64_t seed) {
   Draw draw(seed);
-  const Shape shape = random_shape(draw);
+  const Shape shape = seed % 20 == 19 ? random_wide_shape(draw) : random_shape(draw);
   const bool checked = is_checked<E>(shape.cell);
   const int threads = draw.one_in(3) ? 1 : static_cast<int>(draw.integer(2, 3));
   const bool trains = draw.one_in(2);
