@@ -146,7 +146,7 @@ class _Recurrent(nn.RNNBase):
         Not for what its LSTM does not check but reads past: weights of a wrong shape in oneDNN, its
         kernels for all dtypes but float64, and sizes of packed input.
         """
-        if self.mode == "LSTM":
+        if self.mode == "LSTM" and str(error).startswith("fastrnn:"):
             packed = isinstance(input, PackedSequence)
             x = input.data if packed else input
             if packed and _torch_reads_past(hx):
