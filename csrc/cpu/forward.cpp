@@ -299,7 +299,7 @@ struct Forward {
   // own is multiplied, a line at each k: a quarter, or null. to_pack: from where it is packed.
   const C* next_quarter(const GateWeights<E>& weights, bool to_pack, int64_t next_panel,
                         int64_t i) const {
-    const int64_t quarter = i / kTileRows;
+    const int64_t quarter = divide_up(i, kTileRows);  // a block may have fewer rows
     if (!scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
         next_panel >= share.panel_end) {
       return nullptr;
