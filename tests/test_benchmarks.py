@@ -13,13 +13,14 @@ from fastrnn.bench.shapes import Shape
 from helpers import run_python
 
 ROOT = Path(__file__).parents[1]
+for extra in ("matplotlib", "tqdm"):  # which fastrnn[bench] brings
+    pytest.importorskip(extra)
+
 SHAPES = ["rnn-B2-T3-I4-H5", "lstm-B3-T7-I5-H9-f64"]
 
 
 @pytest.mark.parametrize("peak", [None, 50.0])
 def test_run(tmp_path: Path, peak: float | None) -> None:
-    for module in ("matplotlib", "tqdm"):
-        pytest.importorskip(module)
     arguments = ["--threads", "1", "--seconds", "0.05", "--out", str(tmp_path)]
     for shape in SHAPES:
         arguments += ["--shape", shape]
@@ -60,8 +61,6 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    for module in ("matplotlib", "tqdm"):
-        pytest.importorskip(module)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(sys, "argv", [script, wrong])
     with pytest.raises(SystemExit) as stopped:
