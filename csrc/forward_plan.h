@@ -11,12 +11,26 @@
 
 namespace fastrnn {
 
-// Most steps at which weights are read in place, by: whether vectors have 512 bits; whether
-// elements are what is computed with; columns in whole spans (all, half or more, fewer); batch (1,
-// 2 to 3, 4 to 5; with tiles of three rows 1, 2, 3).
-constexpr int64_t kMostStepsInPlace[2][2][3][3] = {
-    {{{14, 10, 6}, {4, 3, 2}, {1, 1, 1}}, {{8, 6, 3}, {4, 3, 2}, {1, 1, 1}}},
-    {{{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}, {{16, 7, 7}, {10, 6, 4}, {2, 2, 1}}}};
+// Up to how many steps weights are read in place, by the batch: 1, 2 to 3, 4 to 5; with tiles of
+// three rows 1, 2, 3.
+using MostSteps = int64_t[3];
+struct MostStepsInPlace {
+  MostSteps all, half;  // of the columns, or half and more, are in whole spans
+};
+constexpr MostSteps kMostStepsTransposed[2] = {{1, 1, 1}, {2, 2, 1}};  // less; by vectors' width
+
+// Of so many bytes a strand's packed weights would come from L3 or memory.
+constexpr int64_t kDistantPacked = 6 << 20;
+
+// By whether vectors have 512 bits; by what lies in place (operands; or what is converted, float16
+// and bfloat16); by whether there are kDistantPacked bytes or more.
+constexpr MostStepsInPlace kMostStepsInPlace[2][3][2] = {
+    {{{{10, 8, 5}, {6, 5, 3}}, {{18, 14, 10}, {13, 9, 7}}},
+     {{{14, 10, 7}, {6, 4, 3}}, {{40, 24, 14}, {16, 10, 7}}},
+     {{{10, 9, 7}, {5, 4, 3}}, {{30, 20, 12}, {11, 8, 6}}}},
+    {{{{16, 10, 8}, {10, 7, 5}}, {{18, 13, 9}, {13, 11, 8}}},
+     {{{12, 8, 6}, {9, 6, 4}}, {{40, 24, 14}, {22, 12, 7}}},
+     {{{6, 5, 3}, {5, 4, 3}}, {{30, 16, 8}, {18, 12, 5}}}}};
 
 // Whether weights are packed as a whole before the first step. Reading them where they lie at each
 // step costs less for few steps of one block of rows, the more so if they are in spans; so does
@@ -29,12 +43,18 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   }
   if (!kernels.reads_rows_in_place(stack.width)) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
-  const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
-  const int64_t in_spans = whole_spans(x) + whole_spans(h);
-  const int columns = in_spans == x + h ? 0 : 2 * in_spans >= x + h ? 1 : 2;
+  const int64_t input = stack.layer_input(0), x = kernels.operands(input);
+  const int64_t h = kernels.operands(stack.width), in_spans = whole_spans(x) + whole_spans(h);
   const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
   const int64_t batch = kernels.tile_rows > 3 ? stack.batch / 2 : stack.batch - 1;
-  return stack.steps > kMostStepsInPlace[wide][kIsComputed<E>][columns][batch];
+  if (2 * in_spans < x + h) return stack.steps > kMostStepsTransposed[wide][batch];
+  const bool converted = !kIsComputed<E> && kernels.depth == 1;
+  const int type = !converted ? 0 : std::is_same_v<E, Half> ? 1 : 2;
+  const int64_t packed = kernels.packed_gates(stack.cell, input, stack.hidden) +
+                         kernels.packed_gates(stack.cell, stack.width, stack.hidden);
+  const bool distant = packed * int64_t{sizeof(Compute<E>)} >= kDistantPacked;
+  const MostStepsInPlace& most = kMostStepsInPlace[wide][type][distant];
+  return stack.steps > (in_spans == x + h ? most.all : most.half)[batch];
 }
 
 // Whether w_ih too is packed as a whole where w_hh is. It is not if x of all steps is few enough

@@ -23,9 +23,10 @@ constexpr int64_t kDistantBytes = 16 << 20;
 // columns are in spans.
 constexpr int64_t kBlocksInPlace = FASTRNN_VECTOR_BYTES == 64 ? 3 : 2;
 
-// Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks; and for any, if
-// most of it is in spans: else it would be transposed for each block.
+// Where w_hh is read in place, so is w_ih for so many hoisted rows, two blocks, and for as many as
+// kSpansInPlace if most of it is in spans. More would read or transpose it too often.
 constexpr int64_t kInputInPlace = 2 * kTileRows;
+constexpr int64_t kSpansInPlace = 24;
 
 // Where the parts of a share's scratch begin.
 template <typename E>
@@ -57,8 +58,9 @@ struct ForwardScratch {
                       sizes.share_rows > rows_in_place(sizes))),
         hoist_rows(packs_panels ? 0 : most_hoisted(sizes)),
         hoist(hoist_rows > 0),
-        packs_input(!sizes.packed_ih && (sizes.packed_hh || (hoist_rows > kInputInPlace &&
-                                                             !mostly_spans(sizes.input)))),
+        packs_input(!sizes.packed_ih &&
+                    (sizes.packed_hh ||
+                     hoist_rows > (mostly_spans(sizes.input) ? kSpansInPlace : kInputInPlace))),
         panels_ahead(packs_panels && sizes.share_rows <= kTwoPanelRows ? 2 : 1),
         // Few rows that meet many weights: the operands of a span, read from where they lie, would
         // be fetched from L2 again for each of its blocks.
