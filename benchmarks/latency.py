@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +24,7 @@ from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
 from report import write_run
+from selection import add_out
 
 SIZES = (64, 256, 1024)
 QUANTILES = (0.5, 0.9, 0.99)
@@ -131,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--threads", type=positive, default=1, help="default 1")
     add("--peers", action="store_true", help="ONNX Runtime too")
     add("--seconds", type=seconds, default=4.0, metavar="S", help="per shape; default 4")
-    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add_out(parser)
     return parser.parse_args()
 
 

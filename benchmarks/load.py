@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from fastrnn.bench.timing import Spread, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
 from implementations import IMPLEMENTATIONS
 from report import geomean, write_run
-from selection import shape_id
+from selection import add_out, shape_id
 
 SHAPES = tuple(
     f"{kind}-{sizes}"
@@ -141,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--shape", action="append", type=shape_id, metavar="ID", help="only this id")
     add("--scenario", choices=tuple(CALLERS), action="append", help="default all")
     add("--seconds", type=seconds, default=5.0, metavar="S", help="per row; default 5")
-    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add_out(parser)
     return parser.parse_args()
 
 

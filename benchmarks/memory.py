@@ -30,7 +30,7 @@ from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
 from implementations import IMPLEMENTATIONS
 from report import geomean, write_run
-from selection import add_options, choose_modes, choose_shapes
+from selection import add_options, add_out, choose_modes, choose_shapes
 
 _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own noise only adds
 
@@ -134,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_options(parser, mode="training")
     parser.add_argument("--threads", type=positive, default=1, help="default 1")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add_out(parser)
     return parser.parse_args()
 
 

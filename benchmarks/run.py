@@ -9,7 +9,6 @@ import shlex
 import sys
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from measure import Record, measure
 from peak import Peak, measured_peak
 from plot import draw, draw_overview
 from report import header, row, save, summary, write_run
-from selection import add_options, choose_modes, choose_shapes
+from selection import add_options, add_out, choose_modes, choose_shapes
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--base", metavar="REV", help="compare with fastrnn at this commit instead of torch.nn")
     add("--list", action="store_true", help="print the ids and stop")
     add("--peers", action="store_true", help="time ONNX Runtime and OpenVINO too")
-    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add_out(parser)
     spent = "per row; default 1.2, or 0.4 with --quick"
     add("--seconds", type=seconds, metavar="S", help=spent)
     add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")

@@ -28,6 +28,7 @@ from fastrnn.bench.work import REFERENCE, SUBJECT
 from measure import Record, measure
 from peak import Peak
 from report import save
+from selection import add_out
 
 KINDS = ("rnn", "lstm")
 _STYLES = {SUBJECT: "-", REFERENCE: "--"}
@@ -181,7 +182,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--mode", choices=(*MODES, "both"), default="both")
     add("--max-threads", type=positive, default=cores, metavar="N", help="default: the cores")
     add("--seconds", type=seconds, default=0.3, metavar="S", help="per row; default 0.3")
-    add("--out", type=Path, default=Path(__file__).parent / "out", metavar="DIR")
+    add_out(parser)
     return parser.parse_args()
 
 

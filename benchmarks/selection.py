@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 from fastrnn.bench.arguments import positive
 from fastrnn.bench.measure import MODES
@@ -38,6 +39,13 @@ def add_options(parser: argparse.ArgumentParser, mode: str = "both") -> None:
     add("--random", type=positive, metavar="N", help="N random shapes, instead of the grid")
     add("--seed", type=int, default=0, metavar="S", help="draws others; default 0")
     add("--mode", choices=(*MODES, "both"), default=mode, help=f"default {mode}")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says where a run's files go."""
+    default = Path(__file__).parent / "out"
+    where = "for the figures and the plots; default benchmarks/out"
+    parser.add_argument("--out", type=Path, default=default, metavar="DIR", help=where)
 
 
 def choose_shapes(arguments: argparse.Namespace) -> list[Shape]:

@@ -151,6 +151,21 @@ def test_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert "Load in the last minute was 1000.0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("sizes", ["--batch 1000000 --seq 1000000", "--hidden 10000000"])
+def test_shape_that_does_not_fit(sizes: str, capsys: pytest.CaptureFixture) -> None:
+    assert main([*sizes.split(), "--no-compile"]) == 1
+    assert "needs more memory than there is" in capsys.readouterr().err
+
+
+def test_error_that_is_not_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("fastrnn.bench.__main__.measure", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["--no-compile"])
+
+
 def test_sentence_of_two() -> None:
     ratios = {"torch": Spread(3.0, 2.9, 3.1), "torch.compile": Spread(0.5, 0.4, 0.6)}
     assert sentence(ratios, "on 2 threads") == (

@@ -123,6 +123,12 @@ def caution(cores: int, load: float, threads: int) -> str:
     return ""
 
 
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether torch raised this because tensors of the shape do not fit."""
+    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in signs)
+
+
 def _where(arguments: argparse.Namespace, found: Measurement) -> str:
     if arguments.device != "cpu":
         return "on this device"
@@ -159,15 +165,21 @@ def main(argv: list[str] | None = None) -> int:
 
     measurements: list[Measurement] = []
     for threads in arguments.threads:
-        found = measure(
-            shape,
-            arguments.mode,
-            threads,
-            arguments.seconds,
-            builds,
-            arguments.device,
-            choose_progress(),
-        )
+        try:
+            found = measure(
+                shape,
+                arguments.mode,
+                threads,
+                arguments.seconds,
+                builds,
+                arguments.device,
+                choose_progress(),
+            )
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
+            print("This shape needs more memory than there is.", file=sys.stderr)
+            return 1
         measurements.append(found)
     sentences = [sentence(found.ratios, _where(arguments, found)) for found in measurements]
     print(f"\n{table(measurements, list(builds))}\n")
