@@ -38,6 +38,8 @@ BATCHES = [
     *cases(["LSTM"], T=[2], N=[6], I=[256], H=[300], P=[290], hx=[True], dtype=FUSED_DTYPES),
     # Where two 16-bit numbers are an operand a span is 512 of them, and odd rows are packed.
     *cases(T=[1, 3], N=[6], I=[513, 1040], H=[528], hx=[True], dtype=HALF_DTYPES),
+    # Weights are read in place, but for those of x where it has more than 24 rows in all.
+    *cases(["LSTM"], T=[4, 5, 8], N=[5], I=[256, 300], H=[256], hx=[True], dtype=FUSED_DTYPES),
     # So many weights that a single row fetches those that it reads next.
     *cases(["LSTM"], T=[1, 2], N=[2], I=[1030], H=[1024]),
     # Together, x is multiplied ahead for 128 rows at a time, for the sake of so many weights.
