@@ -236,11 +236,13 @@ def test_a_method_of_a_child(inplace: bool) -> None:
 def test_keys_lead_to_the_copys_and_containers_keep_their_class() -> None:
     model = nn.Sequential(nn.LSTM(5, 8))
     model.rates, model.counts = {model[0]: 0.1}, collections.defaultdict(int, seen=1)
-    model.size = torch.Size([5])
+    model.size, model.order = torch.Size([5]), collections.OrderedDict({model[0]: 2, "a": 1})
     converted = fastrnn.convert(model)
     assert converted.rates == {converted[0]: 0.1} and model.rates == {model[0]: 0.1}
     assert converted.counts == {"seen": 1} and converted.counts["new"] == 0
     assert type(converted.size) is torch.Size
+    assert list(converted.order.items()) == [(converted[0], 2), ("a", 1)]
+    assert list(model.order.items()) == [(model[0], 2), ("a", 1)]
 
 
 def test_nothing_is_left_of_what_torch_nn_kept() -> None:
@@ -382,6 +384,9 @@ def test_compiled_modules_are_reported() -> None:
         with pytest.warns(UserWarning, match="^compiled before, so the copy") as warned:
             fastrnn.convert(compiled)
         assert warned[0].filename == __file__
+        assert ("the model itself" in str(warned[0].message)) is not isinstance(
+            compiled, nn.Sequential
+        )
     model[0].compile(backend="eager")
     with pytest.warns(UserWarning, match="original's: 0, 1$"):
         fastrnn.convert(model)
