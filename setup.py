@@ -99,19 +99,36 @@ def find_cuda_headers() -> Path | None:
     return next(has_headers, None) if (home / "bin" / "nvcc").exists() else None
 
 
-def find_cuda_archs(toolkit: str) -> list[float]:
-    """Returns the compute capabilities that TORCH_CUDA_ARCH_LIST names, or the default has."""
+def choose_cuda_archs(toolkit: str) -> None:
+    """Gives TORCH_CUDA_ARCH_LIST a default, or takes off it what is too old for the kernels.
+
+    Containers come with a list for all GPUs; on the old ones torch.nn computes.
+    """
     knows_blackwell = tuple(map(int, toolkit.split("."))) >= BLACKWELL_TOOLKIT
     default = DEFAULT_CUDA_ARCHS + (BLACKWELL_ARCHS if knows_blackwell else "")
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
-    os.environ["TORCH_CUDA_ARCH_LIST"] = archs
+    archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;") or default
+    found = {name: numbers_of(name) for name in re.split(r"[ ;]+", archs)}
+    kept = [name for name, numbers in found.items() if min(numbers) >= LOWEST_CUDA_ARCH]
+    if not kept:
+        raise SystemExit(
+            f"TORCH_CUDA_ARCH_LIST is {archs}, but fastrnn's CUDA kernels need compute capability "
+            f"{LOWEST_CUDA_ARCH} (A100) or later; FASTRNN_CUDA=0 builds for the CPU alone"
+        )
+    if left_out := [name for name in found if name not in kept]:
+        print(f"fastrnn: no CUDA kernels for {', '.join(left_out)}, where torch.nn computes")
+    os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(kept)
+
+
+def numbers_of(arch: str) -> list[float]:
+    """Returns the compute capabilities of a name in TORCH_CUDA_ARCH_LIST: "9.0+PTX", "Hopper"."""
+    os.environ["TORCH_CUDA_ARCH_LIST"] = arch
     try:
-        flags = " ".join(cpp_extension._get_cuda_arch_flags())  # of "9.0+PTX", and of "Hopper"
+        flags = " ".join(cpp_extension._get_cuda_arch_flags())
     except (ValueError, IndexError) as error:  # IndexError: "native", where there is no GPU
         raise SystemExit(
-            f"torch does not understand TORCH_CUDA_ARCH_LIST={archs}: {error}"
+            f"torch does not understand TORCH_CUDA_ARCH_LIST={arch}: {error}"
         ) from None
-    return sorted({int(number) / 10 for number in re.findall(r"compute_(\d+)", flags)})
+    return [int(number) / 10 for number in re.findall(r"compute_(\d+)", flags)]
 
 
 def find_cuda() -> str | None:
@@ -148,12 +165,7 @@ def find_cuda() -> str | None:
             f"is built for CUDA {torch.version.cuda}: set CUDA_HOME to a toolkit of the same major "
             "release, or FASTRNN_CUDA=0 to build for the CPU alone"
         )
-    too_low = [str(arch) for arch in find_cuda_archs(toolkit) if arch < LOWEST_CUDA_ARCH]
-    if too_low:
-        raise SystemExit(
-            f"TORCH_CUDA_ARCH_LIST names {', '.join(too_low)}, but fastrnn's CUDA kernels need "
-            f"compute capability {LOWEST_CUDA_ARCH} (A100) or later"
-        )
+    choose_cuda_archs(toolkit)
     return toolkit
 
 

@@ -12,6 +12,9 @@ namespace fastrnn {
 // without N for unbatched x; zeros where none. weights: torch.nn's _flat_weights. dropout: 0 unless
 // training. Returns y, h_n, c_n; c_n is empty for Elman.
 TORCH_LIBRARY(fastrnn, m) {
+  // batch_sizes are read on the host: in a CUDA graph that Inductor makes, later calls would run
+  // with those of the first. Ops whose outputs have N, which they alone tell, it leaves out anyway.
+  const std::vector<at::Tag> reads_sizes = {at::Tag::pt2_compliant_tag, at::Tag::cudagraph_unsafe};
   const std::vector<at::Tag> random = {at::Tag::nondeterministic_seeded,
                                        at::Tag::pt2_compliant_tag};
   m.def(
@@ -36,13 +39,13 @@ TORCH_LIBRARY(fastrnn, m) {
       "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor y, Tensor reserve, "
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout, "
       "bool[] needs) -> Tensor[]",
-      {at::Tag::pt2_compliant_tag});
+      reads_sizes);
   // y of recurrent_forward once more: only the last layer is computed, whose input the reserve has.
   m.def(
       "output_again(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor reserve, int num_layers, bool has_biases, bool bidirectional, "
       "bool batch_first, float dropout) -> Tensor",
-      {at::Tag::pt2_compliant_tag});
+      reads_sizes);
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);

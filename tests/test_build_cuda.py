@@ -98,12 +98,23 @@ def test_another_major_release_stops(tmp_path: Path, wish: str) -> None:
     assert "FASTRNN_CUDA=0" in said
 
 
+@pytest.mark.parametrize("archs", ["7.5", "Volta", "Pascal 7.0+PTX"])
+def test_old_architectures(tmp_path: Path, archs: str) -> None:
+    said = choose(tmp_path, "auto", torch_cuda="13.0", toolkit="13.0", archs=archs)
+    assert f"is {archs}, but" in said and "8.0" in said and "FASTRNN_CUDA=0" in said
+
+
 @pytest.mark.parametrize(
-    ("archs", "low"), [("7.5;8.0;9.0+PTX", "7.5"), ("Volta", "7.0"), ("Pascal Hopper", "6.0, 6.1")]
+    ("archs", "old", "kept"),
+    [
+        ("7.5 8.0 9.0 12.0+PTX", "7.5", "8.0;9.0;12.0+PTX"),  # as a container may have it
+        ("Pascal;7.0+PTX;Hopper", "Pascal, 7.0+PTX", "Hopper"),
+    ],
 )
-def test_architectures(tmp_path: Path, archs: str, low: str) -> None:
-    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs)
-    assert f"names {low}, but" in said and "8.0" in said
+def test_old_architectures_beside_others(tmp_path: Path, archs: str, old: str, kept: str) -> None:
+    show = "os.environ['TORCH_CUDA_ARCH_LIST']"
+    said = choose(tmp_path, "1", torch_cuda="13.0", toolkit="13.0", archs=archs, show=show)
+    assert said == f"fastrnn: no CUDA kernels for {old}, where torch.nn computes {kept}"
 
 
 @pytest.mark.parametrize(

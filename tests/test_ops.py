@@ -146,6 +146,11 @@ OPCHECKED = [
 ]
 
 
+@pytest.mark.parametrize("name", ["recurrent_backward", "output_again"])
+def test_no_cuda_graph_keeps_sizes_that_are_read_on_the_host(name: str) -> None:
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.fastrnn, name).default.tags
+
+
 @pytest.mark.parametrize("requires_grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
 def test_opcheck_recurrent(case: Case, requires_grad: bool) -> None:
