@@ -136,7 +136,7 @@ def find_cuda() -> str | None:
 
     FASTRNN_CUDA decides: 0 never, 1 always (or stop), auto where torch and a toolkit have it; one
     that does not fit torch is an error. No GPU is needed to build. TORCH_CUDA_ARCH_LIST is torch's
-    own; here it has a default.
+    own; here it has a default, and GPUs too old for the kernels are left out.
     """
     wish = os.environ.get("FASTRNN_CUDA", "auto")
     if wish not in ("0", "1", "auto"):

@@ -20,10 +20,10 @@ struct MostStepsInPlace {
 constexpr MostSteps kMostStepsTransposed[2] = {{1, 1, 1}, {2, 2, 1}};  // less; by vectors' width
 
 // Of so many bytes a strand's packed weights would come from L3 or memory.
-constexpr int64_t kDistantPacked = 6 << 20;
+constexpr int64_t kPackedBeyondL2 = 6 << 20;
 
 // By whether vectors have 512 bits; by what lies in place (operands; or what is converted, float16
-// and bfloat16); by whether there are kDistantPacked bytes or more.
+// and bfloat16); by whether there are kPackedBeyondL2 or more.
 constexpr MostStepsInPlace kMostStepsInPlace[2][3][2] = {
     {{{{10, 8, 5}, {6, 5, 3}}, {{18, 14, 10}, {13, 9, 7}}},
      {{{14, 10, 7}, {6, 4, 3}}, {{40, 24, 14}, {16, 10, 7}}},
@@ -31,6 +31,16 @@ constexpr MostStepsInPlace kMostStepsInPlace[2][3][2] = {
     {{{{16, 10, 8}, {10, 7, 5}}, {{18, 13, 9}, {13, 11, 8}}},
      {{{12, 8, 6}, {9, 6, 4}}, {{40, 24, 14}, {22, 12, 7}}},
      {{{6, 5, 3}, {5, 4, 3}}, {{30, 16, 8}, {18, 12, 5}}}}};
+
+// Bytes of w_ih and w_hh of one direction of a layer, packed.
+template <typename E>
+int64_t packed_bytes(const Stack& stack, const Kernels<E>& kernels, int64_t layer) {
+  int64_t packed = 0;
+  for (const int64_t k : {stack.layer_input(layer), stack.width}) {
+    packed += kernels.packed_gates(stack.cell, k, stack.hidden);
+  }
+  return packed * sizeof(Compute<E>);
+}
 
 // Whether weights are packed as a whole before the first step. Reading them where they lie at each
 // step costs less for few steps of one block of rows, the more so if they are in spans; so does
@@ -43,17 +53,15 @@ bool packs_weights(const Stack& stack, const Kernels<E>& kernels) {
   }
   if (!kernels.reads_rows_in_place(stack.width)) return true;
   if (stack.batch >= kHoistBelow || stack.batch > kernels.tile_rows) return true;
-  const int64_t input = stack.layer_input(0), x = kernels.operands(input);
-  const int64_t h = kernels.operands(stack.width), in_spans = whole_spans(x) + whole_spans(h);
+  const int64_t x = kernels.operands(stack.layer_input(0)), h = kernels.operands(stack.width);
+  const int64_t in_spans = whole_spans(x) + whole_spans(h);
   const bool wide = kernels.lanes * sizeof(Compute<E>) == 64;
   const int64_t batch = kernels.tile_rows > 3 ? stack.batch / 2 : stack.batch - 1;
   if (2 * in_spans < x + h) return stack.steps > kMostStepsTransposed[wide][batch];
   const bool converted = !kIsComputed<E> && kernels.depth == 1;
   const int type = !converted ? 0 : std::is_same_v<E, Half> ? 1 : 2;
-  const int64_t packed = kernels.packed_gates(stack.cell, input, stack.hidden) +
-                         kernels.packed_gates(stack.cell, stack.width, stack.hidden);
-  const bool distant = packed * int64_t{sizeof(Compute<E>)} >= kDistantPacked;
-  const MostStepsInPlace& most = kMostStepsInPlace[wide][type][distant];
+  const bool beyond_l2 = packed_bytes(stack, kernels, 0) >= kPackedBeyondL2;
+  const MostStepsInPlace& most = kMostStepsInPlace[wide][type][beyond_l2];
   return stack.steps > (in_spans == x + h ? most.all : most.half)[batch];
 }
 
@@ -75,11 +83,9 @@ template <typename E>
 int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads, int64_t panels) {
   int64_t packed = 0;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
-    for (const int64_t k : {stack.layer_input(layer), stack.width}) {
-      packed += kernels.packed_gates(stack.cell, k, stack.hidden);
-    }
+    packed += packed_bytes(stack, kernels, layer);
   }
-  return diagonal_threads(stack, threads, panels, packed * sizeof(Compute<E>));
+  return diagonal_threads(stack, threads, panels, packed);
 }
 
 struct ForwardPlan {
