@@ -1,5 +1,6 @@
 // The ops recurrent and cell under autocast: computed in the lower precision, with outputs of the
-// dtypes that torch.nn's modules have there.
+// dtypes that torch.nn's modules have there. Transforms, which come before autocast, cast their
+// tensors themselves (fastrnn/_transforms.py), and by the op below their outputs.
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
@@ -38,6 +39,18 @@ Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarTyp
 }
 
 // plain: neither packed nor a cell.
+// Outputs as torch.nn's modules give them. x and c0: the dtypes of the arguments; where there was
+// no c0, that of x.
+std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool projected, ScalarType x,
+                                                ScalarType c0, const Tensor& y, const Tensor& h_n,
+                                                const Tensor& c_n) {
+  const ScalarType lower = at::autocast::get_autocast_dtype(y.device().type());
+  const ScalarType same = x == at::kDouble ? x : lower;
+  const Dtypes dtypes =
+      y.is_cpu() ? cpu_dtypes(lstm, plain, projected, x, c0, lower) : Dtypes{same, same};
+  return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
+}
+
 template <c10::DeviceType device>
 std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const Tensor& x,
                                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
@@ -60,18 +73,13 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
       op.call(mode, cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights, num_layers,
               has_biases, bidirectional, batch_first, dropout);
 
+  const bool lstm = mode == "LSTM";
+  const int64_t strands = num_layers * (bidirectional ? 2 : 1);
+  const bool projected =
+      lstm && static_cast<int64_t>(weights.size()) == strands * (has_biases ? 5 : 3);
   const ScalarType given = x.scalar_type();
-  const ScalarType same = given == at::kDouble ? given : lower;
-  Dtypes dtypes = {same, same};
-  if constexpr (device == c10::DeviceType::CPU) {
-    const bool lstm = mode == "LSTM";
-    const int64_t strands = num_layers * (bidirectional ? 2 : 1);
-    const bool projected =
-        lstm && static_cast<int64_t>(weights.size()) == strands * (has_biases ? 5 : 3);
-    dtypes = cpu_dtypes(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given,
-                        lower);
-  }
-  return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
+  return cast_outputs(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given, y,
+                      h_n, c_n);
 }
 
 template <c10::DeviceType device>
@@ -95,6 +103,20 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
 }
 
 }  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
+  m.def(
+      "autocast_outputs(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0, "
+      "Tensor y, Tensor h_n, Tensor c_n) -> (Tensor y, Tensor h_n, Tensor c_n)");
+}
+
+TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
+  m.impl("autocast_outputs", cast_outputs);
+}
+// Under vmap, which the alias above does not reach.
+TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
+  m.impl("autocast_outputs", cast_outputs);
+}
 
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
   m.impl("recurrent", recurrent<c10::DeviceType::CPU>);

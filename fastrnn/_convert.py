@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import _WrappedHook
 
@@ -57,7 +58,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
         UserWarning: Some modules are of a subclass of the four, which may compute something else;
             they are left alone, and the warning names them. Or `inplace` is False, and some modules
             were compiled: the copy still runs what was compiled, with the modules of `model`. Or an
-            object of a class of your own holds modules: the copy holds that very object.
+            object of another class, such as a closure, leads to modules: the copy shares it, and
+            so what it does with the modules of `model`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.LSTM(5, 8))
@@ -82,7 +84,7 @@ def revert(model: Model, inplace: bool = False) -> Model:
 
     Warns:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone, and the
-            warning names them. Or some were compiled or are held by objects, as for `convert`.
+            warning names them. Or some were compiled, or objects lead to them, as for `convert`.
     """
     return _swap(model, _PLAIN, inplace, swapped=())
 
@@ -103,16 +105,16 @@ def _swap(
         raise TypeError(f"convert and revert take a torch.nn.Module, not {type(model).__name__}")
     if not inplace:
         compiled = [name or "the model itself" for name, m in model.named_modules() if _compiled(m)]
+        twins = _Twins(model)
         if compiled:
             warnings.warn(
                 f"compiled before, so the copy still runs the original's: {', '.join(compiled)}",
                 UserWarning,
                 stacklevel=3,
             )
-        twins = _Twins(model)
-        if twins.shared:
+        elif twins.shared:  # not of what torch.compile made, which is such an object
             warnings.warn(
-                "the copy shares objects that hold the original's modules, of class "
+                "the copy shares objects that lead to the original's modules, of class "
                 f"{', '.join(sorted(twins.shared))}: inplace=True does without a copy",
                 UserWarning,
                 stacklevel=3,
@@ -192,7 +194,7 @@ class _Twins:
 
     Attributes:
         copies: Of each value met its copy, by the value's id.
-        shared: Classes of objects that hold modules and are not known here: they stay the same.
+        shared: Classes of objects that lead to modules and are not known here: they stay the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -233,11 +235,30 @@ class _Twins:
             return value._make(map(self.of, value))
         base = next((base for base in _CONTAINERS if isinstance(value, base)), None)
         if base is None:
-            held = getattr(value, "__dict__", {}).values()
-            if any(id(item) in self.copies for item in held if isinstance(item, nn.Module)):
+            # torch.fx's graphs lead to modules, too, but run code that is given one.
+            if not type(value).__module__.startswith("torch.") and self._leads_to_module(value):
                 self.shared.add(type(value).__qualname__)
             return value
         return self._container(base, value)
+
+    def _leads_to_module(self, value: Any) -> bool:
+        """Whether one of the model's modules is reached from what an object holds."""
+        seen: set[int] = set()
+        held = [value]
+        while held:
+            item = held.pop()
+            if isinstance(item, nn.Module) and id(item) in self.copies:
+                return True
+            if id(item) in seen or isinstance(item, (type, ModuleType, Tensor)):
+                continue
+            seen.add(id(item))
+            if isinstance(item, FunctionType):  # without its globals
+                held += [item.__closure__, item.__defaults__, item.__kwdefaults__]
+            elif isinstance(item, weakref.ref):
+                held.append(item())
+            else:
+                held += gc.get_referents(item)
+        return False
 
     def _container(self, base: Any, value: Any) -> Any:
         """The same of a container, by the methods of `base`: its own class may forbid them."""

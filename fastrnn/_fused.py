@@ -38,9 +38,7 @@ def can_fuse(x: Any, *states: Any) -> bool:
         return False  # the op would refuse, which compiled code learns when it is too late
     if x.layout is not torch.strided or x.is_nested or x.dtype not in FUSED_DTYPES:
         return False
-    if not _transforms.take_over():
-        return True
-    return not (torch._C._is_any_autocast_enabled() or _transforms.functionalizing())
+    return not (_transforms.take_over() and _transforms.functionalizing())
 
 
 def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

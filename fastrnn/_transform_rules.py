@@ -7,6 +7,7 @@ op `fastrnn::reference`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -122,9 +123,10 @@ class _Forward(Function):
     ) -> Any:
         y, reserve, *tensors = ctx.saved_tensors
         needs = Needs(tuple(ctx.needs_input_grad[2:]))
-        gradients = _Backward.apply(
-            ctx.options, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
-        )
+        with _without_autocast(y):
+            gradients = _Backward.apply(
+                ctx.options, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
+            )
         return (None, None, *needs.spread(gradients))
 
     @staticmethod
@@ -183,8 +185,9 @@ class _Backward(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         needs = Needs(tuple(ctx.needs_input_grad[5:]))
         chosen, function = needs.restrict(_reference_gradients(ctx), ctx.saved_tensors)
-        pull = torch.func.vjp(function, *chosen)[1]
-        return (None, None, None, None, None, *needs.spread(pull(cotangents)))
+        with _without_autocast(cotangents[0]):
+            pull = torch.func.vjp(function, *chosen)[1]
+            return (None, None, None, None, None, *needs.spread(pull(cotangents)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: MaybeTensor) -> Any:
@@ -230,6 +233,14 @@ class _Backward(Function):
         axes = [axis for axis, need in zip((fold.axis, 1, 1), needs.of, strict=False) if need]
         results = [fold.split(*pair) for pair in zip(gradients, axes, strict=True)]
         return tuple(result for result, _ in results), tuple(dim for _, dim in results)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Computes as the forward pass did, whatever surrounds the backward pass."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def _reference(ctx: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:

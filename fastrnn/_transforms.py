@@ -55,11 +55,8 @@ def recurrent(
     options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
-    tensors = (x, h0, c0, *weights)
-    options.call(ops.check.default, as_list(batch_sizes), tensors, dropout)
-    if dropout > 0:
-        return _run_with_dropout(options, batch_sizes, tensors, dropout)
-    return run(options, batch_sizes, tensors)
+    plain = batch_sizes is None
+    return _run_any(options, batch_sizes, (x, h0, c0, *weights), dropout, plain=plain)
 
 
 def cell(
@@ -75,8 +72,8 @@ def cell(
         h0 = h0.unsqueeze(0)
     if c0 is not None:
         c0 = c0.unsqueeze(0)
-    sequence = x.unsqueeze(0)
-    _, h, c = recurrent(mode, sequence, None, h0, c0, weights, 1, has_biases, False, False, 0.0)
+    options = Options(mode, 1, has_biases, bidirectional=False, batch_first=False)
+    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), 0.0, plain=False)
     return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
@@ -85,6 +82,40 @@ def _unwrapped(batch_sizes: Tensor) -> Tensor:
     while _functorch.is_functorch_wrapped_tensor(batch_sizes):
         batch_sizes = _functorch.get_unwrapped(batch_sizes)
     return batch_sizes
+
+
+def _run_any(
+    options: Options,
+    batch_sizes: MaybeTensor,
+    tensors: Sequence[MaybeTensor],
+    dropout: float,
+    plain: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs a stack with or without dropout, and as csrc/autocast.cpp does where that is on.
+
+    `plain` as there: whether the input is neither packed nor a cell's.
+    """
+    x, _, c0, *weights = tensors
+    assert x is not None
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        lower = torch.get_autocast_dtype(device)
+        lowered = [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]
+        with torch.autocast(device, enabled=False):
+            outputs = _run_any(options, batch_sizes, lowered, dropout, plain)
+        strands = options.num_layers * (2 if options.bidirectional else 1)
+        return ops.autocast_outputs.default(
+            options.mode == "LSTM",
+            plain,
+            len(weights) == strands * (5 if options.has_biases else 3),
+            x.dtype,
+            (x if c0 is None else c0).dtype,
+            *outputs,
+        )
+    options.call(ops.check.default, as_list(batch_sizes), tensors, dropout)
+    if dropout > 0:
+        return _run_with_dropout(options, batch_sizes, tensors, dropout)
+    return run(options, batch_sizes, tensors)
 
 
 def _run_with_dropout(

@@ -186,8 +186,8 @@ class RNN(_Recurrent):
     Takes what torch.nn.RNN takes, has its parameters, names and initial values, and gives its
     results up to rounding. On a CPU, and on a GPU in a build with CUDA, whole sequences run in
     fused kernels (float32, float64, bfloat16, float16), under torch.compile, autocast or the
-    transforms of torch.func too. Other dtypes and devices, and autocast together with torch.func,
-    are left to torch.nn's own implementation.
+    transforms of torch.func too. Other dtypes and devices are left to torch.nn's own
+    implementation.
 
     `isinstance(module, torch.nn.RNN)` is False; `isinstance(module, torch.nn.RNNBase)` is True.
 
@@ -301,8 +301,8 @@ class LSTM(_Recurrent):
     Takes what torch.nn.LSTM takes, has its parameters, names and initial values, and gives its
     results up to rounding. On a CPU, and on a GPU in a build with CUDA, whole sequences run in
     fused kernels (float32, float64, bfloat16, float16), under torch.compile, autocast or the
-    transforms of torch.func too. Other dtypes and devices, and autocast together with torch.func,
-    are left to torch.nn's own implementation.
+    transforms of torch.func too. Other dtypes and devices are left to torch.nn's own
+    implementation.
 
     `isinstance(module, torch.nn.LSTM)` is False; `isinstance(module, torch.nn.RNNBase)` is True.
 

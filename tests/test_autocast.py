@@ -1,13 +1,29 @@
 """Autocast on the CPU: dtypes as torch.nn's, values as near, training, and GradScaler."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.utils._pytree import tree_map
 
 import fastrnn
-from helpers import KINDS, Case, Inputs, build, call, cases, make_inputs, run, takes_fused_path
+from helpers import (
+    KINDS,
+    Case,
+    Inputs,
+    assert_equal,
+    build,
+    call,
+    cases,
+    make_inputs,
+    run,
+    takes_fused_path,
+)
+
+assert_exact = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 LOWER = [torch.bfloat16, torch.float16]
 GIVEN = [torch.float32, torch.float64, *LOWER]
@@ -112,18 +128,91 @@ def test_results_and_gradients(case: Case, lower: torch.dtype) -> None:
             torch.testing.assert_close(got, want, rtol=0, atol=atol)
 
 
+def inputs_of_samples(case: Case) -> list[Inputs]:
+    return [make_inputs(case, seed=seed) for seed in range(3)]
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("states", [torch.float32, *LOWER], ids=str)
+@pytest.mark.parametrize("case", cases(L=[2], P=[0, 3], hx=[False, True]), ids=str)
+def test_vmap(case: Case, states: torch.dtype, lower: torch.dtype) -> None:
+    module = build(fastrnn, case)
+    each = [cast(inputs, torch.float32, states) for inputs in inputs_of_samples(case)]
+    given = [name for name, value in each[0]._asdict().items() if value is not None]
+
+    def function(*tensors: Tensor) -> dict[str, Tensor]:
+        return call(module, Inputs(**{**empty, **dict(zip(given, tensors, strict=True))}))
+
+    empty = dict.fromkeys(Inputs._fields)
+    stacked = [torch.stack([getattr(inputs, name) for inputs in each]) for name in given]
+    with torch.autocast("cpu", dtype=lower):
+        expected = [call(module, inputs) for inputs in each]
+        results = vmap(function)(*stacked)
+        assert takes_fused_path(lambda: vmap(function)(*stacked))
+    assert_equal(results, {n: torch.stack([outputs[n] for outputs in expected]) for n in results})
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("name", ["LSTMCell", "RNNCell"])
+def test_vmap_of_cells(name: str, lower: torch.dtype) -> None:
+    cell, x = getattr(fastrnn, name)(5, 8), torch.randn(3, 2, 5)
+    with torch.autocast("cpu", dtype=lower):
+        assert_exact(vmap(cell)(x), tree_map(lambda *s: torch.stack(s), *map(cell, x)))
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_a_transform_torch_computes(kind: str) -> None:
-    case = Case(kind)
-    ours, theirs = build(fastrnn, case), build(nn, case)
-    x = make_inputs(case).x
+def test_per_sample_gradients(kind: str, lower: torch.dtype) -> None:
+    case = Case(kind, L=2)
+    module = build(fastrnn, case)
+    x = torch.stack([inputs.x for inputs in inputs_of_samples(case)])
+    weights = dict(module.named_parameters())
 
-    def tangent(module: nn.RNNBase) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return torch.func.vjp(lambda x: module(x)[0].sum(), x)[1](torch.ones(()))[0]
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=lower):
+            return functional_call(module, weights, (x,))[0].float().square().sum()
 
-    assert torch.equal(tangent(ours), tangent(theirs))
-    assert not takes_fused_path(lambda: tangent(ours))
+    gradients = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for i, sample in enumerate(x):
+        expected = torch.autograd.grad(loss(weights, sample), list(weights.values()))
+        for name, want in zip(weights, expected, strict=True):
+            assert_exact(gradients[name][i], want)
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("case", cases(L=[2], P=[0, 3]), ids=str)
+def test_tangents(case: Case, lower: torch.dtype) -> None:
+    module, x = build(fastrnn, case), make_inputs(case).x
+
+    def tangent() -> tuple[Tensor, Tensor]:
+        return jvp(lambda x: module(x)[0], (x,), (torch.ones_like(x),))
+
+    expected = tangent()
+    with torch.autocast("cpu", dtype=lower):
+        got, y = tangent(), module(x)[0]
+    assert_exact(got[0], y)
+    tolerance = ROUNDINGS * torch.finfo(lower).eps * max(1.0, expected[1].abs().max().item())
+    torch.testing.assert_close(got[1].float(), expected[1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pulling_back_under_autocast_rounds_nothing(kind: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
+    pull = vjp(grad(lambda x: module(x)[0].square().sum()), x)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = pull(torch.ones_like(x))[0]
+    assert_exact(rounded, pull(torch.ones_like(x))[0])
+
+
+def test_autocast_of_another_device() -> None:
+    module, x = build(fastrnn, Case("LSTM")), make_inputs(Case("LSTM")).x
+    expected = module(x)[0]
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        result = vmap(lambda x: module(x)[0], in_dims=1, out_dims=1)(x)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert_exact(result, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -208,14 +208,42 @@ def test_weak_references_lead_to_the_copys() -> None:
     assert converted.other() is other
 
 
-def test_objects_that_hold_modules_are_reported() -> None:
-    model = nn.Sequential(nn.LSTM(5, 8), nn.Linear(8, 2))
-    model.trainer = types.SimpleNamespace(model=model[0], rate=0.1)
-    model.settings = types.SimpleNamespace(rate=0.1)
-    with pytest.warns(UserWarning, match="of class SimpleNamespace: inplace=True") as warned:
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def run(self) -> None: ...
+
+
+class Partial(functools.partial[Any]): ...
+
+
+SHARED = {
+    "SimpleNamespace": lambda module: types.SimpleNamespace(module=module),
+    "SimpleNamespace, by a list": lambda module: types.SimpleNamespace(modules=[1, module]),
+    "Slotted": Slotted,
+    "Slotted, by a method": lambda module: Slotted(module).run,
+    "UserDict": lambda module: collections.UserDict(module=module),
+    "WeakSet": lambda module: weakref.WeakSet([module]),
+    "Partial": lambda module: Partial(module),
+    "function, by its closure": lambda module: lambda x: module(x),
+    "function, by a default": lambda module: lambda x, module=module: module(x),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_objects_that_lead_to_modules_are_reported(name: str) -> None:
+    model, x, other = nn.Sequential(nn.LSTM(5, 8), nn.Linear(8, 2)), torch.ones(5), nn.MSELoss()
+    model.trainer = SHARED[name](model[0])
+    model.settings = types.SimpleNamespace(rate=0.1, other=[nn.LSTM(5, 8)])
+    model.loss = lambda y, other=other: other(y, x)
+    matching = f"of class {name.split(',')[0]}: inplace=True"
+    with pytest.warns(UserWarning, match=matching) as warned:
         converted = fastrnn.convert(model)
     assert [warning.filename for warning in warned] == [__file__]
-    assert converted.trainer is model.trainer and type(model.trainer.model) is nn.LSTM
+    assert type(model[0]) is nn.LSTM and type(converted[0]) is fastrnn.LSTM
     del model.trainer
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -305,7 +333,9 @@ NEIGHBOURS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("neighbour", NEIGHBOURS.values(), ids=NEIGHBOURS)
 def test_beside_other_modules(neighbour: Callable[[], nn.Module], inplace: bool) -> None:
     model = nn.Sequential(neighbour(), nn.LSTM(5, 8))
-    converted = fastrnn.convert(model, inplace=inplace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        converted = fastrnn.convert(model, inplace=inplace)
     assert type(converted[1]) is fastrnn.LSTM
     x = torch.randn(4, 5)
     expected = converted(x)
