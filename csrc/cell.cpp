@@ -12,14 +12,6 @@ namespace {
 
 using at::Tensor;
 
-// Made of recurrent and views: for every dispatch key that has no kernel of its own.
-std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
-                                const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
-  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
-  const auto run = [](auto&&... arguments) { return op.call(arguments...); };
-  return run_cell(run, mode, x, h0, c0, weights, has_biases);
-}
-
 // Inference: y and h_n are the same numbers, and so the same memory.
 std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
                                     const OptionalTensor& h0, const OptionalTensor& c0,
@@ -51,13 +43,21 @@ std::tuple<Tensor, Tensor> cell_autograd(c10::string_view mode, const Tensor& x,
                                          at::TensorList weights, bool has_biases) {
   static const auto op = find_op<CellSignature>("fastrnn::cell");
   if (wants_gradient(x, h0, c0, weights) || wants_tangent(x, h0, c0, weights)) {
-    return cell(mode, x, h0, c0, weights, has_biases);
+    return cell_of_recurrent(mode, x, h0, c0, weights, has_biases);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(mode, x, h0, c0, weights, has_biases);
 }
 
 }  // namespace
+
+std::tuple<Tensor, Tensor> cell_of_recurrent(c10::string_view mode, const Tensor& x,
+                                             const OptionalTensor& h0, const OptionalTensor& c0,
+                                             at::TensorList weights, bool has_biases) {
+  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+  const auto run = [](auto&&... arguments) { return op.call(arguments...); };
+  return run_cell(run, mode, x, h0, c0, weights, has_biases);
+}
 
 // x: (N, I) or (I); h0 and c0 (N, H), both without N if x is; zeros where none. weights: weight_ih,
 // weight_hh and, with biases, bias_ih and bias_hh. Returns h and c; c is empty for Elman.
@@ -68,9 +68,7 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
       {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) { m.impl("cell", cell); }
-// Under vmap, which the alias above does not reach.
-TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) { m.impl("cell", cell); }
+TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) { m.impl("cell", cell_of_recurrent); }
 TORCH_LIBRARY_IMPL(fastrnn, AutogradCPU, m) { m.impl("cell", cell_autograd); }
 TORCH_LIBRARY_IMPL(fastrnn, CPU, m) { m.impl("cell", cell_cpu); }
 

@@ -47,4 +47,10 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
   return {unstacked(h_n), mode == "LSTM" ? unstacked(c_n) : c_n};
 }
 
+// The op cell, made of recurrent and views: for every dispatch key that has no kernel of its own.
+std::tuple<at::Tensor, at::Tensor> cell_of_recurrent(c10::string_view mode, const at::Tensor& x,
+                                                     const OptionalTensor& h0,
+                                                     const OptionalTensor& c0,
+                                                     at::TensorList weights, bool has_biases);
+
 }  // namespace fastrnn

@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "signatures.h"
-#include "stack.h"
+#include "vmap.h"
 
 namespace fastrnn {
 namespace {
@@ -18,12 +18,21 @@ namespace {
 using at::Tensor;
 
 // Whether nothing is active that is to see calls of torch.ops or that the ops' own kernels do not
-// know: no mode, transform or tracer on this thread, nor forward-mode AD. (Autocast they know.)
+// know: no mode or tracer on this thread, nor forward-mode AD. (Autocast they know.)
 bool is_plain_context() {
-  constexpr c10::DispatchKeySet usual(
-      {c10::DispatchKey::BackendSelect, c10::DispatchKey::ADInplaceOrView});
+  constexpr c10::DispatchKeySet usual({c10::DispatchKey::BackendSelect,
+                                       c10::DispatchKey::ADInplaceOrView,
+                                       c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                       c10::DispatchKey::FuncTorchDynamicLayerBackMode});
   const c10::DispatchKeySet included = c10::impl::tls_local_dispatch_key_set().included_;
   return (included - usual).empty() && !at::impl::torch_function_mode_enabled() && !in_forward_ad();
+}
+
+// Whether no transform of torch.func is active, or vmap alone, whose rule folds the samples.
+bool knows_transforms(const Inputs& inputs, double dropout) {
+  return !c10::impl::tls_is_dispatch_key_included(
+             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         find_folded(inputs, dropout).has_value();
 }
 
 // Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls, but that a
@@ -141,7 +150,7 @@ PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const bool has_biases = read.boolean(), bidirectional = read.boolean();
     const bool batch_first = read.boolean();
     const double dropout = read.real();
-    if (read.ok() && covers(x)) {
+    if (read.ok() && covers(x) && knows_transforms({x, batch_sizes, h0, c0, weights}, dropout)) {
       static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
       auto [y, h_n, c_n] = [&] {
         const pybind11::gil_scoped_release no_gil;
@@ -164,7 +173,7 @@ PyObject* cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const OptionalTensor h0 = read.optional_tensor(), c0 = read.optional_tensor();
     const std::vector<Tensor> weights = read.parameters();
     const bool has_biases = read.boolean();
-    if (read.ok() && covers(x)) {
+    if (read.ok() && covers(x) && knows_transforms({x, {}, h0, c0, weights}, /*dropout=*/0)) {
       static const auto op = find_op<CellSignature>("fastrnn::cell");
       auto [h, c] = [&] {
         const pybind11::gil_scoped_release no_gil;

@@ -42,18 +42,8 @@ void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch
                   {x, sizes, h0, c0, weights});
 }
 
-// recurrent, recurrent_backward and output_again where torch.func's vmap comes to the ops
-// themselves: in programs that were exported or compiled.
-std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
-                                             const OptionalTensor& batch_sizes,
-                                             const OptionalTensor& h0, const OptionalTensor& c0,
-                                             at::TensorList weights, int64_t num_layers,
-                                             bool has_biases, bool bidirectional, bool batch_first,
-                                             double dropout) {
-  return recurrent_reference({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                             {x, batch_sizes, h0, c0, weights});
-}
-
+// recurrent_backward and output_again where torch.func's vmap comes to the ops themselves: in
+// programs that were exported or compiled.
 std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                                        const OptionalTensor& dh_n, const OptionalTensor& dc_n,
                                        const Tensor& x, const OptionalTensor& batch_sizes,
@@ -103,7 +93,6 @@ TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("reference", reference);
   m.impl("check", check);
-  m.impl("recurrent", recurrent);
   m.impl("recurrent_backward", recurrent_backward);
   m.impl("output_again", output_again);
 }

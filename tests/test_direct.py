@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
 
@@ -115,8 +116,10 @@ def with_function_mode(module: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
-def with_vmap(module: nn.Module, x: Tensor) -> Tensor:
-    return torch.vmap(lambda row: first(module(row)), in_dims=-2, out_dims=-2)(x)
+def with_vmap_over_weights(module: nn.Module, x: Tensor) -> Tensor:
+    name, weight = next(module.named_parameters())
+    called = torch.vmap(lambda w: first(functional_call(module, {name: w}, (x,))))
+    return called(weight.unsqueeze(0)).squeeze(0)
 
 
 def with_grad(module: nn.Module, x: Tensor) -> Tensor:
@@ -159,10 +162,20 @@ def with_pruning(module: nn.Module, x: Tensor) -> Tensor:
     return first(prune.identity(module, name)(x))
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_vmap_over_inputs(name: str, ways: list[bool]) -> None:
+    module = MODULES[name]()
+    x = make_input(module)
+    expected = first(module(x))
+    result = torch.vmap(lambda row: first(module(row)), in_dims=-2, out_dims=-2)(x)
+    assert ways == [True, True]
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+
+
 CONTEXTS = [
     with_dispatch_mode,
     with_function_mode,
-    with_vmap,
+    with_vmap_over_weights,
     with_grad,
     with_forward_mode,
     with_subclass,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, autograd, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -19,6 +20,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
+from helpers import Recorder
 
 MODULES = ["LSTM", "RNN", "LSTMCell", "RNNCell"]
 OPTIONS = {
@@ -172,6 +174,66 @@ def test_weights_of_a_program() -> None:
     assert_close(gradients(program), gradients(ours))
 
 
+@pytest.mark.parametrize("make", [exported, traced], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_vmap_of_a_program_is_one_fused_call(
+    kind: str, options: str, make: Callable[..., Any]
+) -> None:
+    ours, _ = build_both(kind, options)
+    x = draw(kind)
+    program = make(ours, x)
+    op = "cell" if "Cell" in kind else "recurrent"
+    with torch.no_grad(), Recorder(f"fastrnn::{op}") as recorder:
+        vmap(each(program))(torch.stack([x, x.sin(), x.cos()]))
+    assert len(recorder.calls) == 1
+
+
+# Of x, h0, c0 with two samples each, and of two numbers.
+NESTED: dict[str, Callable[..., Any]] = {
+    "vmap_of_vmap": lambda f, xs, hx, scales: vmap(
+        lambda x, hx: vmap(lambda s: first(f(s * x, hx)))(scales)
+    )(xs, hx),
+    "each_by_a_level": lambda f, xs, hx, scales: vmap(
+        lambda hx: vmap(lambda x: first(f(x, hx)))(xs)
+    )(hx),
+    "gradient_between": lambda f, xs, hx, scales: vmap(
+        lambda x, hx: grad(lambda x: vmap(lambda s: first(f(s * x, hx)).sum())(scales).sum())(x)
+    )(xs, hx),
+    "gradient_between_and_no_samples": lambda f, xs, hx, scales: vmap(
+        lambda x, hx: grad(lambda x: vmap(lambda s: s * first(f(x, hx)).sum())(scales).sum())(x)
+    )(xs, hx),
+    "gradient_around": lambda f, xs, hx, scales: grad(
+        lambda xs: vmap(lambda x, hx: first(f(x, hx)))(xs, hx).square().sum()
+    )(xs),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize("make", ["module", "exported"])
+def test_nested_levels(name: str, make: str) -> None:
+    ours, theirs = build_both("LSTM")
+    x, scales = draw("LSTM"), torch.tensor([1.0, -2.0], dtype=torch.float64)
+    h, c = torch.randn(2, 2, 1, 2, 5, dtype=torch.float64)
+    example = (x, (h[0], c[0]))
+    call = torch.export.export(ours, example).module() if make == "exported" else ours
+    found = NESTED[name](call, torch.stack([x, x.sin()]), (h, c), scales)
+
+    def by_steps(x: Tensor, hx: tuple[Tensor, Tensor]) -> Tensor:
+        h, c = (state[0] for state in hx)
+        outputs = []
+        for step in x:
+            i, f, g, o = (
+                nn.functional.linear(step, theirs.weight_ih_l0, theirs.bias_ih_l0)
+                + nn.functional.linear(h, theirs.weight_hh_l0, theirs.bias_hh_l0)
+            ).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs)
+
+    assert_close(found, NESTED[name](by_steps, torch.stack([x, x.sin()]), (h, c), scales))
+
+
 COMPILED = [
     (kind, options, transform, dynamic)
     for kind, options in [("LSTM", "plain"), ("RNN", "stack"), ("LSTMCell", "plain")]
@@ -196,6 +258,32 @@ def test_transform_in_compiled_code(
         dynamic=dynamic,
     )
     assert_close(flat(function(x)), flat(TRANSFORMS[transform](ours, x)))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
+    ours, _ = build_both(kind)
+    graphs: list[list[str]] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    torch._dynamo.reset()
+    function = torch.compile(
+        lambda x: vmap(each(ours))(x),
+        backend=aot_autograd(fw_compiler=keep),
+        fullgraph=True,
+        dynamic=True,
+    )
+    with torch.no_grad():
+        for repeats in (3, 5):
+            x = torch.stack([draw(kind).repeat_interleave(repeats, 0)] * repeats)
+            assert_close(function(x), vmap(each(ours))(x))
+    (graph,) = graphs
+    assert [name for name in graph if "fastrnn" in name] == [
+        "fastrnn.cell.default" if "Cell" in kind else "fastrnn.recurrent.default"
+    ]
 
 
 def test_packed_is_left_out_of_compiled_code() -> None:
