@@ -199,12 +199,17 @@ class _Twins:
 
     def __init__(self, model: nn.Module) -> None:
         self.shared: set[str] = set()
-        # torch.fx's own __new__ makes another class.
-        self.copies: dict[int, Any] = {
-            id(module): object.__new__(type(module))
-            for module in model.modules()
-            if not _has_no_twin(module)
-        }
+        self.copies: dict[int, Any] = {}
+        for module in model.modules():
+            if _has_no_twin(module):
+                continue
+            # torch.fx's own __new__ makes another class.
+            self.copies[id(module)] = twin = object.__new__(type(module))
+            for weak in weakref.getweakrefs(module):  # a proxy does not tell what it leads to
+                if type(weak) is weakref.ref:
+                    self.copies[id(weak)] = weakref.ref(twin)
+                elif type(weak) in weakref.ProxyTypes:
+                    self.copies[id(weak)] = weakref.proxy(twin)
         for module in model.modules():
             if id(module) in self.copies:
                 twin = self.copies[id(module)]
@@ -215,6 +220,8 @@ class _Twins:
         """Returns a module's twin, or a value that leads to twins as `value` to modules."""
         if id(value) in self.copies:
             return self.copies[id(value)]
+        if type(value) in weakref.ProxyTypes:  # isinstance would ask what it leads to
+            return value
         if isinstance(value, MethodType):
             return MethodType(value.__func__, self.of(value.__self__))
         if type(value) is partial:
@@ -226,9 +233,6 @@ class _Twins:
             if value.with_module:
                 hook.module = weakref.ref(self.of(value.module()))
             return hook
-        if isinstance(value, weakref.ref):
-            target = value()
-            return weakref.ref(self.copies[id(target)]) if id(target) in self.copies else value
         if type(value) in (tuple, frozenset):
             return type(value)(map(self.of, value))
         if isinstance(value, tuple) and hasattr(value, "_make"):  # a namedtuple
@@ -247,9 +251,11 @@ class _Twins:
         held = [value]
         while held:
             item = held.pop()
-            if isinstance(item, nn.Module) and id(item) in self.copies:
+            if id(item) in self.copies and isinstance(item, nn.Module):
                 return True
-            if id(item) in seen or isinstance(item, (type, ModuleType, Tensor)):
+            if id(item) in seen or type(item) in weakref.ProxyTypes:
+                continue
+            if isinstance(item, (type, ModuleType, Tensor)):
                 continue
             seen.add(id(item))
             if isinstance(item, FunctionType):  # without its globals

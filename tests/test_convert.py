@@ -208,6 +208,18 @@ def test_weak_references_lead_to_the_copys() -> None:
     assert converted.other() is other
 
 
+def test_proxies_lead_to_the_copys() -> None:
+    model, other = nn.Sequential(nn.LSTM(5, 8)), nn.LSTM(5, 8)
+    model.child = weakref.proxy(model[0])  # which torch takes for a module
+    model[0].parents = [weakref.proxy(model), weakref.proxy(other)]
+    model.settings = types.SimpleNamespace(other=weakref.proxy(other))
+    del other
+    converted = fastrnn.convert(model)
+    assert type(converted[0]) is fastrnn.LSTM and type(model[0]) is nn.LSTM
+    assert converted.child.forward.__self__ is converted[0]
+    assert converted[0].parents[0].forward.__self__ is converted
+
+
 class Slotted:
     __slots__ = ("held",)
 
@@ -227,6 +239,8 @@ SHARED = {
     "Slotted, by a method": lambda module: Slotted(module).run,
     "UserDict": lambda module: collections.UserDict(module=module),
     "WeakSet": lambda module: weakref.WeakSet([module]),
+    "WeakMethod": lambda module: weakref.WeakMethod(module.forward),
+    "SimpleNamespace, by a proxy": lambda module: types.SimpleNamespace(p=weakref.proxy(module)),
     "Partial": lambda module: Partial(module),
     "function, by its closure": lambda module: lambda x: module(x),
     "function, by a default": lambda module: lambda x, module=module: module(x),
