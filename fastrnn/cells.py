@@ -36,15 +36,19 @@ def _step(
     Raises:
         RuntimeError: The op does not take these arguments.
     """
-    names = _NAMES if cell.bias else _NAMES_WITHOUT_BIAS
+    parameters = cell._parameters
+    # torch.nn's cells ask for the biases, not for cell.bias. A parametrized one is not listed.
+    bias_ih, bias_hh = parameters.get("bias_ih", cell), parameters.get("bias_hh", cell)
+    has_biases = bias_ih is not None or bias_hh is not None
+    names = _NAMES if has_biases else _NAMES_WITHOUT_BIAS
     if not is_dynamo_compiling():
-        outputs = _direct.cell(mode, x, h0, c0, cell._parameters, names, cell.bias)
+        outputs = _direct.cell(mode, x, h0, c0, parameters, names, has_biases)
         if outputs is not NotImplemented:
             return outputs
     if not can_fuse(x, h0, c0):
         return None
     run = _transforms.cell if _transforms.take_over() else _fused_step
-    return run(mode, x, h0, c0, weights_of(cell, names), cell.bias)
+    return run(mode, x, h0, c0, weights_of(cell, names), has_biases)
 
 
 class RNNCell(nn.RNNCell):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrize
 
 import fastrnn
 from helpers import DTYPES, Recorder, assert_equal, assert_same, takes_fused_path
@@ -145,6 +146,55 @@ def test_in_the_place_of_torch_nns_name(name: str, monkeypatch: pytest.MonkeyPat
         cell(torch.ones(3, 6))
     cell = cell.to("meta")  # where torch.nn computes
     assert cell(torch.ones(3, 5, device="meta"))[0].shape[-1] == 8
+
+
+def without_biases(cell: nn.RNNCellBase) -> None:
+    """Takes both biases away."""
+    cell.bias_ih = cell.bias_hh = None
+
+
+def without_one_bias(cell: nn.RNNCellBase) -> None:
+    """Takes one bias away, which torch.nn's own computation allows."""
+    cell.bias_ih = None
+
+
+def with_biases_after_all(cell: nn.RNNCellBase) -> None:
+    """Gives a bias to a cell whose flag says that it has none."""
+    cell.bias = False
+    cell.bias_ih = nn.Parameter(2 * cell.bias_hh.detach())
+
+
+def with_another_attribute(cell: nn.RNNCellBase) -> None:
+    """Uses the name of the flag, as a subclass may."""
+    cell.bias = nn.Parameter(torch.ones(17))
+
+
+def with_a_parametrized_bias(cell: nn.RNNCellBase) -> None:
+    """Computes a bias at each call."""
+    parametrize.register_parametrization(cell, "bias_ih", nn.Softplus(), unsafe=True)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_biases,
+        without_one_bias,
+        with_biases_after_all,
+        with_another_attribute,
+        with_a_parametrized_bias,
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_are_those_that_it_has(kind: str, change: Callable[[nn.RNNCellBase], None]) -> None:
+    ours, theirs = (build(package, kind, dtype=torch.float64) for package in (fastrnn, nn))
+    for cell in (ours, theirs):
+        change(cell)
+    arguments = make_inputs(kind, 3, True, torch.float64)
+    want = theirs(*arguments)
+    torch.testing.assert_close(ours(*arguments), want)
+    if change is not without_one_bias:  # which compiled code refuses
+        torch.testing.assert_close(torch.compile(ours, backend="eager")(*arguments), want)
 
 
 def test_unknown_nonlinearity() -> None:
