@@ -96,50 +96,6 @@ class _Recurrent(nn.RNNBase):
         """Past RNNBase's, which keeps the list in step."""
         nn.Module.__setattr__(self, name, value)
 
-    def _run(
-        self, x: Any, batch_sizes: Tensor | None, h0: Tensor | None, c0: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Runs the fused op: y, h_n, c_n; or None where torch.nn is to compute.
-
-        Raises:
-            RuntimeError: The op does not take these arguments.
-        """
-        dropout = self.dropout if self.training else 0.0
-        if not is_dynamo_compiling():
-            outputs = _direct.recurrent(
-                self.mode,
-                x,
-                batch_sizes,
-                h0,
-                c0,
-                self._parameters,
-                self._flat_weights_names,
-                self.num_layers,
-                self.bias,
-                self.bidirectional,
-                self.batch_first,
-                dropout,
-            )
-            if outputs is not NotImplemented:
-                return outputs
-        if not can_fuse(x, h0, c0):
-            return None
-        take_over = _transforms.take_over(packed=batch_sizes is not None)
-        run = _transforms.recurrent if take_over else _fused_run
-        return run(
-            self.mode,
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            weights_of(self, self._flat_weights_names),
-            self.num_layers,
-            self.bias,
-            self.bidirectional,
-            self.batch_first,
-            dropout,
-        )
-
     def _torch_takes_over(self, error: Exception, input: Any, hx: Any) -> bool:  # noqa: A002
         """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
 
@@ -166,6 +122,55 @@ class _Recurrent(nn.RNNBase):
         if not x.is_cpu or x.dtype == torch.float64 or self.proj_size > 0:
             return False
         return torch._C._get_mkldnn_enabled() and bool((sizes == sizes[0]).all())
+
+
+def _run(
+    module: _Recurrent,
+    x: Any,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Runs the fused op: y, h_n, c_n; or None where torch.nn is to compute.
+
+    Raises:
+        RuntimeError: The op does not take these arguments.
+    """
+    dropout = module.dropout if module.training else 0.0
+    if not is_dynamo_compiling():
+        outputs = _direct.recurrent(
+            module.mode,
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            module._parameters,
+            module._flat_weights_names,
+            module.num_layers,
+            module.bias,
+            module.bidirectional,
+            module.batch_first,
+            dropout,
+        )
+        if outputs is not NotImplemented:
+            return outputs
+    if not can_fuse(x, h0, c0):
+        return None
+    take_over = _transforms.take_over(packed=batch_sizes is not None)
+    run = _transforms.recurrent if take_over else _fused_run
+    return run(
+        module.mode,
+        x,
+        batch_sizes,
+        h0,
+        c0,
+        weights_of(module, module._flat_weights_names),
+        module.num_layers,
+        module.bias,
+        module.bidirectional,
+        module.batch_first,
+        dropout,
+    )
 
 
 def _torch_reads_past(hx: Any) -> bool:
@@ -280,12 +285,12 @@ class RNN(_Recurrent):
         packed = isinstance(input, PackedSequence)
         try:
             if not packed:
-                outputs = self._run(input, None, hx, None)
+                outputs = _run(self, input, None, hx, None)
                 if outputs is not None:
                     return outputs[:2]
             else:
                 h0 = hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
-                outputs = self._run(input.data, input.batch_sizes, h0, None)
+                outputs = _run(self, input.data, input.batch_sizes, h0, None)
                 if outputs is not None:
                     y, h_n, _ = outputs
                     return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
@@ -396,13 +401,13 @@ class LSTM(_Recurrent):
         packed = isinstance(input, PackedSequence)
         try:
             if not packed:
-                outputs = self._run(input, None, *unpack(hx))
+                outputs = _run(self, input, None, *unpack(hx))
                 if outputs is not None:
                     y, h_n, c_n = outputs
                     return y, (h_n, c_n)
             else:
                 h0, c0 = unpack(hx if hx is None else self.permute_hidden(hx, input.sorted_indices))
-                outputs = self._run(input.data, input.batch_sizes, h0, c0)
+                outputs = _run(self, input.data, input.batch_sizes, h0, c0)
                 if outputs is not None:
                     y, h_n, c_n = outputs
                     states = self.permute_hidden((h_n, c_n), input.unsorted_indices)

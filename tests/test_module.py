@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
@@ -290,3 +290,21 @@ def test_forward_hooks(kind: str) -> None:
     module.register_forward_hook(lambda _, args, result: seen.append(result[0].shape))
     module(torch.ones(7, 3, 5))
     assert seen == [(7, 3, 5), (7, 3, 17)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_subclass_may_have_a_run_of_its_own(kind: str) -> None:
+    case = Case(kind)
+    inputs, base = make_inputs(case), build(fastrnn, case)
+
+    class Encoder(type(base)):  # type: ignore[misc]
+        def _run(self, *arguments: Tensor) -> tuple:
+            return super().forward(*arguments)
+
+        def forward(self, *arguments: Tensor) -> tuple:
+            return self._run(*arguments)
+
+    expected = call(base, inputs)
+    base.__class__ = Encoder
+    assert_equal(call(base, inputs), expected)
+    assert takes_fused_path(lambda: call(base, inputs))
