@@ -165,7 +165,7 @@ def _check_weights(module: nn.Module) -> None:
     Raises:
         AttributeError: It computes with others.
     """
-    if not isinstance(module, nn.RNNBase) or "_flat_weights" not in vars(module):
+    if not isinstance(module, nn.RNNBase):
         return
     if module._weights_have_changed():  # as its forward does
         module._init_flat_weights()
