@@ -244,6 +244,7 @@ SHARED = {
     "Partial": lambda module: Partial(module),
     "function, by its closure": lambda module: lambda x: module(x),
     "function, by a default": lambda module: lambda x, module=module: module(x),
+    "function, by a default of a keyword": lambda module: lambda x, *, module=module: module(x),
 }
 
 
@@ -251,7 +252,10 @@ SHARED = {
 def test_objects_that_lead_to_modules_are_reported(name: str) -> None:
     model, x, other = nn.Sequential(nn.LSTM(5, 8), nn.Linear(8, 2)), torch.ones(5), nn.MSELoss()
     model.trainer = SHARED[name](model[0])
-    model.settings = types.SimpleNamespace(rate=0.1, other=[nn.LSTM(5, 8)])
+    common = [torch.ones(1), types.ModuleType("library"), type("Registry", (), {})]
+    for each in common:  # the same for every model, or for both
+        each.module = model[0]
+    model.settings = types.SimpleNamespace(rate=0.1, other=[nn.LSTM(5, 8)], common=common)
     model.loss = lambda y, other=other: other(y, x)
     matching = f"of class {name.split(',')[0]}: inplace=True"
     with pytest.warns(UserWarning, match=matching) as warned:
@@ -273,6 +277,16 @@ def test_a_method_of_a_child(inplace: bool) -> None:
     assert takes_fused_path(lambda: converted(x))
     plain = fastrnn.revert(converted, inplace=inplace)
     assert torch.equal(plain(x), want) and not takes_fused_path(lambda: plain(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_other_methods_of_children_stay_what_they_are(inplace: bool) -> None:
+    model = nn.Sequential(nn.LSTM(5, 8), MyLSTM(5, 8))
+    model.reset, model.step = model[0].reset_parameters, model[1].forward
+    with pytest.warns(UserWarning, match="MyLSTM"):
+        converted = fastrnn.convert(model, inplace=inplace)
+    assert converted.reset == converted[0].reset_parameters
+    assert converted.step == converted[1].forward
 
 
 def test_keys_lead_to_the_copys_and_containers_keep_their_class() -> None:
@@ -309,11 +323,14 @@ class Probe(nn.Module):
         self.last: Tensor | None = None
         self.lstm.register_forward_hook(self.keep)
         self.loaded: list[nn.Module] = []
-        self.register_load_state_dict_pre_hook(lambda module, *_: self.loaded.append(module))
+        self.register_load_state_dict_pre_hook(self.note)
 
     def keep(self, module: nn.Module, arguments: Any, outputs: Any) -> None:
         assert module is self.lstm
         self.last = outputs[0].detach()
+
+    def note(self, module: nn.Module, *_: Any) -> None:
+        self.loaded.append(module)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lstm(x)[0]
@@ -324,11 +341,18 @@ def test_hooks_of_a_copy_are_its_own() -> None:
     converted = fastrnn.convert(model)
     assert torch.equal(converted(x), converted.last) and model.last is None
     converted.load_state_dict(model.state_dict())
-    assert model.loaded == [converted]  # the function is the model's, and is given the copy
+    assert converted.loaded == [converted] and not model.loaded
 
 
-def test_a_lazy_module_that_has_run_is_copied() -> None:
-    model = nn.Sequential(nn.LazyLinear(5), nn.LSTM(5, 8))
+class StaysLazy(nn.LazyLinear):
+    """A lazy module that keeps its class when it has run."""
+
+    cls_to_become = None
+
+
+@pytest.mark.parametrize("lazy", [nn.LazyLinear, StaysLazy])
+def test_a_lazy_module_that_has_run_is_copied(lazy: type[nn.LazyLinear]) -> None:
+    model = nn.Sequential(lazy(5), nn.LSTM(5, 8))
     model(torch.ones(4, 3))
     converted = fastrnn.convert(model)
     assert converted[0] is not model[0] and converted[0].weight is model[0].weight
@@ -431,7 +455,7 @@ def test_compiled_modules_are_reported() -> None:
         said = f"^compiled before, so the copy still runs the original's: {name}$"
         with pytest.warns(UserWarning, match=said) as warned:
             fastrnn.convert(compiled)
-        assert warned[0].filename == __file__
+        assert [warning.filename for warning in warned] == [__file__]
     model[0].compile(backend="eager")
     with pytest.warns(UserWarning, match="original's: 0, 1$"):
         fastrnn.convert(model)
