@@ -18,7 +18,7 @@ FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 @torch.compiler.assume_constant_result  # compilers cannot trace torch.cuda.device_count
 def _is_too_old(device: torch.device) -> bool:
     """Returns whether a GPU is older than the CUDA kernels; a fake tensor's need not exist."""
-    exists = (device.index or 0) < torch.cuda.device_count()
+    exists = device.index < torch.cuda.device_count()
     return exists and torch.cuda.get_device_properties(device).major < 8
 
 
