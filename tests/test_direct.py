@@ -294,6 +294,13 @@ def test_gpus_that_are_too_old_are_left_to_torch(
         assert _fused.can_fuse(torch.empty(4, 3, 5, device="cuda:1"))  # of a graph for elsewhere
 
 
+def test_devices_without_kernels_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fused, "HAS_CUDA", False)
+    assert not _fused.can_fuse(torch.empty(4, 3, 5, device="meta"))
+    with FakeTensorMode():
+        assert not _fused.can_fuse(torch.empty(4, 3, 5, device="cuda"))
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compilers_learn_whether_a_gpu_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which is asked in functions of torch's that they cannot trace."""
