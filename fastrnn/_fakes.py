@@ -55,7 +55,7 @@ class _Stack:
         self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
         self.width = weights[1].size(1)
         unprojected_count = self.strands * (4 if has_biases else 2)
-        self.projected = self.lstm and len(weights) == unprojected_count + self.strands
+        self.projected = len(weights) == unprojected_count + self.strands
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:
             if batch_sizes.dtype != torch.int64:
