@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn  # noqa: F401  (registers the ops)
 from bad_arguments import BAD, good, good_packed, replaced, weights
@@ -42,6 +43,14 @@ def test_a_product_of_sizes_that_overflows() -> None:
     huge = {"x": torch.ones(1, 1, 1), "weights": [one.expand(shape) for shape in shapes]}
     with pytest.raises(RuntimeError, match="fastrnn: x is too large"):
         ops.recurrent(**(good() | huge | {"h0": None, "c0": None}))
+
+
+def test_fake_packed_data_has_two_dimensions() -> None:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(RuntimeError, match="dimensions"),
+    ):
+        ops.recurrent(**(good() | good_packed(x=torch.zeros(4, 3, 5))))
 
 
 def test_wrong_number_of_arguments() -> None:
