@@ -73,6 +73,18 @@ def test_flops_of_a_cell(name: str, training: bool) -> None:
     assert counts[0] == counts[1] > 0
 
 
+def test_flops_of_an_output_that_is_computed_again() -> None:
+    module, x = fastrnn.LSTM(5, 8, num_layers=2), torch.randn(7, 3, 5)
+    counts = []
+    for write in (False, True):
+        y, _ = module(x)
+        if write:
+            y.mul_(2)
+        counts.append(flops(y.sum().backward))
+    last_layer = fastrnn.LSTM(8, 8)
+    assert counts[1] - counts[0] == flops(last_layer, y.detach()) > 0
+
+
 class Model(nn.Module):
     """A module of each class, in what torch.fx can follow: it does not unpack."""
 
