@@ -61,7 +61,7 @@ def table(measurements: list[Measurement], names: list[str]) -> str:
     """A line per implementation and number of threads."""
     lines = [
         f"{'threads':>7}  {'implementation':<15}{'us a call':>12}{'q1..q3':>20}"
-        f"{'over fastrnn':>14}{'q1..q3':>14}"
+        f"{'over fastrnn':>14}{'q1..q3':>18}"
     ]
     for found in measurements:
         for name in names:
@@ -75,7 +75,7 @@ def table(measurements: list[Measurement], names: list[str]) -> str:
             spread = found.seconds[name]
             line += f"{us(spread.median):>12}{f'{us(spread.q1)}..{us(spread.q3)}':>20}"
             if (ratio := found.ratios.get(name)) is not None:
-                line += f"{ratio.median:>14.2f}{f'{ratio.q1:.2f}..{ratio.q3:.2f}':>14}"
+                line += f"{ratio.median:>14.2f}{f'{ratio.q1:.2f}..{ratio.q3:.2f}':>18}"
             lines.append(line)
     return "\n".join(lines)
 
