@@ -12,9 +12,11 @@ import torch
 
 from fastrnn.bench.__main__ import caution, main
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.report import sentence, verdict
+from fastrnn.bench.measure import MODES, Measurement, build_steps
+from fastrnn.bench.report import sentence, table, verdict
+from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, cuda_timer
-from fastrnn.bench.work import time_limit
+from fastrnn.bench.work import MODULES, make_workload, time_limit
 from helpers import run_python
 
 TINY = ["--batch", "2", "--seq", "3", "--input", "4", "--hidden", "5", "--seconds", "0.05"]
@@ -23,7 +25,7 @@ TINY = ["--batch", "2", "--seq", "3", "--input", "4", "--hidden", "5", "--second
 def test_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     arguments = [*TINY, "--threads", "1,2", "--layers", "2", "--bidirectional"]
-    arguments += ["--json", "out.json", "--plot", "out.png"]
+    arguments += ["--json", "out.json", "--plot", "out.png", "--compile-limit", "3600"]
     process = run_python("-m", "fastrnn.bench", *arguments, cwd=str(tmp_path))
     assert process.returncode == 0, process.stderr
     found = json.loads((tmp_path / "out.json").read_text())
@@ -36,8 +38,8 @@ def test_figures(tmp_path: Path) -> None:
     assert [result["threads"] for result in found["results"]] == [1, 2]
     for result in found["results"]:
         assert result["rounds"] >= 9
-        names = {"torch", "fastrnn", "torch.compile"}
-        assert result["seconds"].keys() | result["problems"].keys() == names
+        assert result["seconds"].keys() == {"torch", "fastrnn", "torch.compile"}
+        assert result["ratios"].keys() == {"torch", "torch.compile"} and not result["problems"]
         for name, ratio in result["ratios"].items():
             assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
             over = result["seconds"][name]["median"] / result["seconds"]["fastrnn"]["median"]
@@ -58,8 +60,10 @@ def test_kinds(kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"{kind}, batch 2, 3 steps" in capsys.readouterr().out
 
 
-def test_compile_that_fails_has_a_row(capsys: pytest.CaptureFixture) -> None:
-    assert main([*TINY, "--compile-limit", "0.001"]) == 0
+def test_compile_that_fails_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "out.png"
+    assert main([*TINY, "--compile-limit", "0.001", "--plot", str(plot)]) == 0 and plot.exists()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if " torch.compile " in line]
     assert "no figure: " in row and "not done after 0.001 s" in row
 
@@ -166,12 +170,26 @@ def test_error_that_is_not_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) 
         main(["--no-compile"])
 
 
-def test_sentence_of_two() -> None:
+def test_sentence_of_none_and_two() -> None:
+    assert sentence({}, "here") == "For this shape, here, there is nothing to compare."
     ratios = {"torch": Spread(3.0, 2.9, 3.1), "torch.compile": Spread(0.5, 0.4, 0.6)}
     assert sentence(ratios, "on 2 threads") == (
         "For this shape, on 2 threads, fastrnn is 3.0 times as fast as torch.nn, and slower than "
         "torch.compile, taking 2.0 times as long."
     )
+
+
+def test_table() -> None:
+    seconds = {"torch": Spread(2e-3, 1e-3, 3e-3), "fastrnn": Spread(1e-5, 9e-6, 1.2e-5)}
+    ratios, problems = {"torch": Spread(200, 150, 250)}, {"torch.compile": "it failed"}
+    found = Measurement(2, 9, seconds, ratios, problems)
+    lines = table([found], ["torch", "torch.compile", "other", "fastrnn"]).splitlines()[1:]
+    assert [" ".join(line.split()) for line in lines] == [
+        "2 torch.nn 2,000 1,000..3,000 200.00 150.00..250.00",
+        "2 torch.compile no figure: it failed",
+        "2 other not timed",
+        "2 fastrnn 10.0 9.0..12.0",
+    ]
 
 
 def test_cuda_timer_takes_the_time_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +242,9 @@ def test_time_limit_is_not_swallowed() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_wrong_results_are_seen(dtype: torch.dtype) -> None:
-    right = {"output": torch.linspace(-1, 1, 100).to(dtype)}
-    assert mismatches(right, right) == []
+    right = {"output": torch.linspace(-0.01, 0.01, 100).to(dtype)}
+    for same in (right, {"output": torch.zeros(3, dtype=dtype)}):
+        assert mismatches(same, same) == []
     assert mismatches({}, right) == ["output is missing"]
     shorter = {"output": right["output"][1:]}
     assert mismatches(shorter, right) == ["output has shape (99,), not (100,)"]
@@ -234,3 +253,63 @@ def test_wrong_results_are_seen(dtype: torch.dtype) -> None:
     for wrong in (right["output"] * 1.1, torch.full_like(right["output"], torch.nan)):
         (line,) = mismatches({"output": wrong}, right)
         assert line.startswith("output differs by ")
+
+
+@pytest.mark.parametrize(
+    ("precision", "right", "wrong"),
+    [("highest", 1e-5, 1e-4), ("high", 1e-3, 4e-3), ("medium", 0.03, 0.1)],
+)
+def test_lower_precision_is_allowed_what_it_costs(
+    precision: str, right: float, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    expected = {"output": torch.linspace(-1, 1, 100)}
+    for error, lines in ((right, 0), (wrong, 1)):
+        found = mismatches({"output": expected["output"] * (1 + error)}, expected)
+        assert len(found) == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [
+        ("rnn-B2-T9-I1-H1", [9, 9]),
+        ("rnn-B4-T10-I1-H1-packed60", [2, 5, 7, 10]),
+        ("rnn-B3-T9-I1-H1-packed10", [1, 5, 9]),
+        ("rnn-B1-T9-I1-H1-packed60", [9]),
+    ],
+)
+def test_lengths(text: str, lengths: list[int]) -> None:
+    shape = Shape.parse(text)
+    assert sorted(shape.lengths) == lengths and shape.steps == sum(lengths)
+    assert len(lengths) < 3 or shape.lengths != lengths[::-1]  # nor sorted for packing
+
+
+@pytest.mark.parametrize(
+    "text", ["lstm-relu-B3-T7-I5-H9", "rnn-B3-T7-I5-H9-proj4", "lstm-B3-T7-I5-H9-proj9"]
+)
+def test_shapes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Shape.parse(text)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("rnn-B3-T7-I5-H9-hx", (7, 3, 9)),
+        ("rnn-relu-B3-T7-I5-H9-packed60", (12, 9)),
+        ("lstm-B3-T7-I5-H9-batchfirst", (3, 7, 9)),
+        ("lstm-B3-T7-I5-H9-L2-bi-proj4-packed60-batchfirst-hx", (12, 8)),
+    ],
+)
+def test_workload(text: str, size: tuple[int, ...], mode: str) -> None:
+    shape = Shape.parse(text)
+    work = make_workload(shape, mode)
+    assert (work.hx is not None) == shape.hx
+    steps, problems = build_steps(work, MODULES)
+    assert steps.keys() == MODULES.keys() and not problems
+    expected = MODULES["torch"](make_workload(shape, mode)).results()
+    assert expected["output"].shape == size
+    assert ("x.grad" in expected) == (mode == "training")
+    for step in steps.values():  # once more
+        assert mismatches(step.results(), expected) == []
