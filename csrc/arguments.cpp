@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
+#include "buffers.h"
 #include "contention.h"
-#include "stack.h"
 
 namespace fastrnn {
 namespace {
@@ -54,6 +54,7 @@ void parse_batch_sizes(const at::Tensor& batch_sizes, Stack& stack) {
   // Before they are copied: an expanded tensor has any number of elements.
   TORCH_CHECK(stack.steps <= stack.rows, "fastrnn: batch_sizes has ", stack.steps,
               " elements, and x ", stack.rows, " rows");
+  check_memory(batch_sizes);
   const at::Tensor contiguous = batch_sizes.contiguous();
   const int64_t* sizes = contiguous.const_data_ptr<int64_t>();
   stack.batch_sizes.assign(sizes, sizes + stack.steps);

@@ -23,24 +23,27 @@ inline at::Tensor empty_buffer(int64_t elements, const at::TensorOptions& option
   return buffer;
 }
 
-// Whether a tensor's storage reaches to its last element: it may have been freed or shrunk since.
-inline bool has_memory(const at::Tensor& tensor) {
-  return tensor.numel() == 0 ||
-         tensor.storage().nbytes() >=
-             at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.itemsize(),
-                                              tensor.storage_offset());
-}
-
-// Raises c10::Error unless it does. That is no refusal ("fastrnn: ..."), after which torch.nn would
-// be asked, whose LSTM reads what is no longer there.
+// Raises c10::Error unless a tensor's storage reaches to its last element: it may have been freed
+// or shrunk since. That is no refusal ("fastrnn: ..."), after which torch.nn would be asked, whose
+// LSTM reads what is no longer there. To be called before torch itself reads the tensor, to copy it
+// say.
 inline void check_memory(const at::Tensor& tensor) {
-  TORCH_CHECK(has_memory(tensor), "the memory of a tensor that fastrnn is to read was freed");
+  TORCH_CHECK(tensor.numel() == 0 ||
+                  tensor.storage().nbytes() >=
+                      at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(),
+                                                       tensor.itemsize(), tensor.storage_offset()),
+              "the memory of a tensor that fastrnn is to read was freed");
+}
+inline void check_memory(const Inputs& inputs) {
+  check_memory(inputs.x);
+  if (inputs.h0.has_value()) check_memory(*inputs.h0);
+  if (inputs.c0.has_value()) check_memory(*inputs.c0);
+  for (const at::Tensor& weight : inputs.weights) check_memory(weight);
 }
 
 // A tensor's elements as the kernels name their type.
 template <typename E>
 const E* elements(const at::Tensor& tensor) {
-  check_memory(tensor);
   return static_cast<const E*>(tensor.const_data_ptr());
 }
 template <typename E>

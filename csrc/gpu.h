@@ -36,10 +36,6 @@ inline bool check_persistent(int error) {
   return !refused;
 }
 
-// Raises c10::Error if the memory of an input was freed: a GPU that reads there fails every later
-// call of the process.
-void check_memory(const Inputs& inputs);
-
 inline cuda::Element element_of(at::ScalarType type) {
   switch (type) {
     case at::kFloat: return cuda::Element::f32;

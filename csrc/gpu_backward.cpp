@@ -135,8 +135,6 @@ at::Tensor differentiate_input(const Stack& stack, const Layer& layer, int64_t i
 void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
                   const at::Tensor& reserve, const Gradients& gradients) {
   check_memory(inputs);
-  fastrnn::check_memory(reserve);
-  if (gradients.dy.defined()) fastrnn::check_memory(gradients.dy);
   const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const cuda::Stream stream = current_stream();
   const cuda::Element element = element_of(x.scalar_type());

@@ -7,13 +7,6 @@
 
 namespace fastrnn::gpu {
 
-void check_memory(const Inputs& inputs) {
-  fastrnn::check_memory(inputs.x);
-  if (inputs.h0.has_value()) fastrnn::check_memory(*inputs.h0);
-  if (inputs.c0.has_value()) fastrnn::check_memory(*inputs.c0);
-  for (const at::Tensor& weight : inputs.weights) fastrnn::check_memory(weight);
-}
-
 DeviceSchedule::DeviceSchedule(const Stack& stack, const at::TensorOptions& options,
                                cuda::Stream stream)
     : schedule_{stack.steps, stack.batch, nullptr, nullptr} {

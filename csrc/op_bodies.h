@@ -52,6 +52,7 @@ inline void check_gradient(const char* name, const OptionalTensor& gradient, con
               "fastrnn: ", name, " must be a dense tensor like x");
   TORCH_CHECK(gradient->sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
               gradient->sizes());
+  check_memory(*gradient);
 }
 
 // The reserve, checked, as the runs read it: a saved-tensor hook may have given it other strides.
@@ -89,7 +90,6 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   check_gradient("dh_n", dh_n, x, h_sizes);
   check_gradient("dc_n", dc_n, x, c_sizes);
   check_gradient("y", y, x, stack.output_sizes());
-  TORCH_CHECK(has_memory(y), "fastrnn: the memory of y was freed before the backward pass");
   const at::Tensor kept = checked_reserve(reserve, x, stack);
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),

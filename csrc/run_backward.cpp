@@ -289,6 +289,7 @@ void BackwardRun<E>::run_direction(Direction& direction) {
 
 void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
                   const at::Tensor& reserve, const Gradients& gradients) {
+  check_memory(inputs);
   const std::vector<at::Tensor> weights = contiguous_all(inputs.weights);
   const at::Tensor h0 = contiguous_state(inputs.h0), c0 = contiguous_state(inputs.c0);
   const at::Tensor dy = gradients.dy.defined() ? rows_contiguous(gradients.dy) : gradients.dy;

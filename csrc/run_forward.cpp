@@ -226,6 +226,7 @@ E* ForwardRun<E>::drop(int64_t layer, E* output, const at::TensorOptions& option
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
   // Of this thread, whose last call may well have read the same weights.
   static thread_local int64_t steps_before = 0;
+  check_memory(inputs);
   const std::vector<at::Tensor> weights = contiguous_all(inputs.weights);
   const at::Tensor h0 = contiguous_state(inputs.h0), c0 = contiguous_state(inputs.c0);
   with_element(inputs.x.scalar_type(), [&](auto element) {

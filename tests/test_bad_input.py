@@ -423,22 +423,49 @@ def test_a_failure_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("size", [0, 8])
 @pytest.mark.parametrize("freed", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("module", [fastrnn.RNN(5, 8), fastrnn.LSTM(5, 8).double()], ids=str)
-def test_memory_that_was_freed(module: nn.RNNBase, freed: str, size: int) -> None:
+def test_memory_that_was_freed(module: nn.RNNBase, contiguous: bool, freed: str, size: int) -> None:
     """As FSDP frees it, by hand; torch.nn.LSTM reads it."""
     module = copy.deepcopy(module)
     tensors = dict(module.named_parameters())
     dtype = module.weight_hh_l0.dtype
     tensors |= {"x": torch.zeros(4, 3, 5, dtype=dtype), "h0": torch.zeros(1, 3, 8, dtype=dtype)}
     h0 = tensors["h0"]
+    if not contiguous:  # in every second element
+        tensors[freed].data = torch.stack([tensors[freed].detach()] * 2, -1)[..., 0]
     tensors[freed].untyped_storage().resize_(size)
     with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
         module(tensors["x"], (h0, torch.zeros_like(h0)) if module.mode == "LSTM" else h0)
 
 
+def test_batch_sizes_whose_memory_was_freed() -> None:
+    data, batch_sizes = nn.utils.rnn.pack_sequence([X[0], X[0]])[:2]
+    batch_sizes.untyped_storage().resize_(8)
+    module = fastrnn.RNN(5, 8)
+    with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
+        torch.ops.fastrnn.recurrent(
+            "RNN_TANH",
+            data,
+            batch_sizes,
+            None,
+            None,
+            module._flat_weights,
+            1,
+            True,
+            False,
+            False,
+            0.0,
+        )
+
+
 def test_memory_that_was_freed_before_the_backward_pass() -> None:
     module = fastrnn.LSTM(5, 8)
-    y = module(torch.zeros(4, 3, 5, requires_grad=True))[0]
+    y, (h_n, _) = module(torch.zeros(4, 3, 5, requires_grad=True))
+    dh_n = torch.ones_like(h_n)
+    dh_n.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="was freed"):
+        h_n.backward(dh_n, retain_graph=True)
     module.weight_hh_l0.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match="was freed"):
         y.sum().backward()
