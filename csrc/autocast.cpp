@@ -23,7 +23,9 @@ struct Dtypes {
 // precision.
 bool is_onednn(ScalarType x, ScalarType lower) {
   if (!at::hasMKLDNN()) return false;  // nor is there the op below
-  static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported").call();
+  // At the CPU's key: a tracer, which comes before it, refuses an op that returns a bool.
+  static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported")
+                                   .redispatch(c10::DispatchKeySet(c10::DispatchKey::CPU));
   return (x == at::kFloat || x == at::kBFloat16) && at::globalContext().userEnabledMkldnn() &&
          (lower != at::kBFloat16 || has_bf16);
 }

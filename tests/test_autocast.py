@@ -20,6 +20,7 @@ from helpers import (
     cases,
     make_inputs,
     run,
+    run_python,
     takes_fused_path,
 )
 
@@ -265,3 +266,15 @@ def test_compiled(kind: str) -> None:
 def test_cuda_key(op: str) -> None:
     # What it gives takes a GPU to see; that it is there does not.
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastrnn::{op}", "AutocastCUDA")
+
+
+def test_a_trace_as_the_first_call() -> None:
+    code = """if True:
+        import torch, fastrnn
+        x, module = torch.ones(4, 3, 5), fastrnn.LSTM(5, 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            traced = torch.jit.trace(module, x, check_trace=False)
+            assert torch.equal(traced(2 * x)[0], module(2 * x)[0])
+    """
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr
