@@ -31,25 +31,24 @@ bool is_onednn(ScalarType x, ScalarType lower) {
 }
 
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
-// given.
+// given. plain: neither packed nor a cell.
 Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0,
                   ScalarType lower) {
-  if (x == at::kDouble) return {x, x};  // autocast leaves float64 alone
   if (!lstm || (plain && !projected && is_onednn(x, lower))) return {lower, lower};
   const ScalarType state = c10::promoteTypes(lower, c0);
   return {projected ? lower : state, state};
 }
 
-// plain: neither packed nor a cell.
 // Outputs as torch.nn's modules give them. x and c0: the dtypes of the arguments; where there was
 // no c0, that of x.
 std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool projected, ScalarType x,
                                                 ScalarType c0, const Tensor& y, const Tensor& h_n,
                                                 const Tensor& c_n) {
-  const ScalarType lower = at::autocast::get_autocast_dtype(y.device().type());
-  const ScalarType same = x == at::kDouble ? x : lower;
+  // Autocast leaves float64 alone.
+  const ScalarType lower =
+      x == at::kDouble ? x : at::autocast::get_autocast_dtype(y.device().type());
   const Dtypes dtypes =
-      y.is_cpu() ? cpu_dtypes(lstm, plain, projected, x, c0, lower) : Dtypes{same, same};
+      y.is_cpu() ? cpu_dtypes(lstm, plain, projected, x, c0, lower) : Dtypes{lower, lower};
   return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
 }
 
