@@ -44,21 +44,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
 
-inline void check_gradient(const char* name, const OptionalTensor& gradient, const at::Tensor& x,
-                           at::IntArrayRef sizes) {
-  if (!gradient.has_value()) return;
-  TORCH_CHECK(gradient->defined() && gradient->device() == x.device() &&
-                  gradient->scalar_type() == x.scalar_type() && gradient->layout() == at::kStrided,
+// Raises c10::Error unless a tensor of the backward pass, if it is given, is like x and of that
+// size.
+inline void check_like(const char* name, const OptionalTensor& given, const at::Tensor& x,
+                       at::IntArrayRef sizes) {
+  if (!given.has_value()) return;
+  TORCH_CHECK(given->defined() && given->device() == x.device() &&
+                  given->scalar_type() == x.scalar_type() && given->layout() == at::kStrided,
               "fastrnn: ", name, " must be a dense tensor like x");
-  TORCH_CHECK(gradient->sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
-              gradient->sizes());
-  check_memory(*gradient);
+  TORCH_CHECK(given->sizes() == sizes, "fastrnn: ", name, " must have size ", sizes, ", got ",
+              given->sizes());
+  check_memory(*given);
 }
 
 // The reserve, checked, as the runs read it: a saved-tensor hook may have given it other strides.
 inline at::Tensor checked_reserve(const at::Tensor& reserve, const at::Tensor& x,
                                   const Stack& stack) {
-  check_gradient("reserve", reserve, x, {stack.reserve_size()});
+  check_like("reserve", reserve, x, {stack.reserve_size()});
   return reserve.contiguous();
 }
 
@@ -83,13 +85,13 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Stack stack = check_arguments(options, inputs);
-  check_gradient("dy", dy, x, stack.output_sizes());
+  check_like("dy", dy, x, stack.output_sizes());
   const std::vector<int64_t> h_sizes = stack.state_sizes(stack.width);
   const std::vector<int64_t> c_sizes =
       stack.cell == Cell::lstm ? stack.state_sizes(stack.hidden) : std::vector<int64_t>{0};
-  check_gradient("dh_n", dh_n, x, h_sizes);
-  check_gradient("dc_n", dc_n, x, c_sizes);
-  check_gradient("y", y, x, stack.output_sizes());
+  check_like("dh_n", dh_n, x, h_sizes);
+  check_like("dc_n", dc_n, x, c_sizes);
+  check_like("y", y, x, stack.output_sizes());
   const at::Tensor kept = checked_reserve(reserve, x, stack);
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
