@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -12,11 +13,11 @@ import torch
 
 from fastrnn.bench.__main__ import caution, main
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.measure import MODES, Measurement, build_steps
+from fastrnn.bench.measure import MODES, Measurement, build_steps, measure
 from fastrnn.bench.report import sentence, table, verdict
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, cuda_timer
-from fastrnn.bench.work import MODULES, make_workload, time_limit
+from fastrnn.bench.work import MODULES, Step, Workload, make_workload, time_limit
 from helpers import run_python
 
 TINY = ["--batch", "2", "--seq", "3", "--input", "4", "--hidden", "5", "--seconds", "0.05"]
@@ -290,6 +291,30 @@ def test_lengths(text: str, lengths: list[int]) -> None:
 def test_shapes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Shape.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong_draws", "accepted"),
+    [
+        ("rnn-relu-B1-T2-I3-H4", 2, True),
+        ("rnn-relu-B1-T2-I3-H4", 3, False),
+        ("rnn-B1-T2-I3-H4", 1, False),
+    ],
+)
+def test_a_sign_of_relu_that_a_rounding_turned(text: str, wrong_draws: int, accepted: bool) -> None:
+    drawn: list[Workload] = []
+
+    def build(work: Workload) -> Step | None:
+        drawn.append(work)
+        step = MODULES["fastrnn"](work)
+        if step is None or len(drawn) > wrong_draws:
+            return step
+        return replace(step, results=lambda: step.results() | {"x.grad": torch.ones(2, 1, 3)})
+
+    found = measure(Shape.parse(text), "training", 1, 0.01, MODULES | {"fastrnn": build})
+    assert ("fastrnn" in found.seconds) == accepted == ("fastrnn" not in found.problems)
+    inputs = {work.x.sum().item() for work in drawn}
+    assert len(inputs) == len(drawn) == min(wrong_draws + accepted, 3)
 
 
 @pytest.mark.parametrize("mode", MODES)

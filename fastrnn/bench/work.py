@@ -65,9 +65,9 @@ class Step:
 Build = Callable[[Workload], "Step | None"]
 
 
-def make_workload(shape: Shape, mode: str, device: str = "cpu") -> Workload:
-    """Draws weights and inputs for a shape, the same ones at each call and on each device."""
-    torch.manual_seed(0)
+def make_workload(shape: Shape, mode: str, device: str = "cpu", seed: int = 0) -> Workload:
+    """Draws weights and inputs for a shape, by a seed the same at each call and on each device."""
+    torch.manual_seed(seed)
     arguments: dict[str, Any] = {
         "input_size": shape.I,
         "hidden_size": shape.H,
