@@ -1,5 +1,7 @@
 """Autocast on the CPU: dtypes as torch.nn's, values as near, training, and GradScaler."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -129,6 +131,10 @@ def test_results_and_gradients(case: Case, lower: torch.dtype) -> None:
             torch.testing.assert_close(got, want, rtol=0, atol=atol)
 
 
+def call_on(module: nn.RNNBase, inputs: Inputs, x: Tensor) -> dict[str, Tensor]:
+    return call(module, inputs._replace(x=x))
+
+
 def inputs_of_samples(case: Case) -> list[Inputs]:
     return [make_inputs(case, seed=seed) for seed in range(3)]
 
@@ -196,13 +202,52 @@ def test_tangents(case: Case, lower: torch.dtype) -> None:
     torch.testing.assert_close(got[1].float(), expected[1], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize(
+    "case", cases(L=[2], D=[1, 2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]), ids=str
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_transforms_leave_the_results(bias: bool, case: Case, lower: torch.dtype) -> None:
+    case, compared = replace(case, bias=bias), 0
+    for weights in GIVEN:
+        module = build(fastrnn, case).to(weights)
+        for states in GIVEN:
+            inputs = cast(make_inputs(case), weights, states)
+            with torch.autocast("cpu", dtype=lower):
+                if dtypes(module, inputs) is not None:
+                    outputs, _ = vjp(partial(call_on, module, inputs), inputs.x)
+                    assert_equal(outputs, call(module, inputs))
+                    compared += 1
+    assert compared >= len(GIVEN)
+
+
+@pytest.mark.parametrize("lower", LOWER, ids=str)
+@pytest.mark.parametrize("name", ["LSTMCell", "RNNCell"])
+def test_transforms_leave_the_results_of_cells(name: str, lower: torch.dtype) -> None:
+    cell, x = getattr(fastrnn, name)(5, 8), torch.ones(3, 5)
+    with torch.autocast("cpu", dtype=lower):
+        assert_exact(vjp(cell, x)[0], cell(x))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pulling_back_under_autocast_rounds_nothing(kind: str) -> None:
     module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
-    pull = vjp(grad(lambda x: module(x)[0].square().sum()), x)[1]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = pull(torch.ones_like(x))[0]
-    assert_exact(rounded, pull(torch.ones_like(x))[0])
+
+    def loss(x: Tensor) -> Tensor:
+        return module(x)[0].square().sum()
+
+    def pulled(function: Callable[[Tensor], Tensor], lowered: bool) -> Callable[[Tensor], Tensor]:
+        def of(x: Tensor) -> Tensor:
+            y, pull = vjp(function, x)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+                return pull(torch.ones_like(y))[0]
+
+        return of
+
+    for function in (loss, grad(loss)):
+        exact, rounded = (pulled(function, lowered) for lowered in (False, True))
+        assert_exact(rounded(x), exact(x))
+        assert_exact(jvp(rounded, (x,), (x.cos(),)), jvp(exact, (x,), (x.cos(),)))
 
 
 def test_autocast_of_another_device() -> None:

@@ -427,3 +427,10 @@ def test_a_sample_is_checked_as_it_was_given() -> None:
 
     with pytest.raises(RuntimeError, match=r"h0 must have size \[1, 3, 17\]"):
         torch.vmap(run)(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writing_to_the_output(kind: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
+    written = grad(lambda x: module(x)[0].mul_(2).square().sum())(x)
+    torch.testing.assert_close(written, grad(lambda x: (2 * module(x)[0]).square().sum())(x))
