@@ -18,7 +18,8 @@ using at::functorch::makeBatched;
 using at::functorch::maybeGetBatchedImpl;
 
 // Samples folded into the batch, so that one fused run serves them all. Row n of sample v becomes
-// row n * V + v: the rows of a step of a packed sequence stay its first.
+// row n * V + v: the rows of a step of a packed sequence stay its first. Its twin in
+// fastrnn/_transform_arguments.py folds where the rules in Python run.
 class Fold {
  public:
   Fold(Samples samples, bool has_rows) : samples_(std::move(samples)), has_rows_(has_rows) {}
