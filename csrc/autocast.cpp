@@ -41,13 +41,12 @@ Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarTyp
 
 // Outputs as torch.nn's modules give them. x and c0: the dtypes of the arguments; where there was
 // no c0, that of x.
-std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, ScalarType x, ScalarType c0,
-                                                const Tensor& y, const Tensor& h_n,
+std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool projected, ScalarType x,
+                                                ScalarType c0, const Tensor& y, const Tensor& h_n,
                                                 const Tensor& c_n) {
   // Autocast leaves float64 alone.
   const ScalarType lower =
       x == at::kDouble ? x : at::autocast::get_autocast_dtype(y.device().type());
-  const bool projected = lstm && h_n.sym_size(-1) != c_n.sym_size(-1);
   const Dtypes dtypes =
       y.is_cpu() ? cpu_dtypes(lstm, plain, projected, x, c0, lower) : Dtypes{lower, lower};
   return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
@@ -75,8 +74,12 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
       op.call(mode, cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights, num_layers,
               has_biases, bidirectional, batch_first, dropout);
 
+  const bool lstm = mode == "LSTM";
+  const int64_t strands = num_layers * (bidirectional ? 2 : 1);
+  const bool projected =
+      lstm && static_cast<int64_t>(weights.size()) == strands * (has_biases ? 5 : 3);
   const ScalarType given = x.scalar_type();
-  return cast_outputs(mode == "LSTM", plain, given, c0.has_value() ? c0->scalar_type() : given, y,
+  return cast_outputs(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given, y,
                       h_n, c_n);
 }
 
@@ -104,8 +107,8 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
 
 TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
   m.def(
-      "autocast_outputs(bool lstm, bool plain, ScalarType x, ScalarType c0, Tensor y, Tensor h_n, "
-      "Tensor c_n) -> (Tensor y, Tensor h_n, Tensor c_n)");
+      "autocast_outputs(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0, "
+      "Tensor y, Tensor h_n, Tensor c_n) -> (Tensor y, Tensor h_n, Tensor c_n)");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {

@@ -95,7 +95,7 @@ def _run_any(
 
     `plain` as there: whether the input is neither packed nor a cell's.
     """
-    x, _, c0, *_ = tensors
+    x, _, c0, *weights = tensors
     assert x is not None
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -103,9 +103,11 @@ def _run_any(
         lowered = [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]
         with torch.autocast(device, enabled=False):
             outputs = _run_any(options, batch_sizes, lowered, dropout, plain)
+        strands = options.num_layers * (2 if options.bidirectional else 1)
         return ops.autocast_outputs.default(
             options.mode == "LSTM",
             plain,
+            len(weights) == strands * (5 if options.has_biases else 3),
             x.dtype,
             (x if c0 is None else c0).dtype,
             *outputs,
