@@ -129,7 +129,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                    optional(gradients[2]), saved[kX], optional(saved[kBatchSizes]),
                    optional(saved[kH0]), optional(saved[kC0]), weights, y, saved[kReserve],
                    options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, options.dropout, needs_list);
+                   options.batch_first, options.dropout, needs_list, std::nullopt);
   }
 
   // y, to which the caller has written since.

@@ -9,8 +9,8 @@
 
 namespace fastrnn {
 
-// Where the gradients of one direction's weights are summed; null: not wanted. Both biases have the
-// same.
+// Where the gradients of one direction's weights are summed, sample after sample; null: not wanted.
+// Both biases have the same.
 template <typename C>
 struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
@@ -27,7 +27,7 @@ class BackwardMemory {
   C* zeros = nullptr;                          // a row
   WeightSums<C> sums{};                        // where they are not the gradients themselves
   std::vector<double> bias_totals;             // if the plan has sums apart
-  // The rows of a chunk, in the order of the loop:
+  // The rows of a chunk, sample after sample, each in the order of the loop:
   std::vector<const C*> dgate_rows, dprojected_rows;
   std::vector<const E*> x_rows, h_rows, m_rows;
   std::vector<E*> dx_rows;
@@ -49,7 +49,7 @@ class BackwardMemory {
     x_rows.resize(rows);
     h_rows.resize(rows);
     dx_rows.resize(rows);
-    if (plan.sums_apart) bias_totals.resize(stack.gates());
+    if (plan.sums_apart) bias_totals.resize(plan.samples * stack.gates());
     if (stack.projected) {
       dprojected_rows.resize(rows);
       m_rows.resize(rows);
@@ -73,10 +73,12 @@ class BackwardMemory {
       parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
     }
     if (!kIsComputed<E> || plan_.sums_apart) {
-      const auto in_blocks = [&](int64_t elements) { return plan_.in_one_block ? 0 : elements; };
+      const auto in_blocks = [&](int64_t elements) {
+        return plan_.in_one_block ? 0 : plan_.samples * elements;
+      };
       parts.push_back({&sums.w_ih, in_blocks(gates * stack_.widest_input())});
       parts.push_back({&sums.w_hh, in_blocks(gates * width)});
-      parts.push_back({&sums.bias, gates});
+      parts.push_back({&sums.bias, plan_.samples * gates});
       if (stack_.projected) parts.push_back({&sums.w_hr, in_blocks(width * hidden)});
     }
     return parts;
@@ -84,7 +86,7 @@ class BackwardMemory {
   // Of the products over a chunk's rows, one after the other.
   int64_t measure_scratch() const {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
-    const int64_t rows = std::min(stack_.rows, plan_.chunk_rows);
+    const int64_t rows = std::min(stack_.rows, plan_.chunk_rows) / plan_.samples;
     int64_t most = 0;
     for (const int64_t input : stack_.layer_inputs()) {
       most = std::max({most, kernels_.outer_product_scratch(gates, input, width, rows),

@@ -22,10 +22,11 @@ int64_t chunk_rows(const Stack& stack) {
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 
-// Steps of a chunk: chunks are as few as those rows allow, and of equal length.
+// Steps of a chunk: chunks are as few as those rows allow, and of equal length. The rows are those
+// of one sample: its sums are what they are where it runs alone.
 template <typename E>
-int64_t chunk_steps_of(const Stack& stack) {
-  const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack) / stack.batch);
+int64_t chunk_steps_of(const Stack& stack, int64_t samples) {
+  const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack) * samples / stack.batch);
   return divide_up(stack.steps, divide_up(stack.steps, most));
 }
 
@@ -52,6 +53,7 @@ struct BackwardPlan {
   // Sums of another type than the weights' are then stored as gradients, and not in memory of their
   // own.
   bool in_one_block;
+  int64_t samples;
   bool reads_w_ih_in_place, reads_w_hh_in_place, reads_w_hr_in_place;
   int64_t packed_w_hh, packed_w_hr;  // elements of their copies, or of their last panels'
   // A single chunk is done with the packed w_hh before the gradient of w_hh is written: they share
@@ -59,10 +61,10 @@ struct BackwardPlan {
   bool shares_dw_hh;
 };
 
-// sums_dw_hh: whether every w_hh wants its gradient.
+// sums_dw_hh: whether every w_hh wants its gradient. samples: see Gradients.
 template <typename E>
 BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool wants_dh0,
-                           bool sums_dw_hh) {
+                           bool sums_dw_hh, int64_t samples) {
   // Whether weights that serve so many rows are better read where they lie.
   const auto in_place = [&](int64_t rows) {
     return kernels.reads_in_place && rows <= kTilesInPlace * kernels.tile_rows;
@@ -74,15 +76,16 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   const int64_t gates = stack.gates(), input = stack.widest_input();
   BackwardPlan plan{};
   plan.threads = thread_count(stack, gates * (stack.input + stack.width), 4. * stack.rows);
-  plan.chunk_steps = chunk_steps_of<E>(stack);
+  plan.samples = samples;
+  plan.chunk_steps = chunk_steps_of<E>(stack, samples);
   plan.chunk_rows = plan.chunk_steps * stack.batch;
   const bool one_chunk = plan.chunk_steps == stack.steps;
   plan.slots = std::max(plan.chunk_steps, std::min<int64_t>(2, stack.steps));
-  const int64_t blocks =
-      divide_up(stack.steps, plan.chunk_steps) * divide_up(plan.chunk_rows, kGradientRows);
+  const int64_t blocks = divide_up(stack.steps, plan.chunk_steps) *
+                         divide_up(plan.chunk_rows / samples, kGradientRows);
   plan.blocks_together = kIsComputed<E> ? most_blocks_together(blocks) : blocks;
   plan.sums_apart = blocks > plan.blocks_together;
-  plan.in_one_block = one_chunk && stack.rows <= kGradientRows;
+  plan.in_one_block = one_chunk && stack.rows / samples <= kGradientRows;
   // For dx all rows are multiplied at once. That is faster where the weights lie if they stay in
   // L2, and also if the sums, which are then all in use at the same time, are no more than a packed
   // panel.

@@ -264,6 +264,20 @@ inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence, int64_
   return by_step.reshape({stack.rows, width});
 }
 
+// The reserve of a batch whose rows were `copies` of each one of which the reserve is given.
+inline at::Tensor repeat_rows(const Stack& stack, const at::Tensor& reserve, int64_t copies) {
+  const at::Tensor repeated = empty_buffer(stack.reserve_size(), reserve.options());
+  // A part of the one lies where that of the other does, but for the number of copies.
+  const ReserveParts<at::Tensor> parts(stack, [&](int64_t offset, int64_t width) {
+    const int64_t rows = stack.rows / copies;
+    const at::Tensor part = repeated.narrow(0, offset, stack.rows * width);
+    part.view({rows, copies, width})
+        .copy_(reserve.narrow(0, offset / copies, rows * width).view({rows, 1, width}));
+    return part;
+  });
+  return repeated;
+}
+
 inline at::Tensor contiguous_state(const OptionalTensor& state) {
   return state.has_value() ? state->contiguous() : at::Tensor();
 }

@@ -1,5 +1,6 @@
 // The backward pass of a stack on a GPU: for each layer, from the last to the first, the recurrence
 // backwards, then the products over all steps that give the gradients of weights and input.
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
 #include <ATen/record_function.h>
@@ -69,21 +70,34 @@ void run_stepwise(const Stack& stack, Layer& layer, const at::TensorOptions& com
   }
 }
 
+// out = gradient' . rows, over all rows or, where there are several samples, over each sample's.
+void multiply_by_sample(const at::Tensor& out, const at::Tensor& gradient, const at::Tensor& rows,
+                        int64_t samples) {
+  if (samples == 1) {
+    multiply(out.view({gradient.size(1), rows.size(1)}), gradient.t(), rows);
+    return;
+  }
+  const auto by_sample = [&](const at::Tensor& all) {
+    return all.view({-1, samples, all.size(1)}).transpose(0, 1);
+  };
+  at::Tensor result = out;
+  at::bmm_out(result, by_sample(gradient).transpose(1, 2), by_sample(rows));
+}
+
 // Fills the gradients of one direction's weights that are wanted (defined).
-void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
+void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d, int64_t samples,
                            const at::Tensor& input, const at::Tensor& output, const at::Tensor& h0,
                            const at::Tensor& unprojected, const at::Tensor* dweights,
                            cuda::Stream stream) {
   const at::Tensor dgates = layer.dgates[d];
-  const at::Tensor by_gate = dgates.t();
-  if (dweights[0].defined()) multiply(dweights[0], by_gate, input);
+  if (dweights[0].defined()) multiply_by_sample(dweights[0], dgates, input, samples);
   if (dweights[1].defined()) {
     const at::Tensor previous = at::empty({stack.rows, stack.width}, input.options());
     check(cuda::launch_previous_h(
         {layer.args.element, d, stack.directions, layer.args.schedule, stack.width,
          output.const_data_ptr(), h0.const_data_ptr(), previous.mutable_data_ptr()},
         stream));
-    multiply(dweights[1], by_gate, previous);
+    multiply_by_sample(dweights[1], dgates, previous, samples);
   }
   for (int64_t i = 2; stack.has_biases && i < 4; ++i) {
     at::Tensor dbias = dweights[i];
@@ -91,11 +105,14 @@ void differentiate_weights(const Stack& stack, const Layer& layer, int64_t d,
     if (i == 3 && dweights[2].defined()) {
       dbias.copy_(dweights[2]);  // the same sum
     } else {
-      at::sum_out(dbias, dgates, {0});
+      at::Tensor sums = dbias.view({samples, stack.gates()});
+      at::sum_out(sums, dgates.view({-1, samples, stack.gates()}), {0});
     }
   }
   const at::Tensor& dw_hr = dweights[stack.weights_per_strand() - 1];
-  if (stack.projected && dw_hr.defined()) multiply(dw_hr, layer.dprojected[d].t(), unprojected);
+  if (stack.projected && dw_hr.defined()) {
+    multiply_by_sample(dw_hr, layer.dprojected[d], unprojected, samples);
+  }
 }
 
 // The tensors of a layer's gradients, and the launchers' arguments.
@@ -186,9 +203,10 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
                                     : (dropped ? kept.dropped[l - 1] : kept.outputs[l - 1]);
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t strand = first_strand + d;
-      differentiate_weights(
-          stack, layer, d, input, output, initial_h[strand], kept.parts[strand].unprojected,
-          gradients.dweights.data() + strand * stack.weights_per_strand(), stream);
+      differentiate_weights(stack, layer, d, gradients.samples, input, output, initial_h[strand],
+                            kept.parts[strand].unprojected,
+                            gradients.dweights.data() + strand * stack.weights_per_strand(),
+                            stream);
     }
     if (l == 0 && !gradients.dx.defined()) break;
     output_gradient = differentiate_input(stack, layer, stack.layer_input(l), given);

@@ -57,11 +57,24 @@ inline void check_like(const char* name, const OptionalTensor& given, const at::
   check_memory(*given);
 }
 
-// The reserve, checked, as the runs read it: a saved-tensor hook may have given it other strides.
+// Raises c10::Error unless the rows of each step are those of so many samples.
+inline void check_samples(const Stack& stack, int64_t samples) {
+  const auto divides = [&](int64_t rows) { return rows % samples == 0; };
+  TORCH_CHECK(samples > 0 && divides(stack.batch) &&
+                  std::all_of(stack.batch_sizes.begin(), stack.batch_sizes.end(), divides),
+              "fastrnn: samples must divide the rows of each step, got ", samples);
+}
+
+// The reserve, checked, as the runs read it: a saved-tensor hook may have given it other strides,
+// and samples may share one.
 inline at::Tensor checked_reserve(const at::Tensor& reserve, const at::Tensor& x,
-                                  const Stack& stack) {
-  check_like("reserve", reserve, x, {stack.reserve_size()});
-  return reserve.contiguous();
+                                  const Stack& stack, int64_t samples) {
+  const int64_t size = stack.reserve_size(), given = reserve.numel();
+  const bool shared =
+      0 < given && given < size && size % given == 0 && samples % (size / given) == 0;
+  check_like("reserve", reserve, x, {shared ? given : size});
+  const at::Tensor kept = reserve.contiguous();
+  return shared ? repeat_rows(stack, kept, size / given) : kept;
 }
 
 // A state's gradient, to be worked on: a copy of the one given, or zeros. Undefined where none is
@@ -81,7 +94,8 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
                                            at::TensorList weights, const at::Tensor& y,
                                            const at::Tensor& reserve, int64_t num_layers,
                                            bool has_biases, bool bidirectional, bool batch_first,
-                                           double dropout, const c10::List<bool>& needs_list) {
+                                           double dropout, const c10::List<bool>& needs_list,
+                                           std::optional<int64_t> samples) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Stack stack = check_arguments(options, inputs);
@@ -92,13 +106,21 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   check_like("dh_n", dh_n, x, h_sizes);
   check_like("dc_n", dc_n, x, c_sizes);
   check_like("y", y, x, stack.output_sizes());
-  const at::Tensor kept = checked_reserve(reserve, x, stack);
+  if (samples.has_value()) check_samples(stack, *samples);
+  const at::Tensor kept = checked_reserve(reserve, x, stack, samples.value_or(1));
   const std::vector<bool> needs = needs_list.vec();
   TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
               " entries, got ", needs.size());
 
+  const auto sizes_of = [&](const at::Tensor& weight) {
+    std::vector<int64_t> sizes = weight.sizes().vec();
+    if (samples.has_value()) sizes.insert(sizes.begin(), *samples);
+    return sizes;
+  };
+
   const bool wants_dh0 = needs[1] && h0.has_value(), wants_dc0 = needs[2] && c0.has_value();
-  Gradients gradients{dy.value_or(at::Tensor()),
+  Gradients gradients{samples.value_or(1),
+                      dy.value_or(at::Tensor()),
                       working_copy(dh_n, wants_dh0, h_sizes, x),
                       working_copy(dc_n, wants_dc0, c_sizes, x),
                       wants_dh0,
@@ -107,8 +129,8 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   for (size_t i = 0; i < weights.size(); ++i) {
     // Without rows there is no run to fill them.
     if (needs[3 + i]) {
-      gradients.dweights[i] = stack.rows > 0 ? at::empty(weights[i].sizes(), x.options())
-                                             : at::zeros(weights[i].sizes(), x.options());
+      gradients.dweights[i] = stack.rows > 0 ? at::empty(sizes_of(weights[i]), x.options())
+                                             : at::zeros(sizes_of(weights[i]), x.options());
     }
   }
   if (stack.rows > 0) Backend::backward(stack, inputs, y, kept, gradients);
@@ -141,7 +163,7 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
   const Stack stack =
       check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
                       {x, batch_sizes, h0, c0, weights});
-  const at::Tensor kept = checked_reserve(reserve, x, stack);
+  const at::Tensor kept = checked_reserve(reserve, x, stack, /*samples=*/1);
   const bool alone = stack.layers == 1;
   const at::Tensor input = alone ? x : reserved_input(stack, kept);
   const auto of_last = [&](const OptionalTensor& state) {

@@ -33,12 +33,14 @@ TORCH_LIBRARY(fastrnn, m) {
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)",
       random);
   // Gradients of x, h0, c0 and each weight: of those that are given and that needs asks for, in
-  // this order.
+  // this order. samples: the batch holds so many, row n one of sample n % samples; gradients of
+  // weights are then (samples, ...), each sample's own. The reserve may be one that samples share:
+  // that of rows n / copies, where copies divides samples.
   m.def(
       "recurrent_backward(str mode, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
       "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor y, Tensor reserve, "
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout, "
-      "bool[] needs) -> Tensor[]",
+      "bool[] needs, int? samples=None) -> Tensor[]",
       reads_sizes);
   // y of recurrent_forward once more: only the last layer is computed, whose input the reserve has.
   m.def(

@@ -136,13 +136,29 @@ StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, c
           d * f};
 }
 
+// Rows of step after step, of each of which row n is one of sample n % samples, by sample.
+Tensor by_sample(const Tensor& rows, int64_t samples) {
+  return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
+}
+
+// The gradient of a weight, or of each sample's, from those of what it gave and from what it met.
+// (mm and not matmul, which autograd's own vmap does sample by sample.)
+Tensor differentiate_weight(const Tensor& gradient, const Tensor& rows,
+                            std::optional<int64_t> samples) {
+  if (!samples.has_value()) return gradient.t().mm(rows);
+  return by_sample(gradient, *samples).transpose(1, 2).bmm(by_sample(rows, *samples));
+}
+Tensor differentiate_bias(const Tensor& gradient, std::optional<int64_t> samples) {
+  return samples.has_value() ? by_sample(gradient, *samples).sum(1) : gradient.sum(0);
+}
+
 // Backward of run_direction. dstate: of the final state, left as of the initial one. Returns the
-// gradient of x if it is wanted, and leaves those of the weights that are needed in dweights. (mm
-// and not matmul, which autograd's own vmap does sample by sample.)
+// gradient of x if it is wanted, and leaves those of the weights that are needed in dweights.
 Tensor run_direction_back(const Stack& stack, const Tensor& x, bool reverse,
                           const std::vector<Step>& steps, const Tensor& dy, CellState& dstate,
                           at::TensorList weights, bool wants_dx,
-                          std::vector<bool>::const_iterator needs, Tensor* dweights) {
+                          std::vector<bool>::const_iterator needs, std::optional<int64_t> samples,
+                          Tensor* dweights) {
   const Schedule schedule = stack.schedule();
   std::vector<Tensor> dgates(stack.steps), dh(stack.steps);
   for (int64_t s = stack.steps - 1; s >= 0; --s) {
@@ -155,18 +171,19 @@ Tensor run_direction_back(const Stack& stack, const Tensor& x, bool reverse,
     dstate.h = update(stack, dstate.h, gradient.dgates.mm(weights[1]), rows);
     if (dc.defined()) dstate.c = update(stack, dstate.c, gradient.dc, rows);
   }
-  const Tensor of_gates = at::cat(dgates), transposed = of_gates.t();
-  if (needs[0]) dweights[0] = transposed.mm(x);
+  const Tensor of_gates = at::cat(dgates);
+  if (needs[0]) dweights[0] = differentiate_weight(of_gates, x, samples);
   if (needs[1]) {
-    dweights[1] = transposed.mm(collect(steps, [](const Step& step) { return step.before.h; }));
+    dweights[1] = differentiate_weight(
+        of_gates, collect(steps, [](const Step& step) { return step.before.h; }), samples);
   }
   if (stack.has_biases && (needs[2] || needs[3])) {
-    dweights[2] = of_gates.sum(0);
+    dweights[2] = differentiate_bias(of_gates, samples);
     dweights[3] = dweights[2].clone();
   }
   if (stack.projected && needs[stack.weights_per_strand() - 1]) {
-    dweights[stack.weights_per_strand() - 1] =
-        at::cat(dh).t().mm(collect(steps, [](const Step& step) { return step.unprojected; }));
+    dweights[stack.weights_per_strand() - 1] = differentiate_weight(
+        at::cat(dh), collect(steps, [](const Step& step) { return step.unprojected; }), samples);
   }
   return wants_dx ? of_gates.mm(weights[0]) : Tensor();
 }
@@ -205,7 +222,8 @@ std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs,
 std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
                                            const std::vector<Tensor>& noise,
                                            const OutputGradients& gradients,
-                                           const std::vector<bool>& needs) {
+                                           const std::vector<bool>& needs,
+                                           std::optional<int64_t> samples) {
   const bool lstm = stack.cell == Cell::lstm;
   const at::TensorOptions options = inputs.x.options();
   std::vector<CellState> states;
@@ -225,7 +243,7 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
           run_direction_back(stack, layers[l].x, d == 1, layers[l].steps[d],
                              dy.narrow(1, d * stack.width, stack.width), dstate,
                              weights_of(stack, inputs.weights, strand), wants_dx,
-                             needs.begin() + 3 + strand * stack.weights_per_strand(),
+                             needs.begin() + 3 + strand * stack.weights_per_strand(), samples,
                              dweights.data() + strand * stack.weights_per_strand());
       dx = d == 0 || !wants_dx ? part : dx + part;
       dh0[strand] = dstate.h;

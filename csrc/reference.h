@@ -21,11 +21,12 @@ struct OutputGradients {
   const OptionalTensor &y, &h_n, &c_n;
 };
 
-// Gradients of x, h0, c0 and the weights, as the op recurrent_backward.
+// Gradients of x, h0, c0 and the weights, as the op recurrent_backward; samples is that op's.
 std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
                                                const std::vector<at::Tensor>& noise,
                                                const OutputGradients& gradients,
-                                               const std::vector<bool>& needs);
+                                               const std::vector<bool>& needs,
+                                               std::optional<int64_t> samples = std::nullopt);
 
 // The op recurrent, dropout and all.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,

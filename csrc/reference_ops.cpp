@@ -32,6 +32,22 @@ std::tuple<Tensor, Tensor, Tensor> reference(c10::string_view mode, const Tensor
   return {outputs[0], outputs[1], outputs[2]};
 }
 
+// The op reference_backward: what recurrent_backward gives, without dropout.
+std::vector<Tensor> reference_backward(c10::string_view mode, const OptionalTensor& dy,
+                                       const OptionalTensor& dh_n, const OptionalTensor& dc_n,
+                                       const Tensor& x, at::OptionalIntArrayRef batch_sizes,
+                                       const OptionalTensor& h0, const OptionalTensor& c0,
+                                       at::TensorList weights, int64_t num_layers, bool has_biases,
+                                       bool bidirectional, bool batch_first,
+                                       const c10::List<bool>& needs,
+                                       std::optional<int64_t> samples) {
+  const OptionalTensor sizes = as_tensor(batch_sizes);
+  const Inputs inputs{x, sizes, h0, c0, weights};
+  const Stack stack = check_arguments(
+      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
+  return run_reference_backward(stack, inputs, {}, {dy, dh_n, dc_n}, needs.vec(), samples);
+}
+
 // The op check: raises what recurrent would, before a transform rearranges the arguments.
 void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
            const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
@@ -51,12 +67,13 @@ std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTens
                                        at::TensorList weights, const Tensor& /*y*/,
                                        const Tensor& reserve, int64_t num_layers, bool has_biases,
                                        bool bidirectional, bool batch_first, double dropout,
-                                       const c10::List<bool>& needs) {
+                                       const c10::List<bool>& needs,
+                                       std::optional<int64_t> samples) {
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Stack stack =
       check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
   return run_reference_backward(stack, inputs, reserved_noise(stack, reserve), {dy, dh_n, dc_n},
-                                needs.vec());
+                                needs.vec(), samples);
 }
 
 Tensor output_again(c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
@@ -79,6 +96,12 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
       "-> (Tensor y, Tensor h_n, Tensor c_n)",
       {at::Tag::pt2_compliant_tag});
   m.def(
+      "reference_backward(str mode, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
+      "int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, int num_layers, "
+      "bool has_biases, bool bidirectional, bool batch_first, bool[] needs, int? samples) "
+      "-> Tensor[]",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
       "check(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
       "-> ()");
@@ -86,12 +109,14 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
   m.impl("reference", reference);
+  m.impl("reference_backward", reference_backward);
   m.impl("check", check);
 }
 
 // What the alias above does not reach: under vmap too they are the ops that they are made of.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("reference", reference);
+  m.impl("reference_backward", reference_backward);
   m.impl("check", check);
   m.impl("recurrent_backward", recurrent_backward);
   m.impl("output_again", output_again);

@@ -23,7 +23,8 @@ class BackwardRun {
       : stack_(stack),
         gradients_(gradients),
         weights_(weights),
-        plan_(plan_backward(stack, kernels_, gradients.wants_dh0, sums_every_dw_hh())),
+        plan_(plan_backward(stack, kernels_, gradients.wants_dh0, sums_every_dw_hh(),
+                            gradients.samples)),
         memory_(stack, kernels_, plan_, /*needs_dc=*/!gradients.dc.defined()),
         initial_h_(h0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.width),
         initial_c_(c0, reinterpret_cast<const E*>(memory_.zeros), stack.batch, stack.hidden),
@@ -196,7 +197,7 @@ void BackwardRun<E>::pack(const Direction& direction, const Member& member) cons
 }
 
 // Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop; returns
-// the number of all.
+// the number of all. Row n of a step is one of sample n % samples.
 template <typename E>
 int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
                                      const Member& member) {
@@ -204,6 +205,9 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   const Schedule& schedule = args.schedule;
   const int64_t gates = kernels_.operands(stack_.gates());
   const int64_t width = kernels_.operands(stack_.width);
+  const int64_t samples = plan_.samples;
+  int64_t all_rows = 0;
+  for (int64_t s = s_begin; s < s_end; ++s) all_rows += schedule.rows_at(args.step(s));
   int64_t rows_before = 0;
   for (int64_t s = s_begin; s < s_end; ++s) {
     const int64_t t = args.step(s), slot_row = s % plan_.slots * stack_.batch;
@@ -212,7 +216,7 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
     const auto [n_begin, n_end] = member.part(schedule.rows_at(t));
     for (int64_t n = n_begin; n < n_end; ++n) {
-      const int64_t i = rows_before + n;
+      const int64_t i = n % samples * (all_rows / samples) + (rows_before + n) / samples;
       memory_.dgate_rows[i] = memory_.dgates + (slot_row + n) * gates;
       memory_.x_rows[i] = direction.x.row(schedule, t, n);
       memory_.h_rows[i] = n < previous_rows ? args.h.row(schedule, previous, n)
@@ -225,7 +229,7 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
     }
     rows_before += schedule.rows_at(t);
   }
-  return rows_before;
+  return all_rows;
 }
 
 // This member's part of the gradient of a chunk's x, if that is wanted.

@@ -81,12 +81,16 @@ struct Outputs {
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs);
 
 struct Gradients {
+  // The batch holds so many samples, row n one of sample n % samples, whose weights have gradients
+  // of their own.
+  int64_t samples;
   at::Tensor dy;  // undefined: zeros
   // (L * D, N, P or H), of compute_type: those of h_n and c_n on entry, of h0 (if wants_dh0) and c0
   // on return. Undefined if those are zeros and these not wanted.
   at::Tensor dh, dc;
   bool wants_dh0;
-  // To be filled, contiguous; undefined where not wanted.
+  // To be filled, contiguous; undefined where not wanted. Those of a weight's samples lie one after
+  // the other.
   at::Tensor dx;
   std::vector<at::Tensor> dweights;
 };

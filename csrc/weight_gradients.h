@@ -41,11 +41,12 @@ class WeightGradients {
 
   // Adds this member's part of what a chunk's rows, which the memory points to, give.
   void add_chunk(int64_t rows, bool last, Progress& progress, const Member& member) {
-    for (int64_t row = 0; row < rows;) {
+    const int64_t sample_rows = rows / plan_.samples;
+    for (int64_t row = 0; row < sample_rows;) {
       const int64_t room = (plan_.blocks_together - progress.blocks) * kGradientRows;
-      const int64_t count = std::min(rows - row, room);
-      const bool is_last = last && row + count == rows;
-      add_products(row, count, /*accumulate=*/progress.blocks > 0, is_last, member);
+      const int64_t count = std::min(sample_rows - row, room);
+      const bool is_last = last && row + count == sample_rows;
+      add_products(sample_rows, row, count, /*accumulate=*/progress.blocks > 0, is_last, member);
       row += count;
       progress.blocks += divide_up(count, kGradientRows);
       if (plan_.sums_apart && (is_last || progress.blocks == plan_.blocks_together)) {
@@ -69,7 +70,7 @@ class WeightGradients {
         std::copy(memory_.bias_totals.begin(), memory_.bias_totals.end(),
                   mutable_elements<C>(gradient));
       } else if (C* const out = mutable_elements<C>(gradient); out != sums_.bias) {
-        std::copy_n(sums_.bias, stack_.gates(), out);
+        std::copy_n(sums_.bias, plan_.samples * stack_.gates(), out);
       }
     }
   }
@@ -85,48 +86,64 @@ class WeightGradients {
     return own;
   }
   int64_t w_hr_index() const { return stack_.weights_per_strand() - 1; }
-  // The rows of w_ih and w_hh, and those of w_hr, that a member sums.
-  std::pair<int64_t, int64_t> gate_part(const Member& member) const {
-    return member.part(stack_.gates(), kernels_.tile_rows);
-  }
-  std::pair<int64_t, int64_t> width_part(const Member& member) const {
-    return member.part(stack_.width, kernels_.tile_rows);
+  // Calls f(sample, begin, end) for the rows of each sample's w_ih and w_hh, or of its w_hr, that a
+  // member sums.
+  template <typename F>
+  void for_part(const Member& member, int64_t rows, F&& f) const {
+    const int64_t tile_rows = kernels_.tile_rows, tiles = divide_up(rows, tile_rows);
+    auto [tile, end] = member.part(plan_.samples * tiles);
+    while (tile < end) {
+      const int64_t first = tile % tiles, last = std::min(first + end - tile, tiles);
+      f(tile / tiles, first * tile_rows, std::min(last * tile_rows, rows));
+      tile += last - first;
+    }
   }
 
-  // Adds products of rows [begin, begin + count) of a chunk to the sums, or begins those.
-  void add_products(int64_t begin, int64_t count, bool accumulate, bool last,
+  // Adds products of rows [begin, begin + count) of each sample of a chunk to the sums, or begins
+  // those.
+  void add_products(int64_t sample_rows, int64_t begin, int64_t count, bool accumulate, bool last,
                     const Member& member) {
     C* const scratch = memory_.scratch_of(member);
-    // The last rows leave sums of another type than the weights' in their gradients.
-    const auto result = [&](const C* sum, int64_t i) {
-      return last && sum && !kIsComputed<E> ? mutable_elements<E>(dweights_[i]) : nullptr;
+    // The product with those rows that gives gradient i, of `size` elements. The last rows leave
+    // sums of another type than the weights' in their gradients.
+    const auto product = [&](const std::vector<const E*>& rows, int64_t columns, C* sums, int64_t i,
+                             int64_t size, int64_t sample) {
+      OuterProduct<E> result{rows.data() + sample * sample_rows + begin, columns, nullptr, nullptr};
+      if (!sums) return result;
+      result.out = sums + sample * size;
+      if (last && !kIsComputed<E>) {
+        result.result = mutable_elements<E>(dweights_[i]) + sample * size;
+      }
+      return result;
     };
+    const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     if (sums_.w_ih || sums_.w_hh || sums_.bias) {
-      const auto [j_begin, j_end] = gate_part(member);
-      kernels_.outer_product(
-          {.a = memory_.dgate_rows.data() + begin,
-           .rows = count,
-           .a_columns = stack_.gates(),
-           .products = {{memory_.x_rows.data() + begin, input_, sums_.w_ih, result(sums_.w_ih, 0)},
-                        {memory_.h_rows.data() + begin, stack_.width, sums_.w_hh,
-                         result(sums_.w_hh, 1)}},
-           .column_sums = sums_.bias,
-           .accumulate = accumulate,
-           .scratch = scratch},
-          j_begin, j_end);
+      for_part(member, gates, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+        kernels_.outer_product(
+            {.a = memory_.dgate_rows.data() + sample * sample_rows + begin,
+             .rows = count,
+             .a_columns = gates,
+             .products = {product(memory_.x_rows, input_, sums_.w_ih, 0, gates * input_, sample),
+                          product(memory_.h_rows, width, sums_.w_hh, 1, gates * width, sample)},
+             .column_sums = sums_.bias ? sums_.bias + sample * gates : nullptr,
+             .accumulate = accumulate,
+             .scratch = scratch},
+            j_begin, j_end);
+      });
     }
     if (sums_.w_hr) {
-      const auto [j_begin, j_end] = width_part(member);
-      kernels_.outer_product({.a = memory_.dprojected_rows.data() + begin,
-                              .rows = count,
-                              .a_columns = stack_.width,
-                              .products = {{memory_.m_rows.data() + begin, stack_.hidden,
-                                            sums_.w_hr, result(sums_.w_hr, w_hr_index())},
-                                           {}},
-                              .column_sums = nullptr,
-                              .accumulate = accumulate,
-                              .scratch = scratch},
-                             j_begin, j_end);
+      for_part(member, width, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+        kernels_.outer_product({.a = memory_.dprojected_rows.data() + sample * sample_rows + begin,
+                                .rows = count,
+                                .a_columns = width,
+                                .products = {product(memory_.m_rows, hidden, sums_.w_hr,
+                                                     w_hr_index(), width * hidden, sample),
+                                             {}},
+                                .column_sums = nullptr,
+                                .accumulate = accumulate,
+                                .scratch = scratch},
+                               j_begin, j_end);
+      });
     }
   }
 
@@ -135,16 +152,23 @@ class WeightGradients {
     const auto add = [&](const C* from, auto* to, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] = accumulate ? to[i] + from[i] : from[i];
     };
-    const auto add_rows = [&](const C* from, int64_t i, std::pair<int64_t, int64_t> rows,
+    const auto add_rows = [&](const C* from, int64_t i, int64_t begin, int64_t end,
                               int64_t columns) {
       if (!from) return;  // nor is there a total
-      add(from, mutable_elements<C>(dweights_[i]), rows.first * columns, rows.second * columns);
+      add(from, mutable_elements<C>(dweights_[i]), begin * columns, end * columns);
     };
-    const auto gates = gate_part(member);
-    add_rows(sums_.w_ih, 0, gates, input_);
-    add_rows(sums_.w_hh, 1, gates, stack_.width);
-    if (sums_.bias) add(sums_.bias, memory_.bias_totals.data(), gates.first, gates.second);
-    add_rows(sums_.w_hr, w_hr_index(), width_part(member), stack_.hidden);
+    const int64_t gates = stack_.gates(), width = stack_.width;
+    for_part(member, gates, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+      const int64_t begin = sample * gates + j_begin, end = sample * gates + j_end;
+      add_rows(sums_.w_ih, 0, begin, end, input_);
+      add_rows(sums_.w_hh, 1, begin, end, width);
+      if (sums_.bias) add(sums_.bias, memory_.bias_totals.data(), begin, end);
+    });
+    if (!sums_.w_hr) return;
+    for_part(member, width, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+      add_rows(sums_.w_hr, w_hr_index(), sample * width + j_begin, sample * width + j_end,
+               stack_.hidden);
+    });
   }
 
   const Stack& stack_;

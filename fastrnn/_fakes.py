@@ -125,12 +125,14 @@ def _recurrent_backward(
     batch_first: bool,
     dropout: float,
     needs: list[bool],
+    samples: int | None = None,
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
     _check_devices(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, *inputs))
+    of_samples = () if samples is None else (samples,)
     return [
-        given.new_empty(given.shape)
-        for given, needed in zip(inputs, needs, strict=True)
+        given.new_empty(given.shape if i < 3 else (*of_samples, *given.shape))
+        for i, (given, needed) in enumerate(zip(inputs, needs, strict=True))
         if needed and given is not None
     ]
 

@@ -80,6 +80,7 @@ def _recurrent_backward(
     batch_first: bool,
     dropout: float,
     needs: list[bool],
+    samples: int | None = None,
     **_: Any,
 ) -> int:
     products = _products(x.shape, [weight.shape for weight in weights])

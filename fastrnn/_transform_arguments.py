@@ -112,10 +112,11 @@ class Fold:
     def inputs(self, tensors: Sequence[MaybeTensor], dims: Sequence[MaybeDim]) -> list[MaybeTensor]:
         """Folds a sequence and two states, the first of `tensors`; the rest are weights."""
         axes = (self.axis, 1, 1)
-        folded = [self._join(*each) for each in zip(tensors, dims, axes, strict=False)]
+        folded = [self.join(*each) for each in zip(tensors, dims, axes, strict=False)]
         return [*folded, *tensors[3:]]
 
-    def _join(self, tensor: MaybeTensor, dim: MaybeDim, axis: int) -> MaybeTensor:
+    def join(self, tensor: MaybeTensor, dim: MaybeDim, axis: int) -> MaybeTensor:
+        """Returns a tensor whose rows are along `axis`, with those of all samples."""
         if tensor is None:
             return None
         place = axis + self.batched

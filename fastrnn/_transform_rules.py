@@ -58,7 +58,7 @@ def _run_under_vmap(
     values, dims = zip(*unwrapped, strict=True)
     layer = _functorch.pop_dynamic_layer_stack()
     try:
-        outputs, out_dims = _run_samples(options, batch_sizes, values, dims, count)
+        outputs, out_dims = _run_samples(run, options, batch_sizes, values, dims, count)
     finally:
         _functorch.push_dynamic_layer_stack(layer)
     y, h_n, c_n = (
@@ -69,39 +69,53 @@ def _run_under_vmap(
 
 
 def _run_samples(
+    forward: Callable[..., tuple[Tensor, ...]],
     options: Options,
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
     dims: Sequence[MaybeDim],
     count: int,
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[MaybeDim, ...]]:
-    """Runs vmap's `count` samples: outputs, and the dimension of the samples in each."""
+) -> tuple[tuple[Tensor, ...], tuple[MaybeDim, ...]]:
+    """Runs vmap's `count` samples: outputs, and the dimension of the samples in each.
+
+    `forward` is `run` or `_run_for_backward`. The reserve of samples that are one batch is theirs
+    together, and has no such dimension.
+    """
     if all(dim is None for dim in dims):
-        return run(options, batch_sizes, tensors), (None, None, None)
+        outputs = forward(options, batch_sizes, tensors)
+        return outputs, (None,) * len(outputs)
     if count == 0:  # none of what one sample of zeros gives
         sample = [
             t if t is None or dim is None else t.sum(dim)
             for t, dim in zip(tensors, dims, strict=True)
         ]
-        y, h_n, c_n = (o.unsqueeze(0)[:0] for o in run(options, batch_sizes, sample))
-        return (y, h_n, c_n), (0, 0, 0)
+        outputs = tuple(o.unsqueeze(0)[:0] for o in forward(options, batch_sizes, sample))
+        return outputs, (0,) * len(outputs)
     if any(dim is not None for dim in dims[3:]):
-        runs = [run(options, batch_sizes, sample) for sample in samples(tensors, dims, count)]
-        y, h_n, c_n = map(torch.stack, zip(*runs, strict=True))
-        return (y, h_n, c_n), (0, 0, 0)
+        runs = [forward(options, batch_sizes, sample) for sample in samples(tensors, dims, count)]
+        outputs = tuple(map(torch.stack, zip(*runs, strict=True)))
+        return outputs, (0,) * len(outputs)
     fold = Fold(options, batch_sizes, tensors[0], dims[0], count)
-    y, h_n, c_n = run(fold.options, fold.batch_sizes, fold.inputs(tensors, dims))
-    y, y_dim = fold.split(y, fold.axis)
-    h_n, h_dim = fold.split(h_n, 1)
-    c_n, c_dim = fold.split(c_n, 1) if options.mode == "LSTM" else (c_n, None)
-    return (y, h_n, c_n), (y_dim, h_dim, c_dim)
+    y, h_n, c_n, *kept = forward(fold.options, fold.batch_sizes, fold.inputs(tensors, dims))
+    results = [
+        fold.split(y, fold.axis),
+        fold.split(h_n, 1),
+        fold.split(c_n, 1) if options.mode == "LSTM" else (c_n, None),
+    ]
+    if kept:
+        reserve, y = kept
+        results += [(reserve, None), fold.split(y, fold.axis)]
+    return tuple(result for result, _ in results), tuple(dim for _, dim in results)
+
+
+def _run_for_backward(
+    options: Options, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor]
+) -> tuple[Tensor, ...]:
+    return _Forward.apply(options, batch_sizes, *tensors)
 
 
 class _Forward(Function):
-    """Outputs y, h_n, c_n, and what backward reads: the reserve, and y as it was.
-
-    Both are empty where vmap had to rearrange them.
-    """
+    """Outputs y, h_n, c_n, and what backward reads: the reserve, and y as it was."""
 
     @staticmethod
     def forward(options: Options, batch_sizes: MaybeTensor, *tensors: MaybeTensor) -> Any:
@@ -125,7 +139,7 @@ class _Forward(Function):
         needs = Needs(tuple(ctx.needs_input_grad[2:]))
         with _without_autocast(y):
             gradients = _Backward.apply(
-                ctx.options, needs, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
+                ctx.options, needs, None, ctx.batch_sizes, y, reserve, dy, dh_n, dc_n, *tensors
             )
         return (None, None, *needs.spread(gradients))
 
@@ -142,20 +156,23 @@ class _Forward(Function):
         batch_sizes: MaybeTensor,
         *tensors: MaybeTensor,
     ) -> Any:
-        outputs, out_dims = _run_samples(
-            options, batch_sizes, tensors, in_dims[2:], info.batch_size
+        return _run_samples(
+            _run_for_backward, options, batch_sizes, tensors, in_dims[2:], info.batch_size
         )
-        empty = outputs[0].new_empty(0)
-        return (*outputs, empty, empty.clone()), (*out_dims, None, None)
 
 
 class _Backward(Function):
-    """Gradients of those of x, h0, c0 and the weights that are needed, in this order."""
+    """Gradients of those of x, h0, c0 and the weights that are needed, in this order.
+
+    With `count`, the batch holds so many samples, as a `Fold` leaves them, and gradients of weights
+    are each sample's own. `reserve` is then the batch's, or one that samples share.
+    """
 
     @staticmethod
     def forward(
         options: Options,
         needs: Needs,
+        count: int | None,
         batch_sizes: MaybeTensor,
         y: Tensor,
         reserve: Tensor,
@@ -164,34 +181,31 @@ class _Backward(Function):
         dc_n: MaybeTensor,
         *tensors: MaybeTensor,
     ) -> tuple[Tensor, ...]:
-        if y.numel() == 0:
-            y, *_, reserve = options.call(ops.recurrent_forward.default, batch_sizes, tensors, 0.0)
-
         def op(mode: str, *arguments: Any) -> list[Tensor]:
             first, rest = arguments[:5], arguments[5:]
             return ops.recurrent_backward.default(
-                mode, dy, dh_n, dc_n, *first, y, reserve, *rest, 0.0, list(needs.of)
+                mode, dy, dh_n, dc_n, *first, y, reserve, *rest, 0.0, list(needs.of), count
             )
 
         return tuple(options.call(op, batch_sizes, tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, ctx.needs, ctx.batch_sizes, _, _, *tensors = inputs
+        ctx.options, ctx.needs, ctx.count, ctx.batch_sizes, _, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        needs = Needs(tuple(ctx.needs_input_grad[5:]))
+        needs = Needs(tuple(ctx.needs_input_grad[6:]))
         chosen, function = needs.restrict(_reference_gradients(ctx), ctx.saved_tensors)
         with _without_autocast(cotangents[0]):
             pull = torch.func.vjp(function, *chosen)[1]
-            return (None, None, None, None, None, *needs.spread(pull(cotangents)))
+            return (*(None,) * 6, *needs.spread(pull(cotangents)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: MaybeTensor) -> Any:
-        return _push_forward(_reference_gradients(ctx), ctx.saved_tensors, tangents[5:])
+        return _push_forward(_reference_gradients(ctx), ctx.saved_tensors, tangents[6:])
 
     @staticmethod
     def vmap(
@@ -199,12 +213,13 @@ class _Backward(Function):
         in_dims: tuple[Any, ...],
         options: Options,
         needs: Needs,
+        count: int | None,
         batch_sizes: MaybeTensor,
         y: Tensor,
         reserve: Tensor,
         *tensors: MaybeTensor,
     ) -> Any:
-        dims = in_dims[5:]
+        dims = in_dims[6:]
         if info.batch_size == 0:  # the Jacobian of nothing
             empty = tuple(
                 t.new_empty(0, *t.shape) if dim is None else t.movedim(dim, 0)
@@ -212,26 +227,32 @@ class _Backward(Function):
                 if need and t is not None
             )
             return empty, (0,) * len(empty)
-        if any(needs.of[3:]) or any(dim is not None for dim in dims[6:]):
-            # A weight has a gradient for each sample, or is another for each.
+        if any(dim is not None for dim in dims[6:]):  # a weight is another for each sample
             runs = [
-                _Backward.apply(options, needs, batch_sizes, *sample)
-                for sample in samples((y, reserve, *tensors), in_dims[3:], info.batch_size)
+                _Backward.apply(options, needs, count, batch_sizes, *sample)
+                for sample in samples((y, reserve, *tensors), in_dims[4:], info.batch_size)
             ]
             stacked = tuple(map(torch.stack, zip(*runs, strict=True)))
             return stacked, (0,) * len(stacked)
         fold = Fold(options, batch_sizes, tensors[3], dims[3], info.batch_size)
+        y_dim, reserve_dim = in_dims[4:6]
+        assert reserve_dim is None
         gradients = _Backward.apply(
             fold.options,
             needs,
+            (1 if count is None else count) * info.batch_size,
             fold.batch_sizes,
-            y.new_empty(0),
+            fold.join(y, y_dim, fold.axis),
             reserve,
             *fold.inputs(tensors[:3], dims[:3]),
             *fold.inputs(tensors[3:], dims[3:]),
         )
         axes = [axis for axis, need in zip((fold.axis, 1, 1), needs.of, strict=False) if need]
-        results = [fold.split(*pair) for pair in zip(gradients, axes, strict=True)]
+        results = [fold.split(*pair) for pair in zip(gradients, axes, strict=False)]
+        for gradient in gradients[len(axes) :]:
+            results.append(
+                (gradient, 0) if count is None else (gradient.unflatten(0, (count, -1)), 1)
+            )
         return tuple(result for result, _ in results), tuple(dim for _, dim in results)
 
 
@@ -253,15 +274,14 @@ def _reference(ctx: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 def _reference_gradients(ctx: Any) -> Callable[..., tuple[Tensor, ...]]:
     """What _Backward computes, as a differentiable function of dy, dh_n, dc_n and the tensors."""
 
-    def gradients(*inputs: MaybeTensor) -> tuple[Tensor, ...]:
-        chosen, function = ctx.needs.restrict(_reference(ctx), inputs[3:])
-        outputs, pull = torch.func.vjp(function, *chosen)  # type: ignore[misc]
-        return pull(
-            tuple(
-                torch.zeros_like(output) if given is None else given
-                for output, given in zip(outputs, inputs[:3], strict=True)
-            )
-        )
+    def gradients(
+        dy: MaybeTensor, dh_n: MaybeTensor, dc_n: MaybeTensor, *tensors: MaybeTensor
+    ) -> tuple[Tensor, ...]:
+        def op(mode: str, *arguments: Any) -> list[Tensor]:
+            return ops.reference_backward.default(mode, dy, dh_n, dc_n, *arguments)
+
+        rest = list(ctx.needs.of), ctx.count
+        return tuple(ctx.options.call(op, as_list(ctx.batch_sizes), tensors, *rest))
 
     return gradients
 

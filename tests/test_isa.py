@@ -56,6 +56,7 @@ STRICT_TESTS = [
     "test_activations.py",
     "test_rows.py",
     "test_threads.py",
+    "test_samples.py",
     "test_packed.py::test_is_each_sequence_alone",
 ]
 

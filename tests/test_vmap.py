@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_map
 
@@ -163,14 +163,15 @@ def test_an_error_leaves_vmap_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(vmap(torch.sin)(x), x.sin())
 
 
+def sum_of_squares(module: nn.Module, weights: Results, x: Tensor) -> Tensor:
+    """Returns a loss of a module's outputs."""
+    outputs = flat(functional_call(module, weights, (x,)))
+    return torch.stack([output.pow(2).sum() for output in outputs.values()]).sum()
+
+
 def loss_gradients(module: nn.Module, weights: Results, x: Tensor) -> Results:
     """Returns the gradients of a loss by the weights and the input."""
-
-    def loss(weights: Results, x: Tensor) -> Tensor:
-        outputs = flat(functional_call(module, weights, (x,)))
-        return torch.stack([output.pow(2).sum() for output in outputs.values()]).sum()
-
-    dweights, dx = grad(loss, argnums=(0, 1))(weights, x)
+    dweights, dx = grad(lambda w, x: sum_of_squares(module, w, x), argnums=(0, 1))(weights, x)
     return dweights | {"dx": dx}
 
 
@@ -259,6 +260,57 @@ def test_nested(kind: str) -> None:
     assert_same(nested, loop(lambda x: loop(f, x), x.unbind(2)))
 
 
+@pytest.mark.parametrize("outer", ["vmap", "jvp", "grad", "backward"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_of_per_sample_gradients(kind: str, outer: str) -> None:
+    case = Case(kind, T=4, N=2, H=9, L=2, dtype=torch.float64)
+    module, twin, x = build(fastrnn, case), build(nn, case), samples_of(case)
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def gradients(model: nn.Module, weights: Results, x: Tensor) -> Results:
+        return grad(lambda w: sum_of_squares(model, w, x))(weights)
+
+    def ours(weights: Results, x: Tensor) -> Results:
+        return vmap(lambda x: gradients(module, weights, x))(x)
+
+    def theirs(weights: Results, x: Tensor) -> Results:
+        return loop(lambda x: gradients(twin, weights, x), x)
+
+    def derive(f: Callable[[Results, Tensor], Results]) -> Results:
+        def norm(weights: Results, x: Tensor) -> Tensor:
+            return torch.stack([g.pow(2).sum() for g in f(weights, x).values()]).sum()
+
+        if outer == "jvp":
+            return jvp(f, (weights, x), (tree_map(torch.cos, weights), x.cos()))[1]
+        if outer == "grad":
+            dweights, dx = grad(norm, argnums=(0, 1))(weights, x)
+            return dweights | {"dx": dx}
+        leaves = tree_map(lambda t: t.clone().requires_grad_(), weights)
+        leaf = x.clone().requires_grad_()
+        norm(leaves, leaf).backward()
+        return {name: each.grad for name, each in leaves.items()} | {"dx": leaf.grad}
+
+    if outer == "vmap":
+        batches = torch.stack([x, x.cos()], 1)
+        over = vmap(lambda x: ours(weights, x), in_dims=1)(batches)
+        assert_same(over, loop(lambda x: theirs(weights, x), batches.unbind(1)))
+    else:
+        assert_same(derive(ours), derive(theirs), factor=100)
+
+
+@pytest.mark.parametrize("case", cases(T=[4], N=[1, 2], H=[9], L=[2], D=[2], P=[0, 3]), ids=str)
+def test_jacobian_by_weights_is_one_fused_call(case: Case) -> None:
+    module, twin, x = build(fastrnn, case), build(nn, case), make_inputs(case).x
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+
+    def last(model: nn.Module) -> Callable[[Results], Tensor]:
+        return lambda weights: functional_call(model, weights, (x,))[0][-1, 0]
+
+    assert_same(jacrev(last(module))(weights), jacrev(last(twin))(weights), factor=4)
+    counts = calls_of(lambda: jacrev(last(module))(weights))
+    assert counts == {"fastrnn::recurrent_forward": 1, "fastrnn::recurrent_backward": 1}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tangents(kind: str) -> None:
     case = Case(kind, T=4, N=2, H=9, L=2, dtype=torch.float64)
@@ -315,8 +367,21 @@ def test_over_inputs_and_states_is_one_fused_call(case: Case) -> None:
         assert calls_of(lambda: vmap(module)(*arguments)) == {"fastrnn::recurrent": 2}
 
 
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["weights", "inputs", "both"])
 @pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
-def test_gradients_of_inputs_are_one_fused_call(case: Case) -> None:
+def test_gradients_are_one_fused_call(case: Case, argnums: Any) -> None:
     module, x = build(fastrnn, case).requires_grad_(False), samples_of(case)
-    f = vmap(grad(lambda x: module(x)[0].sum()))
-    assert calls_of(lambda: f(x))["fastrnn::recurrent_backward"] == 1
+    loss = grad(lambda w, x: sum_of_squares(module, w, x), argnums)
+    f = vmap(loss, in_dims=(None, 0))
+    counts = calls_of(lambda: f(dict(module.named_parameters()), x))
+    assert counts == {"fastrnn::recurrent_forward": 1, "fastrnn::recurrent_backward": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_an_ensemble_run_it_once(kind: str) -> None:
+    models, x = models_of(Case(kind)), samples_of(Case(kind))
+    weights, _ = stack_module_state(models)
+    weights = {name: w.detach() for name, w in weights.items()}
+    f = vmap(grad(lambda w, x: sum_of_squares(models[0], w, x)))
+    counts = calls_of(lambda: f(weights, x))
+    assert counts == {"fastrnn::recurrent_forward": SAMPLES, "fastrnn::recurrent_backward": SAMPLES}
