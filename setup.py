@@ -61,8 +61,8 @@ KERNELS = [
     for name in ("product", "forward", "backward", "outer_product", "row_product", "pack", "table")
 ]
 OPS = [
-    *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "isa", "ops"),
-    *("plan", "reference", "reference_ops", "run_backward", "run_forward", "vmap"),
+    *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "derivatives"),
+    *("isa", "ops", "plan", "reference", "reference_ops", "run_backward", "run_forward", "vmap"),
 ]
 CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]
 CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]
@@ -239,7 +239,10 @@ setup(
         (CUDAExtension if CUDA else CppExtension)(
             "fastrnn._ops",
             SOURCES,
-            include_dirs=[str(find_cuda_headers())] if CUDA else [],
+            include_dirs=[
+                str(ROOT.resolve() / "csrc/torch_json"),
+                *([str(find_cuda_headers())] if CUDA else []),
+            ],
             define_macros=[("FASTRNN_X86", None)] if X86 else [],
             extra_compile_args={"cxx": OPS_FLAGS, "nvcc": NVCC_FLAGS},
         ),

@@ -162,11 +162,17 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const bool records = wants_gradient(x, h0, c0, weights);
-  // Under torch.func's transforms torch refuses a C++ Function.
+  // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp. Masks of dropout
+  // follow vmap's randomness.
   const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
                                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
   if (transformed || wants_tangent(x, h0, c0, weights)) {
-    return recurrent_reference(options, {x, batch_sizes, h0, c0, weights});
+    if (dropout > 0) return recurrent_reference(options, {x, batch_sizes, h0, c0, weights});
+    static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+    const auto [y, h_n, c_n, reserve] =
+        op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
+                batch_first, dropout, /*token=*/std::nullopt);
+    return {y, h_n, c_n};
   }
   if (!records) {
     static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");

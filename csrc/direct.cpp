@@ -28,11 +28,17 @@ bool is_plain_context() {
   return (included - usual).empty() && !at::impl::torch_function_mode_enabled() && !in_forward_ad();
 }
 
-// Whether no transform of torch.func is active, or vmap alone, whose rule folds the samples.
+// Whether no transform of torch.func is active, or vmap alone, of inputs or states.
 bool knows_transforms(const Inputs& inputs, double dropout) {
-  return !c10::impl::tls_is_dispatch_key_included(
-             c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         find_folded(inputs, dropout).has_value();
+  if (!c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
+    return true;
+  }
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto is_plain = [](const Tensor& tensor) { return !is_differentiated(tensor); };
+  const int64_t level = std::max({level_of(x), level_of(h0), level_of(c0)});
+  return dropout == 0 && level_of(batch_sizes) == 0 && level > level_of(weights) && is_plain(x) &&
+         (!h0.has_value() || is_plain(*h0)) && (!c0.has_value() || is_plain(*c0)) &&
+         std::all_of(weights.begin(), weights.end(), is_plain);
 }
 
 // Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls, but that a

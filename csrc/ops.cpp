@@ -40,7 +40,7 @@ TORCH_LIBRARY(fastrnn, m) {
       "recurrent_backward(str mode, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
       "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor y, Tensor reserve, "
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout, "
-      "bool[] needs, int? samples=None) -> Tensor[]",
+      "bool[] needs, SymInt? samples=None) -> Tensor[]",
       reads_sizes);
   // y of recurrent_forward once more: only the last layer is computed, whose input the reserve has.
   m.def(

@@ -118,7 +118,6 @@ TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("reference", reference);
   m.impl("reference_backward", reference_backward);
   m.impl("check", check);
-  m.impl("recurrent_backward", recurrent_backward);
   m.impl("output_again", output_again);
 }
 

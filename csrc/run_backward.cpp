@@ -208,6 +208,7 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   const int64_t samples = plan_.samples;
   int64_t all_rows = 0;
   for (int64_t s = s_begin; s < s_end; ++s) all_rows += schedule.rows_at(args.step(s));
+  const int64_t sample_rows = all_rows / samples;
   int64_t rows_before = 0;
   for (int64_t s = s_begin; s < s_end; ++s) {
     const int64_t t = args.step(s), slot_row = s % plan_.slots * stack_.batch;
@@ -215,8 +216,10 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
     const int64_t previous = exists ? args.step(s + 1) : 0;
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
     const auto [n_begin, n_end] = member.part(schedule.rows_at(t));
+    int64_t sample = n_begin % samples, row = (rows_before + n_begin) / samples;
     for (int64_t n = n_begin; n < n_end; ++n) {
-      const int64_t i = n % samples * (all_rows / samples) + (rows_before + n) / samples;
+      const int64_t i = sample * sample_rows + row;
+      if (++sample == samples) sample = 0, ++row;
       memory_.dgate_rows[i] = memory_.dgates + (slot_row + n) * gates;
       memory_.x_rows[i] = direction.x.row(schedule, t, n);
       memory_.h_rows[i] = n < previous_rows ? args.h.row(schedule, previous, n)

@@ -27,7 +27,8 @@ using BackwardSignature = std::vector<at::Tensor>(
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
     const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, double dropout, const c10::List<bool>& needs, std::optional<int64_t> samples);
+    bool batch_first, double dropout, const c10::List<bool>& needs,
+    std::optional<c10::SymInt> samples);
 using OutputAgainSignature = at::Tensor(c10::string_view mode, const at::Tensor& x,
                                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                                         const OptionalTensor& c0, at::TensorList weights,

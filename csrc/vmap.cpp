@@ -1,9 +1,10 @@
-// The ops recurrent and cell under torch.func's vmap, where that comes to the ops themselves: in
-// plain calls of a module, and in programs that were exported or compiled. The rest is in
-// fastrnn/_transform_rules.py.
+// The ops under torch.func's vmap. Samples of inputs and states are folded into the batch, and one
+// fused run serves them all; where the weights are each sample's own, each has a run.
 #include "vmap.h"
 
+#include <ATen/functorch/DynamicLayer.h>
 #include <ATen/ops/movedim.h>
+#include <ATen/ops/stack.h>
 #include <torch/library.h>
 
 #include "cell.h"
@@ -16,43 +17,156 @@ namespace {
 using at::Tensor;
 using at::functorch::makeBatched;
 using at::functorch::maybeGetBatchedImpl;
+using Tensors = std::vector<Tensor>;
 
-// Samples folded into the batch, so that one fused run serves them all. Row n of sample v becomes
-// row n * V + v: the rows of a step of a packed sequence stay its first. Its twin in
-// fastrnn/_transform_arguments.py folds where the rules in Python run.
+// The samples of the level of vmap whose turn it is.
+class Samples {
+ public:
+  Samples() {
+    const auto layer = at::functorch::maybeCurrentDynamicLayer();
+    level_ = layer->layerId();
+    count_ = layer->batchSize();
+  }
+
+  const c10::SymInt& count() const { return count_; }
+  bool has(const Tensor& tensor) const { return tensor.defined() && level_of(tensor) == level_; }
+  bool has_any(at::TensorList tensors) const {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& t) { return has(t); });
+  }
+
+  // A result whose samples are along `dim`.
+  Tensor batch(const Tensor& result, int64_t dim) const { return makeBatched(result, dim, level_); }
+
+  // Calls run(arguments) for each sample's and stacks the results. Of no samples, they are none of
+  // what one sample of zeros gives.
+  template <typename Run>
+  Tensors run_each(const Tensors& arguments, const Run& run) const {
+    const int64_t count = count_.guard_int(__FILE__, __LINE__);
+    std::vector<Tensors> columns;
+    for (int64_t v = 0; v < std::max<int64_t>(count, 1); ++v) {
+      Tensors sample;
+      for (const Tensor& tensor : arguments) {
+        sample.push_back(!has(tensor) ? tensor : count > 0 ? select(tensor, v) : sum(tensor));
+      }
+      const Tensors results = run(sample);
+      columns.resize(results.size());
+      for (size_t i = 0; i < results.size(); ++i) columns[i].push_back(results[i]);
+    }
+    Tensors results;
+    for (const Tensors& column : columns) {
+      results.push_back(batch(at::stack(column).narrow(0, 0, count), 0));
+    }
+    return results;
+  }
+
+ private:
+  static Tensor select(const Tensor& tensor, int64_t v) {
+    const auto* const batched = maybeGetBatchedImpl(tensor);
+    return batched->value().select(batched->bdim(), v);
+  }
+  static Tensor sum(const Tensor& tensor) {
+    const auto* const batched = maybeGetBatchedImpl(tensor);
+    return batched->value().sum(batched->bdim());
+  }
+
+  int64_t level_;
+  c10::SymInt count_;
+};
+
+// Samples folded into the batch. Row n of sample v becomes row n * V + v: the rows of a step of a
+// packed sequence stay its first.
 class Fold {
  public:
-  Fold(Samples samples, bool has_rows) : samples_(std::move(samples)), has_rows_(has_rows) {}
+  Fold(const Samples& samples, bool has_rows) : samples_(samples), has_rows_(has_rows) {}
 
   // A tensor whose rows are along `axis`, with those of all samples.
   Tensor join(const Tensor& tensor, int64_t axis) const {
+    if (!tensor.defined()) return tensor;
     const int64_t place = axis + has_rows_;
-    if (level_of(tensor) == samples_.level) {
+    if (samples_.has(tensor)) {
       const auto* const batched = maybeGetBatchedImpl(tensor);
       return batched->value().movedim(batched->bdim(), place).flatten(axis, place);
     }
     const Tensor one = tensor.unsqueeze(place);
     c10::SymDimVector sizes(one.sym_sizes());
-    sizes[place] = samples_.count;
+    sizes[place] = samples_.count();
     return one.expand_symint(sizes).flatten(axis, place);
-  }
-  OptionalTensor join(const OptionalTensor& state, int64_t axis) const {
-    return state.has_value() ? OptionalTensor(join(*state, axis)) : std::nullopt;
   }
 
   // A result whose rows are along `axis`, as each sample has it.
   Tensor split(const Tensor& rows, int64_t axis) const {
-    if (!has_rows_) return makeBatched(rows, axis, samples_.level);
+    if (!has_rows_) return samples_.batch(rows, axis);
     c10::SymDimVector sizes(rows.sym_sizes());
-    sizes[axis] /= samples_.count;
-    sizes.insert(sizes.begin() + axis + 1, samples_.count);
-    return makeBatched(rows.view_symint(sizes), axis + 1, samples_.level);
+    sizes[axis] /= samples_.count();
+    sizes.insert(sizes.begin() + axis + 1, samples_.count());
+    return samples_.batch(rows.view_symint(sizes), axis + 1);
   }
 
  private:
-  Samples samples_;
+  const Samples& samples_;
   bool has_rows_;  // whether the tensors of one sample have rows, N
 };
+
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+Tensor tensor_of(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+
+// x, h0, c0 and the weights.
+Tensors list(const Inputs& inputs) {
+  Tensors all = {inputs.x, tensor_of(inputs.h0), tensor_of(inputs.c0)};
+  all.insert(all.end(), inputs.weights.begin(), inputs.weights.end());
+  return all;
+}
+constexpr int64_t kWeights = 3;  // the first
+
+// How a stack's call is folded.
+struct FoldedCall {
+  bool packed, has_rows, rows_first;
+  int64_t axis;  // of rows in x and y
+
+  FoldedCall(const Inputs& inputs, bool batch_first) : packed(inputs.batch_sizes.has_value()) {
+    const int64_t dims = inputs.x.dim();
+    TORCH_CHECK(dims == 2 || dims == 3, "fastrnn: x must have 2 or 3 dimensions, got ", dims);
+    has_rows = packed || dims == 3;
+    rows_first = has_rows && batch_first;
+    axis = packed || rows_first ? 0 : 1;
+  }
+  OptionalTensor sizes(const Inputs& inputs, const Samples& samples) const {
+    return packed ? OptionalTensor(inputs.batch_sizes->mul(samples.count())) : std::nullopt;
+  }
+};
+
+// To call an op below this level of vmap.
+struct Below {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::FuncTorchBatched};
+};
+
+// recurrent, or recurrent_forward, of which `run` has the same arguments: x, batch_sizes, h0, c0,
+// weights and batch_first. Results beyond y, h_n and c_n are all samples' together: a reserve.
+template <typename Run>
+Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run) {
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const Samples samples;
+  const Tensors all = list(inputs);
+  const Below below;
+  if (!samples.has_any(all)) return run(x, batch_sizes, h0, c0, weights, options.batch_first);
+  if (samples.count() == 0 || samples.has_any(weights)) {
+    return samples.run_each(all, [&](const Tensors& one) {
+      return run(one[0], batch_sizes, optional(one[1]), optional(one[2]),
+                 at::TensorList(one).slice(kWeights), options.batch_first);
+    });
+  }
+  const FoldedCall call(inputs, options.batch_first);
+  const Fold fold(samples, call.has_rows);
+  Tensors results = run(fold.join(x, call.axis), call.sizes(inputs, samples),
+                        optional(fold.join(tensor_of(h0), 1)),
+                        optional(fold.join(tensor_of(c0), 1)), weights, call.rows_first);
+  results[0] = fold.split(results[0], call.axis);
+  results[1] = fold.split(results[1], 1);
+  if (options.mode == "LSTM") results[2] = fold.split(results[2], 1);
+  return results;
+}
 
 std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
                                              const OptionalTensor& batch_sizes,
@@ -62,35 +176,109 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              double dropout) {
   static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
-  const std::optional<Samples> samples = find_folded(inputs, dropout);
-  if (!samples.has_value()) {
-    return recurrent_reference({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                               inputs);
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  // Masks of dropout follow vmap's randomness. (Sizes that are a sample's own the reference
+  // refuses.)
+  if (dropout > 0 || level_of(batch_sizes) > 0) return recurrent_reference(options, inputs);
+  const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
+                       const OptionalTensor& c0, at::TensorList weights, bool rows_first) {
+    const auto [y, h_n, c_n] = op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases,
+                                       bidirectional, rows_first, dropout);
+    return Tensors{y, h_n, c_n};
+  };
+  const Tensors results = run_samples(options, inputs, run);
+  return {results[0], results[1], results[2]};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
+    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, double dropout,
+    const OptionalTensor& token) {
+  static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
+                       const OptionalTensor& c0, at::TensorList weights, bool rows_first) {
+    const auto [y, h_n, c_n, reserve] =
+        op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases, bidirectional, rows_first,
+                dropout, token);
+    return Tensors{y, h_n, c_n, reserve};
+  };
+  const Tensors results = run_samples(options, inputs, run);
+  return {results[0], results[1], results[2], results[3]};
+}
+
+Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
+                           const OptionalTensor& dh_n, const OptionalTensor& dc_n, const Tensor& x,
+                           const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                           const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
+                           const Tensor& reserve, int64_t num_layers, bool has_biases,
+                           bool bidirectional, bool batch_first, double dropout,
+                           const c10::List<bool>& needs, std::optional<c10::SymInt> given_samples) {
+  static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  Tensors all = list(inputs);
+  const Tensors rest = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n), y, reserve};
+  all.insert(all.end(), rest.begin(), rest.end());
+  const Samples samples;
+  const Below below;
+  if (!samples.has_any(all)) {
+    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
+                   has_biases, bidirectional, batch_first, dropout, needs, given_samples);
   }
-  TORCH_CHECK(x.dim() == 2 || x.dim() == 3, "fastrnn: x must have 2 or 3 dimensions, got ",
-              x.dim());
-  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const bool packed = batch_sizes.has_value(), has_rows = packed || x.dim() == 3;
-  const bool rows_first = has_rows && batch_first;
-  const int64_t axis = packed || rows_first ? 0 : 1;
-  const Fold fold(*samples, has_rows);
-  const auto [y, h_n, c_n] = op.call(
-      mode, fold.join(x, axis),
-      packed ? OptionalTensor(batch_sizes->mul(samples->count)) : std::nullopt, fold.join(h0, 1),
-      fold.join(c0, 1), weights, num_layers, has_biases, bidirectional, rows_first, dropout);
-  return {fold.split(y, axis), fold.split(h_n, 1), mode == "LSTM" ? fold.split(c_n, 1) : c_n};
+  // A reserve of each sample's own is what forward leaves where the weights are.
+  if (samples.count() == 0 || samples.has_any(weights) || samples.has(reserve)) {
+    return samples.run_each(all, [&](const Tensors& one) {
+      const at::TensorList gradients = at::TensorList(one).slice(kWeights + weights.size());
+      return op.call(mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]),
+                     one[0], batch_sizes, optional(one[1]), optional(one[2]),
+                     at::TensorList(one).slice(kWeights, weights.size()), gradients[3],
+                     gradients[4], num_layers, has_biases, bidirectional, batch_first, dropout,
+                     needs, given_samples);
+    });
+  }
+  const FoldedCall call(inputs, batch_first);
+  const Fold fold(samples, call.has_rows);
+  const c10::SymInt& count = samples.count();
+  Tensors results = op.call(
+      mode, optional(fold.join(rest[0], call.axis)), optional(fold.join(rest[1], 1)),
+      optional(fold.join(rest[2], 1)), fold.join(x, call.axis), call.sizes(inputs, samples),
+      optional(fold.join(tensor_of(h0), 1)), optional(fold.join(tensor_of(c0), 1)), weights,
+      fold.join(y, call.axis), reserve, num_layers, has_biases, bidirectional, call.rows_first,
+      dropout, needs, given_samples.has_value() ? *given_samples * count : count);
+  size_t i = 0;
+  if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
+  if (needs[1] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;
+  if (needs[2] && c0.has_value()) results[i] = fold.split(results[i], 1), ++i;
+  for (; i < results.size(); ++i) {
+    results[i] = given_samples.has_value()
+                     ? samples.batch(results[i].unflatten_symint(0, {*given_samples, count}), 1)
+                     : samples.batch(results[i], 0);
+  }
+  return results;
 }
 
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
                                 const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
   static const auto op = find_op<CellSignature>("fastrnn::cell");
-  const std::optional<Samples> samples = find_folded({x, {}, h0, c0, weights}, /*dropout=*/0);
-  if (!samples.has_value()) return cell_of_recurrent(mode, x, h0, c0, weights, has_biases);
+  const Inputs inputs{x, {}, h0, c0, weights};
   check_cell_input(x);
-  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  const Fold fold(*samples, /*has_rows=*/x.dim() == 2);
-  const auto [h, c] =
-      op.call(mode, fold.join(x, 0), fold.join(h0, 0), fold.join(c0, 0), weights, has_biases);
+  const Samples samples;
+  const Tensors all = list(inputs);
+  const Below below;
+  if (!samples.has_any(all)) return op.call(mode, x, h0, c0, weights, has_biases);
+  if (samples.count() == 0 || samples.has_any(weights)) {
+    const Tensors results = samples.run_each(all, [&](const Tensors& one) {
+      const auto [h, c] = op.call(mode, one[0], optional(one[1]), optional(one[2]),
+                                  at::TensorList(one).slice(kWeights), has_biases);
+      return Tensors{h, c};
+    });
+    return {results[0], results[1]};
+  }
+  const Fold fold(samples, /*has_rows=*/x.dim() == 2);
+  const auto [h, c] = op.call(mode, fold.join(x, 0), optional(fold.join(tensor_of(h0), 0)),
+                              optional(fold.join(tensor_of(c0), 0)), weights, has_biases);
   return {fold.split(h, 0), mode == "LSTM" ? fold.split(c, 0) : c};
 }
 
@@ -99,6 +287,8 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
 // What the alias of composite ops does not reach.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("recurrent", recurrent);
+  m.impl("recurrent_forward", recurrent_forward);
+  m.impl("recurrent_backward", recurrent_backward);
   m.impl("cell", cell);
 }
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.compiler import is_dynamo_compiling
 
-from fastrnn import _transforms
-
 HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", "CUDA")
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -36,9 +34,7 @@ def can_fuse(x: Any, *states: Any) -> bool:
         return False
     if x.is_cuda and _is_too_old(x.device):
         return False  # the op would refuse, which compiled code learns when it is too late
-    if x.layout is not torch.strided or x.is_nested or x.dtype not in FUSED_DTYPES:
-        return False
-    return not (_transforms.take_over() and _transforms.functionalizing())
+    return x.layout is torch.strided and not x.is_nested and x.dtype in FUSED_DTYPES
 
 
 def unpack(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:

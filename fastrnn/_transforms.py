@@ -1,39 +1,73 @@
 """The fused stack under torch.func's transforms and forward-mode AD.
 
-Eager and compiled code calls the registered op, whose C++ autograd these transforms do not take.
-While one of them is active the modules come here instead, and from here to _transform_rules.py.
+The ops know the transforms themselves (csrc/vmap.cpp, derivatives.cpp). What they do not is done
+here, where the modules come while a transform is active: autocast, and dropout under vmap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.nn.functional import dropout as drop
 
-from fastrnn._transform_arguments import MaybeTensor, Options, as_list
-from fastrnn._transform_rules import active, run
-
 ops = torch.ops.fastrnn
+
+MaybeTensor = Tensor | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of the ops that are not tensors, as in csrc/stack.h, but for dropout."""
+
+    mode: str
+    num_layers: int
+    has_biases: bool
+    bidirectional: bool
+    batch_first: bool
+
+    def call(
+        self,
+        op: Callable[..., Any],
+        batch_sizes: Tensor | list[int] | None,
+        tensors: Sequence[MaybeTensor],
+        dropout: float,
+    ) -> Any:
+        """Calls `op` on `tensors`: x, h0, c0 and the weights."""
+        x, h0, c0, *weights = tensors
+        return op(
+            self.mode,
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            self.num_layers,
+            self.has_biases,
+            self.bidirectional,
+            self.batch_first,
+            dropout,
+        )
+
+
+def active() -> bool:
+    """Returns whether a transform of torch.func or a level of forward-mode AD is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def take_over(packed: bool = False) -> bool:
     """Returns whether a call comes here: where a transform is active.
 
-    Not while torch.compile traces, which cannot follow what is done here: the op fastrnn::recurrent
-    shows it plain steps then. Those of a packed sequence depend on sizes that only a run knows: a
+    Not while torch.compile traces, which cannot follow what is done here, but only the op
+    fastrnn::recurrent itself. The steps of a packed sequence have sizes that only a run knows: a
     call on one is left out of the graph, and comes here when that runs.
     """
     return active() and (packed or not torch.compiler.is_dynamo_compiling())
-
-
-def functionalizing() -> bool:
-    """Returns whether torch.func.functionalize, which takes no autograd.Function, is active."""
-    key = _functorch.TransformType.Functionalize
-    return any(level.key() == key for level in _functorch.get_interpreter_stack() or ())
 
 
 def recurrent(
@@ -112,10 +146,12 @@ def _run_any(
             (x if c0 is None else c0).dtype,
             *outputs,
         )
-    options.call(ops.check.default, as_list(batch_sizes), tensors, dropout)
+    # Raises what recurrent would, before a transform rearranges the arguments.
+    sizes = None if batch_sizes is None else batch_sizes.tolist()
+    options.call(ops.check.default, sizes, tensors, dropout)
     if dropout > 0:
         return _run_with_dropout(options, batch_sizes, tensors, dropout)
-    return run(options, batch_sizes, tensors)
+    return options.call(ops.recurrent.default, batch_sizes, tensors, 0.0)
 
 
 def _run_with_dropout(
@@ -141,8 +177,8 @@ def _run_with_dropout(
             None if state is None else state[layer * directions : (layer + 1) * directions]
             for state in (h0, c0)
         )
-        layer_weights = weights[layer * count : (layer + 1) * count]
-        x, *states = run(layer_options, batch_sizes, (x, h, c, *layer_weights))
+        of_layer = (x, h, c, *weights[layer * count : (layer + 1) * count])
+        x, *states = layer_options.call(ops.recurrent.default, batch_sizes, of_layer, 0.0)
         final.append(states)
     h_n, c_n = (torch.cat(states) for states in zip(*final, strict=True))
     return (x.transpose(0, 1) if swaps else x), h_n, c_n

@@ -188,6 +188,23 @@ def test_vmap_of_a_program_is_one_fused_call(
     assert len(recorder.calls) == 1
 
 
+@pytest.mark.parametrize("make", [exported, traced], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("transform", ["grad", "per_sample"])
+@pytest.mark.parametrize(("kind", "options"), ALL)
+def test_gradients_of_a_program_are_fused(
+    kind: str, options: str, transform: str, make: Callable[..., Any]
+) -> None:
+    ours, _ = build_both(kind, options)
+    x = draw(kind)
+    program = make(ours, x)
+    with (
+        Recorder("fastrnn::recurrent_forward") as forward,
+        Recorder("fastrnn::recurrent_backward") as backward,
+    ):
+        TRANSFORMS[transform](program, x)
+    assert len(forward.calls) == len(backward.calls) == 1
+
+
 # Of x, h0, c0 with two samples each, and of two numbers.
 NESTED: dict[str, Callable[..., Any]] = {
     "vmap_of_vmap": lambda f, xs, hx, scales: vmap(
@@ -283,6 +300,36 @@ def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
     (graph,) = graphs
     assert [name for name in graph if "fastrnn" in name] == [
         "fastrnn.cell.default" if "Cell" in kind else "fastrnn.recurrent.default"
+    ]
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_compiled_gradients_are_fused_and_of_any_size(kind: str, per_sample: bool) -> None:
+    ours, _ = build_both(kind)
+    weights = {name: p.detach() for name, p in ours.named_parameters()}
+    graphs: list[list[str]] = []
+
+    def gradients(weights: dict[str, Tensor], x: Tensor) -> Any:
+        return grad(lambda w: losses(lambda x: functional_call(ours, w, (x,)))(x))(weights)
+
+    def derive(weights: dict[str, Tensor], x: Tensor) -> Any:
+        return vmap(gradients, (None, 0))(weights, x) if per_sample else gradients(weights, x)
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=keep)
+    function = torch.compile(derive, backend=backend, fullgraph=True, dynamic=True)
+    for length in (7, 9):
+        x = torch.randn(*[length + 1] * per_sample, length, 3, 4, dtype=torch.float64)
+        assert_close(function(weights, x), derive(weights, x))
+    (graph,) = graphs
+    assert [name for name in graph if "fastrnn" in name] == [
+        "fastrnn.recurrent_forward.default",
+        "fastrnn.recurrent_backward.default",
     ]
 
 

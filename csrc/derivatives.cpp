@@ -1,0 +1,289 @@
+// Derivatives of the ops recurrent_forward and recurrent_backward, as torch's own operations have
+// them: at any level of torch.func's transforms, and in forward-mode AD. Values and gradients stay
+// fused; tangents, and gradients of gradients, come from the reference.
+#include <ATen/functorch/TensorWrapper.h>
+#include <ATen/ops/alias.h>
+#include <ATen/ops/clone.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/library.h>
+
+#include <mutex>
+#include <string>
+
+#include "reference.h"
+#include "signatures.h"
+
+namespace fastrnn {
+namespace {
+
+using at::Tensor;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// How torch holds nodes: by std::shared_ptr in its version 2.10, by its own pointers in 2.13.
+using NodePointer = decltype(std::declval<Node&>().getptr());
+
+template <typename T>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<Node>>) {
+    return std::shared_ptr<T>(new T(), [](T* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<T>();
+  }
+}
+
+OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The sizes of a packed sequence's steps: data, on which no transform acts, though it may have
+// wrapped them.
+OptionalTensor unwrapped(const OptionalTensor& sizes) {
+  if (!sizes.has_value()) return sizes;
+  Tensor tensor = *sizes;
+  while (const auto* const wrapper = at::functorch::maybeGetTensorWrapper(tensor)) {
+    tensor = wrapper->value();
+  }
+  return tensor;
+}
+
+// A node of tensors that are differentiated, in order, and others that the gradients need.
+class Recorded : public Node {
+ public:
+  // The ops' arguments beside.
+  std::string mode;
+  int64_t num_layers;
+  bool has_biases, bidirectional, batch_first;
+  double dropout;
+  OptionalTensor batch_sizes;
+
+  void save(const Options& options, const OptionalTensor& sizes, const variable_list& inputs,
+            const variable_list& others) {
+    mode = options.mode;
+    num_layers = options.num_layers;
+    has_biases = options.has_biases;
+    bidirectional = options.bidirectional;
+    batch_first = options.batch_first;
+    dropout = options.dropout;
+    batch_sizes = sizes;
+    set_next_edges(torch::autograd::collect_next_edges(inputs));
+    for (const Tensor& input : inputs) saved_.emplace_back(input, /*is_output=*/false);
+    for (const Tensor& other : others) saved_.emplace_back(other, /*is_output=*/false);
+  }
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable& variable : saved_) variable.reset_data();
+  }
+
+ protected:
+  Options options() const {
+    return {mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  }
+  // Those that were saved, the inputs first.
+  variable_list unpack() {
+    variable_list tensors;
+    for (const SavedVariable& variable : saved_) tensors.push_back(variable.unpack(getptr()));
+    return tensors;
+  }
+
+ private:
+  std::vector<SavedVariable> saved_;
+};
+
+// Places in the lists that are saved: of forward's, and of backward's after its three gradients.
+enum { kX, kH0, kC0, kWeights };
+
+class ForwardNode : public Recorded {
+ public:
+  std::string name() const override { return "fastrnn::RecurrentBackward"; }
+
+  // Of y, h_n and c_n, to those of x, h0, c0 and the weights.
+  variable_list apply(variable_list&& gradients) override {
+    static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const variable_list saved = unpack();
+    const size_t count = num_outputs();
+    const at::TensorList inputs = at::TensorList(saved).slice(0, count);
+    const Tensor &y = saved[count], &reserve = saved[count + 1];
+    variable_list results(count);
+    if (!gradients[0].defined() && !gradients[1].defined() && !gradients[2].defined()) {
+      return results;
+    }
+    c10::List<bool> needs;
+    for (size_t i = 0; i < count; ++i) {
+      needs.push_back(inputs[i].defined() && task_should_compute_output(i));
+    }
+    const variable_list wanted = op.call(
+        mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]), inputs[kX],
+        batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kWeights), y,
+        reserve, num_layers, has_biases, bidirectional, batch_first, dropout, needs, std::nullopt);
+    size_t next = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (needs[i]) results[i] = wanted[next++];
+    }
+    return results;
+  }
+};
+
+std::optional<int64_t> as_number(const std::optional<c10::SymInt>& value) {
+  if (!value.has_value()) return std::nullopt;
+  return value->guard_int(__FILE__, __LINE__);
+}
+
+// What recurrent_backward gives, differentiable: of dy, dh_n, dc_n, x, h0, c0 and the weights.
+variable_list run_plain_backward(const Options& options, const OptionalTensor& batch_sizes,
+                                 at::TensorList inputs, const Tensor& reserve,
+                                 const std::vector<bool>& needs,
+                                 const std::optional<c10::SymInt>& samples) {
+  const OptionalTensor dy = optional(inputs[0]), dh_n = optional(inputs[1]),
+                       dc_n = optional(inputs[2]), h0 = optional(inputs[3 + kH0]),
+                       c0 = optional(inputs[3 + kC0]);
+  const OptionalTensor sizes = unwrapped(batch_sizes);
+  const Inputs of_forward{inputs[3 + kX], sizes, h0, c0, inputs.slice(3 + kWeights)};
+  const Stack stack = check_arguments(options, of_forward);
+  return run_reference_backward(stack, of_forward, reserved_noise(stack, reserve), {dy, dh_n, dc_n},
+                                needs, as_number(samples));
+}
+
+class BackwardNode : public Recorded {
+ public:
+  std::vector<bool> needs;
+  std::optional<c10::SymInt> samples;
+
+  std::string name() const override { return "fastrnn::RecurrentBackwardBackward"; }
+
+  // Of the gradients that recurrent_backward gave, to those of dy, dh_n, dc_n, x, h0, c0 and the
+  // weights: the reference, run anew, is differentiated.
+  variable_list apply(variable_list&& gradients) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const bool creates_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode records(true);
+    variable_list inputs = unpack();
+    const Tensor reserve = inputs.back();
+    inputs.pop_back();
+    // Aliases, so that no input's gradient takes the way through another that was made of it.
+    variable_list chosen;
+    std::vector<size_t> places;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!inputs[i].defined() || !task_should_compute_output(i)) continue;
+      inputs[i] = at::alias(inputs[i]);
+      // The level may have ended since, as under jacrev.
+      if (!inputs[i].requires_grad()) inputs[i] = inputs[i].detach().requires_grad_();
+      chosen.push_back(inputs[i]);
+      places.push_back(i);
+    }
+    variable_list results(inputs.size());
+    variable_list outputs, seeds;
+    const variable_list plain =
+        run_plain_backward(options(), batch_sizes, inputs, reserve, needs, samples);
+    for (size_t i = 0; i < plain.size(); ++i) {
+      if (!gradients[i].defined() || !plain[i].requires_grad()) continue;
+      outputs.push_back(plain[i]);
+      seeds.push_back(gradients[i]);
+    }
+    if (outputs.empty()) return results;
+    const variable_list found =
+        torch::autograd::grad(outputs, chosen, seeds, /*retain_graph=*/std::nullopt, creates_graph,
+                              /*allow_unused=*/true);
+    for (size_t i = 0; i < places.size(); ++i) results[places[i]] = found[i];
+    return results;
+  }
+};
+
+// Gives fused results the tangents that the reference's have.
+void push_forward(const variable_list& results, const variable_list& plain) {
+  for (size_t i = 0; i < plain.size(); ++i) {
+    if (!has_tangent(plain[i])) continue;
+    results[i]._set_fw_grad(plain[i]._fw_grad(/*level=*/0), /*level=*/0, /*is_inplace_op=*/false);
+  }
+}
+
+variable_list listed(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
+                     at::TensorList weights) {
+  variable_list all = {x, h0.value_or(Tensor()), c0.value_or(Tensor())};
+  all.insert(all.end(), weights.begin(), weights.end());
+  return all;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const Tensor& x,
+                                                   const OptionalTensor& batch_sizes,
+                                                   const OptionalTensor& h0,
+                                                   const OptionalTensor& c0, at::TensorList weights,
+                                                   int64_t num_layers, bool has_biases,
+                                                   bool bidirectional, bool batch_first,
+                                                   double dropout, const OptionalTensor& token) {
+  static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+  const bool records = wants_gradient(x, h0, c0, weights);
+  auto [y, h_n, c_n, reserve, kept] = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [y, h_n, c_n, reserve] = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers,
+                                          has_biases, bidirectional, batch_first, dropout, token);
+    // The caller may write to y.
+    const Tensor kept = records ? y.clone() : Tensor();
+    return std::make_tuple(y, h_n, c_n, reserve, kept);
+  }();
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  if (records) {
+    const auto node = make_node<ForwardNode>();
+    node->save(options, batch_sizes, listed(x, h0, c0, weights), {kept, reserve});
+    for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
+  }
+  if (wants_tangent(x, h0, c0, weights)) {
+    const OptionalTensor sizes = unwrapped(batch_sizes);
+    const Inputs inputs{x, sizes, h0, c0, weights};
+    const Stack stack = check_arguments(options, inputs);
+    push_forward({y, h_n, c_n}, run_reference(stack, inputs, reserved_noise(stack, reserve)));
+  }
+  return {y, h_n, c_n, reserve};
+}
+
+variable_list backward(c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
+                       const OptionalTensor& dc_n, const Tensor& x,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                       const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
+                       const Tensor& reserve, int64_t num_layers, bool has_biases,
+                       bool bidirectional, bool batch_first, double dropout,
+                       const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
+  static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+  variable_list inputs = {dy.value_or(Tensor()), dh_n.value_or(Tensor()), dc_n.value_or(Tensor())};
+  const variable_list of_forward = listed(x, h0, c0, weights);
+  inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
+  const at::TensorList all = inputs;
+  const variable_list results = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
+                   has_biases, bidirectional, batch_first, dropout, needs, samples);
+  }();
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const auto any = [&](const auto& predicate) {
+    return std::any_of(all.begin(), all.end(),
+                       [&](const Tensor& t) { return t.defined() && predicate(t); });
+  };
+  if (at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); })) {
+    const auto node = make_node<BackwardNode>();
+    node->needs = needs.vec();
+    node->samples = samples;
+    node->save(options, batch_sizes, inputs, {reserve});
+    for (const Tensor& result : results) torch::autograd::set_history(result, node);
+  }
+  if (in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
+      any(has_tangent)) {
+    push_forward(results,
+                 run_plain_backward(options, batch_sizes, all, reserve, needs.vec(), samples));
+  }
+  return results;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
+  m.impl("recurrent_forward", forward);
+  m.impl("recurrent_backward", backward);
+}
+
+}  // namespace fastrnn
