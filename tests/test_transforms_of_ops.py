@@ -152,6 +152,32 @@ def test_program(kind: str, options: str, make: Callable[..., Any], transform: s
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_program_under_autocast(transform: str) -> None:
+    ours, _ = build_both("LSTM", "stack")
+    x = draw("LSTM").float()
+    program = exported(ours.float(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert first(program(x)).dtype == torch.bfloat16
+        found, expected = (TRANSFORMS[transform](call, x) for call in (program, ours))
+    for got, want in zip(flat(found), flat(expected), strict=True):
+        assert_close(got, want, rtol=0, atol=0)
+
+
+def test_weights_of_a_program_under_autocast() -> None:
+    ours, _ = build_both("LSTM")
+    x = draw("LSTM").float()
+    program = exported(ours.float(), x)
+
+    def outputs(module: Any) -> Tensor:
+        weights = {name: torch.stack([p, p.sin()]) for name, p in module.named_parameters()}
+        return vmap(lambda w: functional_call(module, w, (x,))[0])(weights)
+
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert outputs(program).dtype == torch.bfloat16
+        assert_close(outputs(program), outputs(ours), rtol=0, atol=0)
+
+
 def test_program_of_any_size() -> None:
     ours, _ = build_both("LSTM", "stack")
     sizes = {0: torch.export.Dim("T"), 1: torch.export.Dim("N")}
