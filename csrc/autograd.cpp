@@ -1,6 +1,5 @@
 // Autograd of the op recurrent: forward through recurrent_forward, backward through
-// recurrent_backward. Where gradients must themselves be differentiable, or a transform is to see
-// through the op, the reference takes their place.
+// recurrent_backward, whose own derivatives are in derivatives.cpp.
 #include <ATen/ops/alias.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -15,20 +14,6 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Whether a gradient is more than numbers: a batch of them under vmap (autograd's
-// is_grads_batched), one that a transform of torch.func follows, or one with a tangent.
-bool is_transformed(const Tensor& gradient) {
-  constexpr c10::DispatchKeySet wrapped({c10::DispatchKey::Batched,
-                                         c10::DispatchKey::FuncTorchBatched,
-                                         c10::DispatchKey::FuncTorchGradWrapper});
-  return gradient.defined() &&
-         (gradient.key_set().has_any(wrapped) || (in_forward_ad() && has_tangent(gradient)));
-}
-
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 
 void save(AutogradContext* ctx, const Options& options) {
   ctx->saved_data["mode"] = std::string(options.mode);
@@ -102,10 +87,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
       needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge);
       edge += inputs[i].defined();
     }
-    const bool transformed = at::GradMode::is_enabled() ||
-                             std::any_of(gradients.begin(), gradients.end(), is_transformed);
-    const variable_list wanted = transformed ? reference(ctx, gradients, saved, weights, needs)
-                                             : fused(ctx, gradients, saved, weights, needs);
+    const variable_list wanted = differentiate(ctx, gradients, saved, weights, needs);
     // One result for every argument of forward, undefined for the last two.
     variable_list results(inputs.size() + 2);
     size_t next = 0;
@@ -116,11 +98,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   }
 
  private:
-  static variable_list fused(AutogradContext* ctx, const variable_list& gradients,
-                             const variable_list& saved, at::TensorList weights,
-                             const std::vector<bool>& needs) {
+  static variable_list differentiate(AutogradContext* ctx, const variable_list& gradients,
+                                     const variable_list& saved, at::TensorList weights,
+                                     const std::vector<bool>& needs) {
     static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
-    at::AutoDispatchBelowADInplaceOrView guard;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     c10::List<bool> needs_list;
     for (const bool need : needs) needs_list.push_back(need);
     const Options options = saved_options(ctx);
@@ -135,24 +117,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   // y, to which the caller has written since.
   static Tensor output_again(const Options& options, const variable_list& saved) {
     static const auto op = find_op<OutputAgainSignature>("fastrnn::output_again");
+    at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(options.mode, saved[kX], optional(saved[kBatchSizes]), optional(saved[kH0]),
                    optional(saved[kC0]), at::TensorList(saved).slice(kWeights), saved[kReserve],
                    options.num_layers, options.has_biases, options.bidirectional,
                    options.batch_first, options.dropout);
-  }
-
-  static variable_list reference(AutogradContext* ctx, const variable_list& gradients,
-                                 const variable_list& saved, at::TensorList weights,
-                                 const std::vector<bool>& needs) {
-    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const OptionalTensor batch_sizes = optional(saved[kBatchSizes]);
-    const OptionalTensor h0 = optional(saved[kH0]), c0 = optional(saved[kC0]);
-    const OptionalTensor dy = optional(gradients[0]), dh_n = optional(gradients[1]),
-                         dc_n = optional(gradients[2]);
-    const Inputs inputs{saved[kX], batch_sizes, h0, c0, weights};
-    const Stack stack = check_arguments(saved_options(ctx), inputs);
-    return run_reference_backward(stack, inputs, reserved_noise(stack, saved[kReserve]),
-                                  {dy, dh_n, dc_n}, needs);
   }
 };
 

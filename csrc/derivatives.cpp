@@ -35,10 +35,6 @@ auto make_node() {
   }
 }
 
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 // The sizes of a packed sequence's steps: data, on which no transform acts, though it may have
 // wrapped them.
 OptionalTensor unwrapped(const OptionalTensor& sizes) {
@@ -250,18 +246,18 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                        bool bidirectional, bool batch_first, double dropout,
                        const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
   static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
-  variable_list inputs = {dy.value_or(Tensor()), dh_n.value_or(Tensor()), dc_n.value_or(Tensor())};
-  const variable_list of_forward = listed(x, h0, c0, weights);
-  inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
-  const at::TensorList all = inputs;
-  const variable_list results = [&] {
+  variable_list results = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
                    has_biases, bidirectional, batch_first, dropout, needs, samples);
   }();
+  if (!at::GradMode::is_enabled() && !in_forward_ad()) return results;
+  variable_list inputs = {dy.value_or(Tensor()), dh_n.value_or(Tensor()), dc_n.value_or(Tensor())};
+  const variable_list of_forward = listed(x, h0, c0, weights);
+  inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const auto any = [&](const auto& predicate) {
-    return std::any_of(all.begin(), all.end(),
+    return std::any_of(inputs.begin(), inputs.end(),
                        [&](const Tensor& t) { return t.defined() && predicate(t); });
   };
   if (at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); })) {
@@ -274,7 +270,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   if (in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
       any(has_tangent)) {
     push_forward(results,
-                 run_plain_backward(options, batch_sizes, all, reserve, needs.vec(), samples));
+                 run_plain_backward(options, batch_sizes, inputs, reserve, needs.vec(), samples));
   }
   return results;
 }

@@ -58,8 +58,7 @@ void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch
                   {x, sizes, h0, c0, weights});
 }
 
-// recurrent_backward and output_again where torch.func's vmap comes to the ops themselves: in
-// programs that were exported or compiled.
+// recurrent_backward under autograd's own vmap, and output_again under any.
 std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                                        const OptionalTensor& dh_n, const OptionalTensor& dc_n,
                                        const Tensor& x, const OptionalTensor& batch_sizes,
@@ -113,7 +112,7 @@ TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {
   m.impl("check", check);
 }
 
-// What the alias above does not reach: under vmap too they are the ops that they are made of.
+// What the alias above does not reach: under vmap too they are what they are made of.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("reference", reference);
   m.impl("reference_backward", reference_backward);

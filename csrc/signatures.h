@@ -45,6 +45,11 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// As an op takes a tensor that may be undefined.
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
 bool any_argument(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,

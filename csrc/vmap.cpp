@@ -107,9 +107,6 @@ class Fold {
   bool has_rows_;  // whether the tensors of one sample have rows, N
 };
 
-OptionalTensor optional(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
 Tensor tensor_of(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 
 // x, h0, c0 and the weights.
