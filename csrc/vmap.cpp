@@ -24,6 +24,8 @@ class Samples {
  public:
   Samples() {
     const auto layer = at::functorch::maybeCurrentDynamicLayer();
+    TORCH_CHECK(layer.has_value() && layer->key() == at::functorch::TransformType::Vmap,
+                "a tensor has left the function under torch.func.vmap that it belongs to");
     level_ = layer->layerId();
     count_ = layer->batchSize();
   }

@@ -236,6 +236,15 @@ def test_gradients_of_x_over_weights(kind: str) -> None:
     assert_same(vmap(gradient)(weights), expected)
 
 
+@pytest.mark.parametrize("name", ["LSTM", "RNN", "LSTMCell"])
+def test_a_tensor_that_has_left_vmap(name: str) -> None:
+    module, kept = getattr(fastrnn, name)(5, 8), []
+    vmap(lambda x: (kept.append(x), x.sum())[1])(torch.randn(3, 4, 5))
+    for call in (module, torch.no_grad()(module)):
+        with pytest.raises(RuntimeError, match=r"escaped|has left"):
+            call(kept[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nested(kind: str) -> None:
     case = Case(kind, T=4, N=2, H=9, L=2)
