@@ -81,11 +81,11 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     // Inputs in the order of forward, and whether each wants its gradient.
     variable_list inputs = {saved[kX], saved[kH0], saved[kC0]};
     inputs.insert(inputs.end(), weights.begin(), weights.end());
-    std::vector<bool> needs(inputs.size());
+    c10::List<bool> needs;
     size_t edge = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      needs[i] = inputs[i].defined() && ctx->needs_input_grad(edge);
-      edge += inputs[i].defined();
+    for (const Tensor& input : inputs) {
+      needs.push_back(input.defined() && ctx->needs_input_grad(edge));
+      edge += input.defined();
     }
     const variable_list wanted = differentiate(ctx, gradients, saved, weights, needs);
     // One result for every argument of forward, undefined for the last two.
@@ -100,18 +100,16 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
  private:
   static variable_list differentiate(AutogradContext* ctx, const variable_list& gradients,
                                      const variable_list& saved, at::TensorList weights,
-                                     const std::vector<bool>& needs) {
+                                     const c10::List<bool>& needs) {
     static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    c10::List<bool> needs_list;
-    for (const bool need : needs) needs_list.push_back(need);
     const Options options = saved_options(ctx);
     const Tensor y = saw_write(ctx) ? output_again(options, saved) : saved[kY];
     return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
                    optional(gradients[2]), saved[kX], optional(saved[kBatchSizes]),
                    optional(saved[kH0]), optional(saved[kC0]), weights, y, saved[kReserve],
                    options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, options.dropout, needs_list, std::nullopt);
+                   options.batch_first, options.dropout, needs, std::nullopt);
   }
 
   // y, to which the caller has written since.

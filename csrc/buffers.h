@@ -264,6 +264,11 @@ inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence, int64_
   return by_step.reshape({stack.rows, width});
 }
 
+// Rows of step after step, of each of which row n is one of sample n % samples, by sample.
+inline at::Tensor by_sample(const at::Tensor& rows, int64_t samples) {
+  return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
+}
+
 // The reserve of a batch whose rows were `copies` of each one of which the reserve is given.
 inline at::Tensor repeat_rows(const Stack& stack, const at::Tensor& reserve, int64_t copies) {
   const at::Tensor repeated = empty_buffer(stack.reserve_size(), reserve.options());

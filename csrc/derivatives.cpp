@@ -199,13 +199,6 @@ void push_forward(const variable_list& results, const variable_list& plain) {
   }
 }
 
-variable_list listed(const Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                     at::TensorList weights) {
-  variable_list all = {x, h0.value_or(Tensor()), c0.value_or(Tensor())};
-  all.insert(all.end(), weights.begin(), weights.end());
-  return all;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const Tensor& x,
                                                    const OptionalTensor& batch_sizes,
                                                    const OptionalTensor& h0,
@@ -226,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   if (records) {
     const auto node = make_node<ForwardNode>();
-    node->save(options, batch_sizes, listed(x, h0, c0, weights), {kept, reserve});
+    node->save(options, batch_sizes, list({x, batch_sizes, h0, c0, weights}), {kept, reserve});
     for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
   }
   if (wants_tangent(x, h0, c0, weights)) {
@@ -252,8 +245,8 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                    has_biases, bidirectional, batch_first, dropout, needs, samples);
   }();
   if (!at::GradMode::is_enabled() && !in_forward_ad()) return results;
-  variable_list inputs = {dy.value_or(Tensor()), dh_n.value_or(Tensor()), dc_n.value_or(Tensor())};
-  const variable_list of_forward = listed(x, h0, c0, weights);
+  variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};
+  const variable_list of_forward = list({x, batch_sizes, h0, c0, weights});
   inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const auto any = [&](const auto& predicate) {
@@ -267,8 +260,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
     node->save(options, batch_sizes, inputs, {reserve});
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
-  if (in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
-      any(has_tangent)) {
+  if (propagates_tangents() && any(has_tangent)) {
     push_forward(results,
                  run_plain_backward(options, batch_sizes, inputs, reserve, needs.vec(), samples));
   }

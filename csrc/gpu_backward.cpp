@@ -77,11 +77,8 @@ void multiply_by_sample(const at::Tensor& out, const at::Tensor& gradient, const
     multiply(out.view({gradient.size(1), rows.size(1)}), gradient.t(), rows);
     return;
   }
-  const auto by_sample = [&](const at::Tensor& all) {
-    return all.view({-1, samples, all.size(1)}).transpose(0, 1);
-  };
   at::Tensor result = out;
-  at::bmm_out(result, by_sample(gradient).transpose(1, 2), by_sample(rows));
+  at::bmm_out(result, by_sample(gradient, samples).transpose(1, 2), by_sample(rows, samples));
 }
 
 // Fills the gradients of one direction's weights that are wanted (defined).

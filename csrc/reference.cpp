@@ -136,11 +136,6 @@ StepGradient step_back(const Stack& stack, const Step& step, const Tensor& dh, c
           d * f};
 }
 
-// Rows of step after step, of each of which row n is one of sample n % samples, by sample.
-Tensor by_sample(const Tensor& rows, int64_t samples) {
-  return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
-}
-
 // The gradient of a weight, or of each sample's, from those of what it gave and from what it met.
 // (mm and not matmul, which autograd's own vmap does sample by sample.)
 Tensor differentiate_weight(const Tensor& gradient, const Tensor& rows,

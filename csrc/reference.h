@@ -26,7 +26,7 @@ std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs&
                                                const std::vector<at::Tensor>& noise,
                                                const OutputGradients& gradients,
                                                const std::vector<bool>& needs,
-                                               std::optional<int64_t> samples = std::nullopt);
+                                               std::optional<int64_t> samples);
 
 // The op recurrent, dropout and all.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,

@@ -50,6 +50,15 @@ inline OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+inline at::Tensor tensor_of(const OptionalTensor& tensor) { return tensor.value_or(at::Tensor()); }
+
+// An op's differentiable arguments: x, h0, c0 and the weights, undefined where there are none.
+inline std::vector<at::Tensor> list(const Inputs& inputs) {
+  std::vector<at::Tensor> all = {inputs.x, tensor_of(inputs.h0), tensor_of(inputs.c0)};
+  all.insert(all.end(), inputs.weights.begin(), inputs.weights.end());
+  return all;
+}
+
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
 bool any_argument(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
@@ -70,13 +79,17 @@ inline bool in_forward_ad() {
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
 }
 
+// Likewise, and not switched off on this thread.
+inline bool propagates_tangents() {
+  return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode();
+}
+
 inline bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
 
 // Whether the results of a call on these are to have tangents.
 inline bool wants_tangent(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                           at::TensorList weights) {
-  return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode() &&
-         any_argument(x, h0, c0, weights, has_tangent);
+  return propagates_tangents() && any_argument(x, h0, c0, weights, has_tangent);
 }
 
 }  // namespace fastrnn

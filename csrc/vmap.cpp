@@ -83,7 +83,6 @@ class Fold {
 
   // A tensor whose rows are along `axis`, with those of all samples.
   Tensor join(const Tensor& tensor, int64_t axis) const {
-    if (!tensor.defined()) return tensor;
     const int64_t place = axis + has_rows_;
     if (samples_.has(tensor)) {
       const auto* const batched = maybeGetBatchedImpl(tensor);
@@ -93,6 +92,9 @@ class Fold {
     c10::SymDimVector sizes(one.sym_sizes());
     sizes[place] = samples_.count();
     return one.expand_symint(sizes).flatten(axis, place);
+  }
+  OptionalTensor join(const OptionalTensor& tensor, int64_t axis) const {
+    return tensor.has_value() ? OptionalTensor(join(*tensor, axis)) : std::nullopt;
   }
 
   // A result whose rows are along `axis`, as each sample has it.
@@ -109,15 +111,7 @@ class Fold {
   bool has_rows_;  // whether the tensors of one sample have rows, N
 };
 
-Tensor tensor_of(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
-
-// x, h0, c0 and the weights.
-Tensors list(const Inputs& inputs) {
-  Tensors all = {inputs.x, tensor_of(inputs.h0), tensor_of(inputs.c0)};
-  all.insert(all.end(), inputs.weights.begin(), inputs.weights.end());
-  return all;
-}
-constexpr int64_t kWeights = 3;  // the first
+constexpr int64_t kWeights = 3;  // the first of them in an op's list
 
 // How a stack's call is folded.
 struct FoldedCall {
@@ -158,9 +152,8 @@ Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run
   }
   const FoldedCall call(inputs, options.batch_first);
   const Fold fold(samples, call.has_rows);
-  Tensors results = run(fold.join(x, call.axis), call.sizes(inputs, samples),
-                        optional(fold.join(tensor_of(h0), 1)),
-                        optional(fold.join(tensor_of(c0), 1)), weights, call.rows_first);
+  Tensors results = run(fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
+                        fold.join(c0, 1), weights, call.rows_first);
   results[0] = fold.split(results[0], call.axis);
   results[1] = fold.split(results[1], 1);
   if (options.mode == "LSTM") results[2] = fold.split(results[2], 1);
@@ -240,12 +233,11 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   const FoldedCall call(inputs, batch_first);
   const Fold fold(samples, call.has_rows);
   const c10::SymInt& count = samples.count();
-  Tensors results = op.call(
-      mode, optional(fold.join(rest[0], call.axis)), optional(fold.join(rest[1], 1)),
-      optional(fold.join(rest[2], 1)), fold.join(x, call.axis), call.sizes(inputs, samples),
-      optional(fold.join(tensor_of(h0), 1)), optional(fold.join(tensor_of(c0), 1)), weights,
-      fold.join(y, call.axis), reserve, num_layers, has_biases, bidirectional, call.rows_first,
-      dropout, needs, given_samples.has_value() ? *given_samples * count : count);
+  Tensors results = op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), fold.join(dc_n, 1),
+                            fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
+                            fold.join(c0, 1), weights, fold.join(y, call.axis), reserve, num_layers,
+                            has_biases, bidirectional, call.rows_first, dropout, needs,
+                            given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
   if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
   if (needs[1] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;
@@ -276,8 +268,8 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
     return {results[0], results[1]};
   }
   const Fold fold(samples, /*has_rows=*/x.dim() == 2);
-  const auto [h, c] = op.call(mode, fold.join(x, 0), optional(fold.join(tensor_of(h0), 0)),
-                              optional(fold.join(tensor_of(c0), 0)), weights, has_biases);
+  const auto [h, c] =
+      op.call(mode, fold.join(x, 0), fold.join(h0, 0), fold.join(c0, 0), weights, has_biases);
   return {fold.split(h, 0), mode == "LSTM" ? fold.split(c, 0) : c};
 }
 

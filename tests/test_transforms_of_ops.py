@@ -303,30 +303,32 @@ def test_transform_in_compiled_code(
     assert_close(flat(function(x)), flat(TRANSFORMS[transform](ours, x)))
 
 
-@pytest.mark.parametrize("kind", MODULES)
-def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
-    ours, _ = build_both(kind)
+def compile_for_any_size(
+    function: Callable[..., Any],
+) -> tuple[Callable[..., Any], list[list[str]]]:
+    """Returns `function` compiled, and a list to which each graph adds its calls of ops."""
     graphs: list[list[str]] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
-        graphs.append([str(node.target) for node in graph.graph.nodes])
+        names = (str(node.target) for node in graph.graph.nodes)
+        graphs.append([name for name in names if "fastrnn" in name])
         return graph
 
     torch._dynamo.reset()
-    function = torch.compile(
-        lambda x: vmap(each(ours))(x),
-        backend=aot_autograd(fw_compiler=keep),
-        fullgraph=True,
-        dynamic=True,
-    )
+    backend = aot_autograd(fw_compiler=keep)
+    return torch.compile(function, backend=backend, fullgraph=True, dynamic=True), graphs
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
+    ours, _ = build_both(kind)
+    function, graphs = compile_for_any_size(lambda x: vmap(each(ours))(x))
     with torch.no_grad():
         for repeats in (3, 5):
             x = torch.stack([draw(kind).repeat_interleave(repeats, 0)] * repeats)
             assert_close(function(x), vmap(each(ours))(x))
     (graph,) = graphs
-    assert [name for name in graph if "fastrnn" in name] == [
-        "fastrnn.cell.default" if "Cell" in kind else "fastrnn.recurrent.default"
-    ]
+    assert graph == ["fastrnn.cell.default" if "Cell" in kind else "fastrnn.recurrent.default"]
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -334,7 +336,6 @@ def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
 def test_compiled_gradients_are_fused_and_of_any_size(kind: str, per_sample: bool) -> None:
     ours, _ = build_both(kind)
     weights = {name: p.detach() for name, p in ours.named_parameters()}
-    graphs: list[list[str]] = []
 
     def gradients(weights: dict[str, Tensor], x: Tensor) -> Any:
         return grad(lambda w: losses(lambda x: functional_call(ours, w, (x,)))(x))(weights)
@@ -342,18 +343,12 @@ def test_compiled_gradients_are_fused_and_of_any_size(kind: str, per_sample: boo
     def derive(weights: dict[str, Tensor], x: Tensor) -> Any:
         return vmap(gradients, (None, 0))(weights, x) if per_sample else gradients(weights, x)
 
-    def keep(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
-    torch._dynamo.reset()
-    backend = aot_autograd(fw_compiler=keep)
-    function = torch.compile(derive, backend=backend, fullgraph=True, dynamic=True)
+    function, graphs = compile_for_any_size(derive)
     for length in (7, 9):
         x = torch.randn(*[length + 1] * per_sample, length, 3, 4, dtype=torch.float64)
         assert_close(function(weights, x), derive(weights, x))
     (graph,) = graphs
-    assert [name for name in graph if "fastrnn" in name] == [
+    assert graph == [
         "fastrnn.recurrent_forward.default",
         "fastrnn.recurrent_backward.default",
     ]
