@@ -130,20 +130,28 @@ std::optional<int64_t> as_number(const std::optional<c10::SymInt>& value) {
   return value->guard_int(__FILE__, __LINE__);
 }
 
-// What recurrent_backward gives, differentiable: of dy, dh_n, dc_n, x, h0, c0 and the weights.
-variable_list run_plain_backward(const Options& options, const OptionalTensor& batch_sizes,
-                                 at::TensorList inputs, const Tensor& reserve,
-                                 const std::vector<bool>& needs,
-                                 const std::optional<c10::SymInt>& samples) {
-  const OptionalTensor dy = optional(inputs[0]), dh_n = optional(inputs[1]),
-                       dc_n = optional(inputs[2]), h0 = optional(inputs[3 + kH0]),
-                       c0 = optional(inputs[3 + kC0]);
-  const OptionalTensor sizes = unwrapped(batch_sizes);
-  const Inputs of_forward{inputs[3 + kX], sizes, h0, c0, inputs.slice(3 + kWeights)};
-  const Stack stack = check_arguments(options, of_forward);
-  return run_reference_backward(stack, of_forward, reserved_noise(stack, reserve), {dy, dh_n, dc_n},
-                                needs, as_number(samples));
-}
+// A call of recurrent_backward, whose arguments are dy, dh_n, dc_n, x, h0, c0 and the weights, as
+// the reference takes it.
+struct PlainBackward {
+  OptionalTensor dy, dh_n, dc_n, sizes, h0, c0;
+  Inputs inputs;
+  Stack stack;
+  variable_list noise;
+  OutputGradients gradients{dy, dh_n, dc_n};
+
+  PlainBackward(const Options& options, const OptionalTensor& batch_sizes, at::TensorList arguments,
+                const Tensor& reserve)
+      : dy(optional(arguments[0])),
+        dh_n(optional(arguments[1])),
+        dc_n(optional(arguments[2])),
+        sizes(unwrapped(batch_sizes)),
+        h0(optional(arguments[3 + kH0])),
+        c0(optional(arguments[3 + kC0])),
+        inputs{arguments[3 + kX], sizes, h0, c0, arguments.slice(3 + kWeights)},
+        stack(check_arguments(options, inputs)),
+        noise(reserved_noise(stack, reserve)) {}
+  PlainBackward(const PlainBackward&) = delete;
+};
 
 class BackwardNode : public Recorded {
  public:
@@ -153,41 +161,29 @@ class BackwardNode : public Recorded {
   std::string name() const override { return "fastrnn::RecurrentBackwardBackward"; }
 
   // Of the gradients that recurrent_backward gave, to those of dy, dh_n, dc_n, x, h0, c0 and the
-  // weights: the reference, run anew, is differentiated.
+  // weights.
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const bool creates_graph = at::GradMode::is_enabled();
-    const at::AutoGradMode records(true);
-    variable_list inputs = unpack();
-    const Tensor reserve = inputs.back();
-    inputs.pop_back();
-    // Aliases, so that no input's gradient takes the way through another that was made of it.
-    variable_list chosen;
-    std::vector<size_t> places;
+    const variable_list saved = unpack();
+    const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 1);
+    if (std::none_of(gradients.begin(), gradients.end(),
+                     [](const Tensor& t) { return t.defined(); })) {
+      return variable_list(inputs.size());
+    }
+    // recurrent_backward gave what was wanted and there, in this order.
+    variable_list tangents(needs.size());
+    size_t next = 0;
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (needs[i] && inputs[3 + i].defined()) tangents[i] = gradients[next++];
+    }
+    std::vector<bool> wanted;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!inputs[i].defined() || !task_should_compute_output(i)) continue;
-      inputs[i] = at::alias(inputs[i]);
-      // The level may have ended since, as under jacrev.
-      if (!inputs[i].requires_grad()) inputs[i] = inputs[i].detach().requires_grad_();
-      chosen.push_back(inputs[i]);
-      places.push_back(i);
+      wanted.push_back(inputs[i].defined() && task_should_compute_output(i));
     }
-    variable_list results(inputs.size());
-    variable_list outputs, seeds;
-    const variable_list plain =
-        run_plain_backward(options(), batch_sizes, inputs, reserve, needs, samples);
-    for (size_t i = 0; i < plain.size(); ++i) {
-      if (!gradients[i].defined() || !plain[i].requires_grad()) continue;
-      outputs.push_back(plain[i]);
-      seeds.push_back(gradients[i]);
-    }
-    if (outputs.empty()) return results;
-    const variable_list found =
-        torch::autograd::grad(outputs, chosen, seeds, /*retain_graph=*/std::nullopt, creates_graph,
-                              /*allow_unused=*/true);
-    for (size_t i = 0; i < places.size(); ++i) results[places[i]] = found[i];
-    return results;
+    const PlainBackward call(options(), batch_sizes, inputs, saved.back());
+    return differentiate_reference_backward(call.stack, call.inputs, call.noise, call.gradients,
+                                            tangents, wanted, as_number(samples));
   }
 };
 
@@ -261,8 +257,9 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
   if (propagates_tangents() && any(has_tangent)) {
-    push_forward(results,
-                 run_plain_backward(options, batch_sizes, inputs, reserve, needs.vec(), samples));
+    const PlainBackward call(options, batch_sizes, inputs, reserve);
+    push_forward(results, run_reference_backward(call.stack, call.inputs, call.noise,
+                                                 call.gradients, needs.vec(), as_number(samples)));
   }
   return results;
 }

@@ -28,6 +28,16 @@ std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs&
                                                const std::vector<bool>& needs,
                                                std::optional<int64_t> samples);
 
+// Gradients of dy, dh_n, dc_n, x, h0, c0 and the weights that `needs` names, the others undefined:
+// of the sum of what run_reference_backward returns times `tangents`, of x, h0, c0 and the weights,
+// undefined where nothing is to be multiplied.
+std::vector<at::Tensor> differentiate_reference_backward(const Stack& stack, const Inputs& inputs,
+                                                         const std::vector<at::Tensor>& noise,
+                                                         const OutputGradients& gradients,
+                                                         const std::vector<at::Tensor>& tangents,
+                                                         const std::vector<bool>& needs,
+                                                         std::optional<int64_t> samples);
+
 // The op recurrent, dropout and all.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,
                                                                    const Inputs& inputs);
