@@ -1,6 +1,7 @@
 // Derivatives of the ops recurrent_forward and recurrent_backward, as torch's own operations have
 // them: at any level of torch.func's transforms, and in forward-mode AD. Values and gradients stay
-// fused; tangents, and gradients of gradients, come from the reference.
+// fused; tangents, and gradients of gradients, are the reference's passes over what those kept.
+
 #include <ATen/functorch/TensorWrapper.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/clone.h>
@@ -90,7 +91,7 @@ class Recorded : public Node {
 };
 
 // Places in the lists that are saved: of forward's, and of backward's after its three gradients.
-enum { kX, kH0, kC0, kWeights };
+enum { kX, kH0, kC0, kWeights, kOfForward = 3 };
 
 class ForwardNode : public Recorded {
  public:
@@ -130,28 +131,60 @@ std::optional<int64_t> as_number(const std::optional<c10::SymInt>& value) {
   return value->guard_int(__FILE__, __LINE__);
 }
 
-// A call of recurrent_backward, whose arguments are dy, dh_n, dc_n, x, h0, c0 and the weights, as
-// the reference takes it.
-struct PlainBackward {
-  OptionalTensor dy, dh_n, dc_n, sizes, h0, c0;
+// A call's x, h0, c0 and weights as the reference takes them.
+struct PlainCall {
+  OptionalTensor sizes, h0, c0;
   Inputs inputs;
   Stack stack;
   variable_list noise;
-  OutputGradients gradients{dy, dh_n, dc_n};
 
-  PlainBackward(const Options& options, const OptionalTensor& batch_sizes, at::TensorList arguments,
-                const Tensor& reserve)
-      : dy(optional(arguments[0])),
-        dh_n(optional(arguments[1])),
-        dc_n(optional(arguments[2])),
-        sizes(unwrapped(batch_sizes)),
-        h0(optional(arguments[3 + kH0])),
-        c0(optional(arguments[3 + kC0])),
-        inputs{arguments[3 + kX], sizes, h0, c0, arguments.slice(3 + kWeights)},
+  PlainCall(const Options& options, const OptionalTensor& batch_sizes, at::TensorList arguments,
+            const Tensor& reserve)
+      : sizes(unwrapped(batch_sizes)),
+        h0(optional(arguments[kH0])),
+        c0(optional(arguments[kC0])),
+        inputs{arguments[kX], sizes, h0, c0, arguments.slice(kWeights)},
         stack(check_arguments(options, inputs)),
         noise(reserved_noise(stack, reserve)) {}
-  PlainBackward(const PlainBackward&) = delete;
+  PlainCall(const PlainCall&) = delete;
 };
+
+// Whether nothing differentiates what is made of a tensor, at this level of torch.func's
+// transforms, in whose wrapper it may be, or at one that is outside.
+bool is_constant(const Tensor& tensor) {
+  if (!tensor.defined()) return true;
+  const auto* const wrapper = at::functorch::maybeGetTensorWrapper(tensor);
+  const Tensor& inner = wrapper ? wrapper->value() : tensor;
+  const c10::DispatchKeySet transformed(
+      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
+  const bool requires_grad = tensor.requires_grad() || inner.requires_grad();
+  return !inner.key_set().has_any(transformed) && !has_tangent(tensor) &&
+         !(at::GradMode::is_enabled() && requires_grad);
+}
+
+// What the fused run left, if it may serve in place of another: it has no derivatives, and may be
+// of other samples' rows too.
+Kept usable(const PlainCall& call, const Kept& kept) {
+  const variable_list inputs = list(call.inputs);
+  const bool serves = kept.reserve.sym_numel() == call.stack.reserve_size() &&
+                      std::all_of(inputs.begin(), inputs.end(), is_constant);
+  return serves ? kept : Kept();
+}
+
+// Derivatives of a call of recurrent_backward on `values`, which are dy, dh_n, dc_n, x, h0, c0 and
+// the weights; as differentiate_reference_backward.
+variable_list differentiate(const Options& options, const OptionalTensor& batch_sizes,
+                            at::TensorList values, const Kept& kept, at::TensorList tangents,
+                            std::optional<int64_t> tangent_samples, const std::vector<bool>& needs,
+                            std::optional<int64_t> samples) {
+  const PlainCall call(options, batch_sizes, values.slice(kOfForward), kept.reserve);
+  const auto of_outputs = [](at::TensorList tensors) {
+    return OutputGradients{optional(tensors[0]), optional(tensors[1]), optional(tensors[2])};
+  };
+  return differentiate_reference_backward(
+      call.stack, call.inputs, call.noise, usable(call, kept), of_outputs(values),
+      {tangents.slice(kOfForward), of_outputs(tangents), tangent_samples}, needs, samples);
+}
 
 class BackwardNode : public Recorded {
  public:
@@ -166,32 +199,43 @@ class BackwardNode : public Recorded {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const variable_list saved = unpack();
-    const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 1);
+    const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 2);
+    const Tensor &y = saved[inputs.size()], &reserve = saved.back();
     if (std::none_of(gradients.begin(), gradients.end(),
                      [](const Tensor& t) { return t.defined(); })) {
       return variable_list(inputs.size());
     }
     // recurrent_backward gave what was wanted and there, in this order.
-    variable_list tangents(needs.size());
+    variable_list tangents(inputs.size());
     size_t next = 0;
     for (size_t i = 0; i < needs.size(); ++i) {
-      if (needs[i] && inputs[3 + i].defined()) tangents[i] = gradients[next++];
+      const size_t place = kOfForward + i;
+      if (needs[i] && inputs[place].defined()) tangents[place] = gradients[next++];
     }
     std::vector<bool> wanted;
     for (size_t i = 0; i < inputs.size(); ++i) {
       wanted.push_back(inputs[i].defined() && task_should_compute_output(i));
     }
-    const PlainBackward call(options(), batch_sizes, inputs, saved.back());
-    return differentiate_reference_backward(call.stack, call.inputs, call.noise, call.gradients,
-                                            tangents, wanted, as_number(samples));
+    return differentiate(options(), batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
+                         wanted, std::nullopt);
   }
 };
 
-// Gives fused results the tangents that the reference's have.
-void push_forward(const variable_list& results, const variable_list& plain) {
-  for (size_t i = 0; i < plain.size(); ++i) {
-    if (!has_tangent(plain[i])) continue;
-    results[i]._set_fw_grad(plain[i]._fw_grad(/*level=*/0), /*level=*/0, /*is_inplace_op=*/false);
+// Tensors without their tangents, and the tangents alone, undefined where there are none.
+variable_list primals(at::TensorList tensors) {
+  variable_list found;
+  for (const Tensor& t : tensors) found.push_back(t.defined() ? t._fw_primal(/*level=*/0) : t);
+  return found;
+}
+variable_list tangents_of(at::TensorList tensors) {
+  variable_list found;
+  for (const Tensor& t : tensors) found.push_back(t.defined() ? t._fw_grad(/*level=*/0) : t);
+  return found;
+}
+void set_tangents(const variable_list& results, at::TensorList tangents) {
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (!tangents[i].defined()) continue;
+    results[i]._set_fw_grad(tangents[i], /*level=*/0, /*is_inplace_op=*/false);
   }
 }
 
@@ -213,17 +257,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
     return std::make_tuple(y, h_n, c_n, reserve, kept);
   }();
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const variable_list inputs = list({x, batch_sizes, h0, c0, weights});
+  variable_list tangents;
+  if (wants_tangent(x, h0, c0, weights)) {
+    const variable_list values = primals(inputs), given = tangents_of(inputs);
+    const PlainCall call(options, batch_sizes, values, reserve);
+    const Kept kept = usable(call, {y, reserve});
+    tangents = push_reference(call.stack, call.inputs, call.noise, kept, given);
+  }
   if (records) {
     const auto node = make_node<ForwardNode>();
-    node->save(options, batch_sizes, list({x, batch_sizes, h0, c0, weights}), {kept, reserve});
+    node->save(options, batch_sizes, inputs, {kept, reserve});
     for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
   }
-  if (wants_tangent(x, h0, c0, weights)) {
-    const OptionalTensor sizes = unwrapped(batch_sizes);
-    const Inputs inputs{x, sizes, h0, c0, weights};
-    const Stack stack = check_arguments(options, inputs);
-    push_forward({y, h_n, c_n}, run_reference(stack, inputs, reserved_noise(stack, reserve)));
-  }
+  if (!tangents.empty()) set_tangents({y, h_n, c_n}, tangents);
   return {y, h_n, c_n, reserve};
 }
 
@@ -235,32 +282,45 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                        bool bidirectional, bool batch_first, double dropout,
                        const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
   static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
-  variable_list results = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
-                   has_biases, bidirectional, batch_first, dropout, needs, samples);
-  }();
-  if (!at::GradMode::is_enabled() && !in_forward_ad()) return results;
   variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};
   const variable_list of_forward = list({x, batch_sizes, h0, c0, weights});
   inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const auto any = [&](const auto& predicate) {
     return std::any_of(inputs.begin(), inputs.end(),
                        [&](const Tensor& t) { return t.defined() && predicate(t); });
   };
-  if (at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); })) {
+  const bool records =
+      at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); });
+  Tensor kept;
+  const variable_list results = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    // The caller may write to y.
+    if (records) kept = y.clone();
+    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
+                   has_biases, bidirectional, batch_first, dropout, needs, samples);
+  }();
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  variable_list tangents;
+  if (propagates_tangents() && any(has_tangent)) {
+    std::vector<bool> wanted(kOfForward, false);
+    for (size_t i = 0; i < needs.size(); ++i) {
+      wanted.push_back(needs[i] && inputs[kOfForward + i].defined());
+    }
+    const variable_list found =
+        differentiate(options, batch_sizes, primals(inputs), {y._fw_primal(/*level=*/0), reserve},
+                      tangents_of(inputs), std::nullopt, wanted, as_number(samples));
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (wanted[i]) tangents.push_back(found[i]);
+    }
+  }
+  if (records) {
     const auto node = make_node<BackwardNode>();
     node->needs = needs.vec();
     node->samples = samples;
-    node->save(options, batch_sizes, inputs, {reserve});
+    node->save(options, batch_sizes, inputs, {kept, reserve});
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
-  if (propagates_tangents() && any(has_tangent)) {
-    const PlainBackward call(options, batch_sizes, inputs, reserve);
-    push_forward(results, run_reference_backward(call.stack, call.inputs, call.noise,
-                                                 call.gradients, needs.vec(), as_number(samples)));
-  }
+  if (!tangents.empty()) set_tangents(results, tangents);
   return results;
 }
 

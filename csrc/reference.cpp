@@ -36,12 +36,17 @@ struct Passed {
 // A stack's forward pass.
 class Forward {
  public:
-  Forward(const Stack& stack, const Inputs& inputs, const Tensors& noise)
+  Forward(const Stack& stack, const Inputs& inputs, const Tensors& noise, const Kept& kept = {})
       : stack_(stack), weights_(inputs.weights), noise_(noise), options_(inputs.x.options()) {
     const std::vector<CellState> initial = states(inputs.h0, inputs.c0);
+    std::optional<ReserveParts<Tensor>> reserved;
+    if (kept.y.defined()) reserved.emplace(reserve_views(stack, kept.reserve));
     outputs = rise<plain::Outputs>(
-        as_rows(stack, inputs.x, stack.input),
-        [&](int64_t s, const Tensor& x) { return plain::run(strand(s), x, initial[s]); });
+        as_rows(stack, inputs.x, stack.input), [&](int64_t s, const Tensor& x) {
+          if (reserved)
+            return plain::recall(strand(s), x, initial[s], kept_by(*reserved, kept.y, s));
+          return plain::run(strand(s), x, initial[s]);
+        });
   }
 
   Passed<plain::Outputs> outputs;
@@ -49,6 +54,14 @@ class Forward {
  protected:
   Strand strand(int64_t s) const {
     return {stack_, s % stack_.directions == 1, {stack_, weights_, s}};
+  }
+
+  plain::Kept kept_by(const ReserveParts<Tensor>& reserved, const Tensor& y, int64_t s) const {
+    const int64_t layer = s / stack_.directions, first = s % stack_.directions * stack_.width;
+    const Tensor rows = layer + 1 < stack_.layers ? reserved.outputs[layer]
+                                                  : as_rows(stack_, y, stack_.layer_width());
+    const auto& [gates, c_all, unprojected] = reserved.parts[s];
+    return {rows.narrow(1, first, stack_.width), gates, c_all, unprojected};
   }
 
   // By strand; zeros where none are given.
@@ -94,15 +107,15 @@ class Forward {
 // And the passes of tangents and gradients that follow it.
 class Derivatives : public Forward {
  public:
-  Derivatives(const Stack& stack, const Inputs& inputs, const Tensors& noise)
-      : Forward(stack, inputs, noise) {
+  Derivatives(const Stack& stack, const Inputs& inputs, const Tensors& noise, const Kept& kept = {})
+      : Forward(stack, inputs, noise, kept) {
     for (int64_t s = 0; s < stack.strands(); ++s) {
       slopes_.push_back(plain::differentiate(strand(s), outputs.strands[s]));
     }
   }
 
   // Of tangents of x, h0, c0 and the weights, undefined where there are none.
-  Passed<plain::Tangents> push(const Tensors& tangents, std::optional<int64_t> samples) const {
+  Passed<plain::Tangents> push(at::TensorList tangents, std::optional<int64_t> samples) const {
     const std::vector<CellState> initial = states(optional(tangents[1]), optional(tangents[2]));
     const Tensor& dx = tangents[0];
     return rise<plain::Tangents>(
@@ -113,24 +126,25 @@ class Derivatives : public Forward {
   }
 
   Passed<plain::Gradients> pull(const OutputGradients& gradients, bool wants_x) const {
-    Tensor dy;
-    if (gradients.y.has_value()) dy = as_rows(stack_, *gradients.y, stack_.layer_width());
-    return descend(dy, states(gradients.h_n, gradients.c_n), wants_x,
+    return descend(output_rows(gradients.y), states(gradients.h_n, gradients.c_n), wants_x,
                    [](int64_t) { return plain::Sources(); });
   }
 
   // Of the sum of gradients * tangents that these passes carried.
   Passed<plain::Gradients> pull_back(const Passed<plain::Tangents>& pushed,
                                      const Passed<plain::Gradients>& pulled,
-                                     const Tensors& tangents, bool wants_x,
-                                     std::optional<int64_t> samples) const {
-    return descend({}, states({}, {}), wants_x, [&](int64_t s) {
+                                     const SecondTangents& tangents, bool wants_x) const {
+    const auto& [y, h_n, c_n] = tangents.of_gradients;
+    return descend(output_rows(y), states(h_n, c_n), wants_x, [&](int64_t s) {
       return plain::curve(strand(s), outputs.strands[s], pushed.strands[s], pulled.strands[s],
-                          weight_tangents(tangents, s), samples);
+                          weight_tangents(tangents.of_inputs, s), tangents.samples);
     });
   }
 
  private:
+  Tensor output_rows(const OptionalTensor& y) const {
+    return y.has_value() ? as_rows(stack_, *y, stack_.layer_width()) : Tensor();
+  }
   plain::Weights weight_tangents(at::TensorList tangents, int64_t s) const {
     return {stack_, tangents.slice(3), s};
   }
@@ -173,6 +187,11 @@ CellState join_states(const Stack& stack, const std::vector<OfStrand>& strands,
   return {
       at::stack(h).reshape(stack.state_sizes(stack.width)),
       stack.cell == Cell::lstm ? at::stack(c).reshape(stack.state_sizes(stack.hidden)) : Tensor()};
+}
+
+Tensors output_tangents(const Stack& stack, const Passed<plain::Tangents>& pushed) {
+  const CellState last = join_states(stack, pushed.strands, &plain::Tangents::last);
+  return {as_sequence(stack, pushed.rows, stack.layer_width()), last.h, last.c};
 }
 
 // Adds gradients of a strand's weights, those that are needed: of what `met` (Outputs, or their
@@ -250,32 +269,36 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
   return wanted;
 }
 
-std::vector<Tensor> differentiate_reference_backward(const Stack& stack, const Inputs& inputs,
-                                                     const std::vector<Tensor>& noise,
-                                                     const OutputGradients& gradients,
-                                                     const std::vector<Tensor>& tangents,
-                                                     const std::vector<bool>& needs,
-                                                     std::optional<int64_t> samples) {
-  const Derivatives passes(stack, inputs, noise);
-  const Passed<plain::Tangents> pushed = passes.push(tangents, samples);
-  const CellState dlast = join_states(stack, pushed.strands, &plain::Tangents::last);
-  Tensors results = {as_sequence(stack, pushed.rows, stack.layer_width()), dlast.h, dlast.c};
-  const auto wants = [](bool need) { return need; };
-  if (std::any_of(needs.begin() + 3, needs.end(), wants)) {
+std::vector<Tensor> push_reference(const Stack& stack, const Inputs& inputs,
+                                   const std::vector<Tensor>& noise, const Kept& kept,
+                                   at::TensorList tangents) {
+  const Derivatives passes(stack, inputs, noise, kept);
+  return output_tangents(stack, passes.push(tangents, /*samples=*/std::nullopt));
+}
+
+std::vector<Tensor> differentiate_reference_backward(
+    const Stack& stack, const Inputs& inputs, const std::vector<Tensor>& noise, const Kept& kept,
+    const OutputGradients& gradients, const SecondTangents& tangents,
+    const std::vector<bool>& needs, std::optional<int64_t> samples) {
+  const Derivatives passes(stack, inputs, noise, kept);
+  const Passed<plain::Tangents> pushed = passes.push(tangents.of_inputs, tangents.samples);
+  Tensors results = output_tangents(stack, pushed);
+  const std::vector<bool> input_needs(needs.begin() + 3, needs.end());
+  if (std::find(input_needs.begin(), input_needs.end(), true) != input_needs.end()) {
     const Passed<plain::Gradients> first = passes.pull(gradients, /*wants_x=*/false);
     const Passed<plain::Gradients> second =
-        passes.pull_back(pushed, first, tangents, needs[3], samples);
+        passes.pull_back(pushed, first, tangents, input_needs[0]);
     const std::vector<bool> weight_needs(needs.begin() + 6, needs.end());
     Tensors dweights(weight_needs.size());
     for (int64_t s = 0; s < stack.strands(); ++s) {
-      add_bias_gradients(stack, s, second.strands[s], weight_needs, {}, dweights);
-      add_weight_gradients(stack, s, second.strands[s], passes.outputs.strands[s], weight_needs, {},
-                           dweights);
-      add_weight_gradients(stack, s, first.strands[s], pushed.strands[s], weight_needs, {},
+      add_bias_gradients(stack, s, second.strands[s], weight_needs, samples, dweights);
+      add_weight_gradients(stack, s, second.strands[s], passes.outputs.strands[s], weight_needs,
+                           samples, dweights);
+      add_weight_gradients(stack, s, first.strands[s], pushed.strands[s], weight_needs, samples,
                            dweights);
     }
     const CellState dfirst = join_states(stack, second.strands, &plain::Gradients::first);
-    results.push_back(needs[3] ? as_sequence(stack, second.rows, stack.input) : Tensor());
+    results.push_back(input_needs[0] ? as_sequence(stack, second.rows, stack.input) : Tensor());
     results.push_back(dfirst.h);
     results.push_back(dfirst.c);
     results.insert(results.end(), dweights.begin(), dweights.end());

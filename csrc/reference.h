@@ -16,9 +16,9 @@ namespace fastrnn {
 std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
-// Gradients of outputs; zeros where none is given. Refers to the caller's.
+// Gradients of outputs, or their tangents; zeros where none is given.
 struct OutputGradients {
-  const OptionalTensor &y, &h_n, &c_n;
+  OptionalTensor y, h_n, c_n;
 };
 
 // Gradients of x, h0, c0 and the weights, as the op recurrent_backward; samples is that op's.
@@ -28,15 +28,35 @@ std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs&
                                                const std::vector<bool>& needs,
                                                std::optional<int64_t> samples);
 
-// Gradients of dy, dh_n, dc_n, x, h0, c0 and the weights that `needs` names, the others undefined:
-// of the sum of what run_reference_backward returns times `tangents`, of x, h0, c0 and the weights,
-// undefined where nothing is to be multiplied.
-std::vector<at::Tensor> differentiate_reference_backward(const Stack& stack, const Inputs& inputs,
-                                                         const std::vector<at::Tensor>& noise,
-                                                         const OutputGradients& gradients,
-                                                         const std::vector<at::Tensor>& tangents,
-                                                         const std::vector<bool>& needs,
-                                                         std::optional<int64_t> samples);
+// What a fused run left: its output and reserve. Without them the stack is run again, as it must be
+// where results are to be differentiable.
+struct Kept {
+  at::Tensor y, reserve;
+};
+
+// Tangents of x, h0, c0 and the weights, undefined where there are none, to those of y, h_n and c_n
+// (undefined for Elman).
+std::vector<at::Tensor> push_reference(const Stack& stack, const Inputs& inputs,
+                                       const std::vector<at::Tensor>& noise, const Kept& kept,
+                                       at::TensorList tangents);
+
+// Tangents, as push_reference takes them, and those of gradients that run_reference_backward takes.
+// Those of weights may be each sample's own.
+struct SecondTangents {
+  at::TensorList of_inputs;
+  OutputGradients of_gradients;
+  std::optional<int64_t> samples;
+};
+
+// Derivatives of run_reference_backward. The sum of what it returns (of all inputs) times their
+// tangents has gradients by dy, dh_n, dc_n, x, h0, c0 and the weights: those that `needs` names are
+// returned, the others undefined. As second derivatives are symmetric, those from x on are the
+// tangents of what it returns, to which tangents of dy, dh_n and dc_n add theirs.
+// samples: of weights' gradients that are returned.
+std::vector<at::Tensor> differentiate_reference_backward(
+    const Stack& stack, const Inputs& inputs, const std::vector<at::Tensor>& noise,
+    const Kept& kept, const OutputGradients& gradients, const SecondTangents& tangents,
+    const std::vector<bool>& needs, std::optional<int64_t> samples);
 
 // The op recurrent, dropout and all.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,

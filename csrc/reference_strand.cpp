@@ -145,6 +145,28 @@ Outputs run(const Strand& strand, const Tensor& x, const CellState& initial) {
           tanh_c, unprojected,          last};
 }
 
+Outputs recall(const Strand& strand, const Tensor& x, const CellState& initial, const Kept& kept) {
+  const Stack& stack = strand.stack;
+  const Rows h(stack, kept.h), c(stack, kept.c);
+  Steps h_before(stack.steps), c_before(stack.steps);
+  const CellState last =
+      run_steps(strand, /*backward=*/false, initial, [&](int64_t t, const CellState& state) {
+        h_before[t] = state.h;
+        c_before[t] = state.c;
+        return CellState{h.at(t), c.at(t)};
+      });
+  if (!is_lstm(strand)) return {x, {h_before, c_before}, h, {}, {}, {}, last};
+  const Steps gates = kept.gates.view({stack.rows, kGates, stack.hidden}).unbind(1);
+  const auto gate = [&](Gate g) { return Rows(stack, gates[g]); };
+  return {x,
+          {h_before, c_before},
+          h,
+          {gate(kInput), gate(kForget), gate(kCell), gate(kOutput)},
+          Rows(stack, kept.c.tanh()),
+          stack.projected ? Rows(stack, kept.unprojected) : h,
+          last};
+}
+
 Slopes differentiate(const Strand& strand, const Outputs& outputs) {
   if (!is_lstm(strand)) return {};
   const Tensor &i = outputs.gate[kInput].all(), &f = outputs.gate[kForget].all(),

@@ -65,6 +65,13 @@ struct Outputs {
 };
 Outputs run(const Strand& strand, const at::Tensor& x, const CellState& initial);
 
+// What a fused run kept of it, as ReserveParts: (rows, ...); undefined where it keeps none.
+struct Kept {
+  at::Tensor h, gates, c, unprojected;
+};
+Outputs recall(const Strand& strand, const at::Tensor& x, const CellState& initial,
+               const Kept& kept);
+
 // Derivatives of an LSTM's steps: of c by the pre-activations of i, f and g, and of the unprojected
 // output by that of o, (rows, 4 * H); and of the unprojected output by c.
 struct Slopes {

@@ -44,6 +44,16 @@ def test_run(tmp_path: Path, peak: float | None) -> None:
         assert (tmp_path / picture).stat().st_size > 0
 
 
+@pytest.mark.parametrize("script", ["derivatives", "transforms"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_derivatives_and_transforms(tmp_path: Path, script: str, shape: str) -> None:
+    arguments = ["--shape", shape, "--seconds", "0.01", "--out", str(tmp_path)]
+    process = run_python(str(ROOT / "benchmarks" / f"{script}.py"), *arguments)
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = json.loads((tmp_path / f"{script}.json").read_text())["rows"]
+    assert [row["shape"] for row in rows] == [shape] * 3
+
+
 @pytest.mark.parametrize(
     ("script", "wrong", "message"),
     [

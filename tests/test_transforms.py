@@ -437,3 +437,34 @@ def test_writing_to_the_output(kind: str) -> None:
     module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
     written = grad(lambda x: module(x)[0].mul_(2).square().sum())(x)
     torch.testing.assert_close(written, grad(lambda x: (2 * module(x)[0]).square().sum())(x))
+
+
+TANGENTS = [by_jvp, by_dual_numbers, by_jvp_of_grad]
+
+
+@pytest.mark.parametrize("transform", TANGENTS)
+@pytest.mark.parametrize(
+    "case", cases(L=[2], D=[2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]), ids=str
+)
+def test_tangents_are_of_the_fused_run(case: Case, transform: Callable[..., Results]) -> None:
+    module, inputs = build(fastrnn, case).requires_grad_(False), make_inputs(case)
+    function, arguments = as_function(module, inputs), arguments_of(module, inputs)
+    with torch.profiler.profile() as profile:
+        transform(function, arguments)
+    names = {event.name for event in profile.events()}
+    assert "aten::addmm" in names
+    assert not {"aten::linear", "aten::sigmoid", "aten::relu"} & names
+
+
+@pytest.mark.parametrize("case", cases(H=[5], L=[2], D=[2], dtype=[torch.float64]), ids=str)
+def test_tangents_have_gradients(case: Case) -> None:
+    results = []
+    for package in (fastrnn, nn):
+        module, x = build(package, case), make_inputs(case).x.requires_grad_()
+        with forward_ad.dual_level():
+            y = module(forward_ad.make_dual(x, torch.ones_like(x)))[0]
+            total = forward_ad.unpack_dual(y).tangent.sin().sum()
+        wanted = {"x": x, **dict(module.named_parameters())}
+        gradients = torch.autograd.grad(total, list(wanted.values()))
+        results.append(dict(zip(wanted, gradients, strict=True)))
+    assert_same(*results, factor=10)
