@@ -130,14 +130,21 @@ class Derivatives : public Forward {
                    [](int64_t) { return plain::Sources(); });
   }
 
-  // Of the sum of gradients * tangents that these passes carried.
-  Passed<plain::Gradients> pull_back(const Passed<plain::Tangents>& pushed,
-                                     const Passed<plain::Gradients>& pulled,
+  // Of the sum of gradients * tangents that these passes carried, of which is left what weights'
+  // gradients are made of.
+  Passed<plain::Gradients> pull_back(Passed<plain::Tangents>& pushed,
+                                     Passed<plain::Gradients>& pulled,
                                      const SecondTangents& tangents, bool wants_x) const {
     const auto& [y, h_n, c_n] = tangents.of_gradients;
     return descend(output_rows(y), states(h_n, c_n), wants_x, [&](int64_t s) {
-      return plain::curve(strand(s), outputs.strands[s], pushed.strands[s], pulled.strands[s],
-                          weight_tangents(tangents.of_inputs, s), tangents.samples);
+      plain::Tangents& up = pushed.strands[s];
+      plain::Gradients& down = pulled.strands[s];
+      const plain::Sources sources =
+          plain::curve(strand(s), outputs.strands[s], up, down,
+                       weight_tangents(tangents.of_inputs, s), tangents.samples);
+      up.gates = up.h = up.c = down.c = down.unprojected = {};
+      if (!stack_.projected) down.h = {};
+      return sources;
     });
   }
 
@@ -281,11 +288,11 @@ std::vector<Tensor> differentiate_reference_backward(
     const OutputGradients& gradients, const SecondTangents& tangents,
     const std::vector<bool>& needs, std::optional<int64_t> samples) {
   const Derivatives passes(stack, inputs, noise, kept);
-  const Passed<plain::Tangents> pushed = passes.push(tangents.of_inputs, tangents.samples);
+  Passed<plain::Tangents> pushed = passes.push(tangents.of_inputs, tangents.samples);
   Tensors results = output_tangents(stack, pushed);
   const std::vector<bool> input_needs(needs.begin() + 3, needs.end());
   if (std::find(input_needs.begin(), input_needs.end(), true) != input_needs.end()) {
-    const Passed<plain::Gradients> first = passes.pull(gradients, /*wants_x=*/false);
+    Passed<plain::Gradients> first = passes.pull(gradients, /*wants_x=*/false);
     const Passed<plain::Gradients> second =
         passes.pull_back(pushed, first, tangents, input_needs[0]);
     const std::vector<bool> weight_needs(needs.begin() + 6, needs.end());

@@ -75,7 +75,10 @@ Tensor through_activation(const Strand& strand, const Tensor& rows, const Tensor
 }  // namespace
 
 const Tensor& Rows::all() const {
-  if (!all_.defined() && defined()) all_ = at::cat(steps_);
+  if (!all_.defined() && defined()) {
+    all_ = at::cat(steps_);
+    steps_.clear();  // not to hold their memory twice
+  }
   return all_;
 }
 
@@ -141,8 +144,13 @@ Outputs run(const Strand& strand, const Tensor& x, const CellState& initial) {
         h[t] = state.h;
         return state;
       });
-  return {x,      {h_before, c_before}, h,   {gate[0], gate[1], gate[2], gate[3]},
-          tanh_c, unprojected,          last};
+  return {x,
+          {Rows(stack, h_before), Rows(stack, c_before)},
+          Rows(stack, h),
+          {Rows(stack, gate[0]), Rows(stack, gate[1]), Rows(stack, gate[2]), Rows(stack, gate[3])},
+          Rows(stack, tanh_c),
+          Rows(stack, unprojected),
+          last};
 }
 
 Outputs recall(const Strand& strand, const Tensor& x, const CellState& initial, const Kept& kept) {
@@ -155,11 +163,12 @@ Outputs recall(const Strand& strand, const Tensor& x, const CellState& initial, 
         c_before[t] = state.c;
         return CellState{h.at(t), c.at(t)};
       });
-  if (!is_lstm(strand)) return {x, {h_before, c_before}, h, {}, {}, {}, last};
+  const CellStates before{Rows(stack, h_before), Rows(stack, c_before)};
+  if (!is_lstm(strand)) return {x, before, h, {}, {}, {}, last};
   const Steps gates = kept.gates.view({stack.rows, kGates, stack.hidden}).unbind(1);
   const auto gate = [&](Gate g) { return Rows(stack, gates[g]); };
   return {x,
-          {h_before, c_before},
+          before,
           h,
           {gate(kInput), gate(kForget), gate(kCell), gate(kOutput)},
           Rows(stack, kept.c.tanh()),
@@ -214,7 +223,13 @@ Tangents push(const Strand& strand, const Outputs& outputs, const Slopes& slopes
         }
         return CellState{h[t], c[t]};
       });
-  return {x, gates, {h_before, c_before}, h, c, unprojected, last};
+  return {x,
+          Rows(stack, gates),
+          {Rows(stack, h_before), Rows(stack, c_before)},
+          Rows(stack, h),
+          Rows(stack, c),
+          Rows(stack, unprojected),
+          last};
 }
 
 Gradients pull(const Strand& strand, const Outputs& outputs, const Slopes& slopes,
@@ -241,10 +256,10 @@ Gradients pull(const Strand& strand, const Outputs& outputs, const Slopes& slope
         state.h = add_product(into_before.h.at(t), gates[t], weights.w_hh);
         return state;
       });
-  const Rows all_gates(gates);
+  const Rows all_gates(stack, std::move(gates));
   Tensor x;
   if (wants_x) x = plus(all_gates.all().mm(weights.w_ih), sources.x);
-  return {x, all_gates, h, c, unprojected, first};
+  return {x, all_gates, Rows(stack, h), Rows(stack, c), Rows(stack, unprojected), first};
 }
 
 Sources curve(const Strand& strand, const Outputs& outputs, const Tangents& tangents,
@@ -254,8 +269,12 @@ Sources curve(const Strand& strand, const Outputs& outputs, const Tangents& tang
   const Tensor& dgates = gradients.gates.all();
   sources.x = multiply(dgates, weight_tangents.w_ih, samples);
   sources.before.h = multiply(dgates, weight_tangents.w_hh, samples);
+  // Below, a statement for each product, so that what is between is let go of. The second
+  // derivative of a sigmoid s is its first times 1 - 2 * s, of a tanh its first times -2 * tanh.
   if (strand.stack.cell == Cell::rnn_tanh) {
-    sources.h = gradients.h.all() * tangents.gates.all() * outputs.h.all() * -2;
+    sources.h = gradients.h.all() * tangents.gates.all();
+    sources.h = sources.h * outputs.h.all();
+    sources.h = sources.h * -2;
   }
   if (!is_lstm(strand)) return sources;
   const Tensor &i = outputs.gate[kInput].all(), &f = outputs.gate[kForget].all(),
@@ -270,15 +289,15 @@ Sources curve(const Strand& strand, const Outputs& outputs, const Tangents& tang
                to = at::sigmoid_backward(of_gates[kOutput], o),
                tc = at::tanh_backward(tangents.c.all(), tanh_c);
   // The tangent of c is tf * c_before + f * its tangent + ti * g + i * tg, that of the unprojected
-  // output to * tanh_c + o * tc. The second derivative of a sigmoid s is its first times 1 - 2 * s,
-  // of a tanh its first times -2 * tanh.
+  // output to * tanh_c + o * tc.
   const auto twice = [](const Tensor& s) { return at::rsub(s, 1, 2); };
-  sources.gates = at::cat(
-      {dc * at::addcmul(at::sigmoid_backward(tg, i), ti * g, twice(i)),
-       dc * at::addcmul(at::sigmoid_backward(tangents.before.c.all(), f), tf * c_before, twice(f)),
-       dc * at::addcmul(at::tanh_backward(ti, g), tg * i, g, -2),
-       dm * at::addcmul(at::sigmoid_backward(tc, o), to * tanh_c, twice(o))},
-      1);
+  Steps into_gates(kGates);
+  into_gates[kInput] = dc * at::addcmul(at::sigmoid_backward(tg, i), ti * g, twice(i));
+  into_gates[kForget] =
+      dc * at::addcmul(at::sigmoid_backward(tangents.before.c.all(), f), tf * c_before, twice(f));
+  into_gates[kCell] = dc * at::addcmul(at::tanh_backward(ti, g), tg * i, g, -2);
+  into_gates[kOutput] = dm * at::addcmul(at::sigmoid_backward(tc, o), to * tanh_c, twice(o));
+  sources.gates = at::cat(into_gates, 1);
   sources.c = dm * at::addcmul(at::tanh_backward(to, tanh_c), tc * o, tanh_c, -2);
   sources.before.c = dc * tf;
   if (strand.stack.projected) {

@@ -12,12 +12,13 @@
 
 namespace fastrnn::plain {
 
-// What a strand has of all steps: step by step, or (rows, width), one step after the other. Either
-// is made of the other when it is first asked for. Undefined: zeros.
+// What a strand has of all steps: step by step, or (rows, width), one step after the other: as
+// asked for last. Undefined: zeros.
 class Rows {
  public:
   Rows() = default;
-  Rows(std::vector<at::Tensor> steps) : steps_(std::move(steps)) {}
+  Rows(const Stack& stack, std::vector<at::Tensor> steps)
+      : stack_(&stack), steps_(std::move(steps)) {}
   Rows(const Stack& stack, at::Tensor all) : stack_(&stack), all_(std::move(all)) {}
 
   bool defined() const { return all_.defined() || (!steps_.empty() && steps_[0].defined()); }
