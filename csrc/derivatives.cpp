@@ -158,7 +158,7 @@ bool is_constant(const Tensor& tensor) {
   const c10::DispatchKeySet transformed(
       {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
   const bool requires_grad = tensor.requires_grad() || inner.requires_grad();
-  return !inner.key_set().has_any(transformed) && !has_tangent(tensor) &&
+  return !inner.key_set().has_any(transformed) && !has_tangent(tensor) && !has_tangent(inner) &&
          !(at::GradMode::is_enabled() && requires_grad);
 }
 

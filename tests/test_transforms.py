@@ -468,3 +468,19 @@ def test_tangents_have_gradients(case: Case) -> None:
         gradients = torch.autograd.grad(total, list(wanted.values()))
         results.append(dict(zip(wanted, gradients, strict=True)))
     assert_same(*results, factor=10)
+
+
+@pytest.mark.parametrize("case", cases(H=[5], L=[2], dtype=[torch.float64]), ids=str)
+def test_tangents_of_second_derivatives_without_a_graph(case: Case) -> None:
+    """The fused run has none to give: the dual numbers are inside what torch.func has wrapped."""
+    x = make_inputs(case).x
+
+    def product(module: nn.RNNBase, x: Tensor) -> Results:
+        gradient = grad(lambda x: module(x)[0].sin().sum())
+        with torch.no_grad():
+            return {"product": vjp(gradient, x)[1](torch.ones_like(x))[0]}
+
+    ours, theirs = (
+        with_tangent(partial(product, build(package, case)), x) for package in (fastrnn, nn)
+    )
+    assert_same(ours, theirs, factor=100)
