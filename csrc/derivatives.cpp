@@ -3,13 +3,11 @@
 // fused; tangents, and gradients of gradients, are the reference's passes over what those kept.
 
 #include <ATen/functorch/TensorWrapper.h>
-#include <ATen/ops/alias.h>
-#include <ATen/ops/clone.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 

@@ -18,6 +18,8 @@ using plain::plus;
 using plain::Strand;
 using Tensors = std::vector<Tensor>;
 
+constexpr int64_t kWeights = 3;  // the first of them in an op's list
+
 // As as_rows took x, y or a gradient of one, and back.
 Tensor as_sequence(const Stack& stack, const Tensor& rows, int64_t width) {
   if (stack.packed) return rows;
@@ -43,9 +45,8 @@ class Forward {
     if (kept.y.defined()) reserved.emplace(reserve_views(stack, kept.reserve));
     outputs = rise<plain::Outputs>(
         as_rows(stack, inputs.x, stack.input), [&](int64_t s, const Tensor& x) {
-          if (reserved)
-            return plain::recall(strand(s), x, initial[s], kept_by(*reserved, kept.y, s));
-          return plain::run(strand(s), x, initial[s]);
+          return reserved ? plain::recall(strand(s), x, initial[s], kept_by(*reserved, kept.y, s))
+                          : plain::run(strand(s), x, initial[s]);
         });
   }
 
@@ -153,7 +154,7 @@ class Derivatives : public Forward {
     return y.has_value() ? as_rows(stack_, *y, stack_.layer_width()) : Tensor();
   }
   plain::Weights weight_tangents(at::TensorList tangents, int64_t s) const {
-    return {stack_, tangents.slice(3), s};
+    return {stack_, tangents.slice(kWeights), s};
   }
 
   // From the gradients of y (undefined: zeros) and the final states to that of x, if it is wanted.
@@ -201,31 +202,42 @@ Tensors output_tangents(const Stack& stack, const Passed<plain::Tangents>& pushe
   return {as_sequence(stack, pushed.rows, stack.layer_width()), last.h, last.c};
 }
 
-// Adds gradients of a strand's weights, those that are needed: of what `met` (Outputs, or their
-// Tangents) met them with.
+// Adds the gradients of the weights, those that are needed, of what `met` them: the strands'
+// Outputs, or their Tangents. needs and gradients: of x, h0, c0 and the weights.
 template <typename Met>
-void add_weight_gradients(const Stack& stack, int64_t strand, const plain::Gradients& gradients,
-                          const Met& met, const std::vector<bool>& needs,
-                          std::optional<int64_t> samples, Tensors& dweights) {
+void add_weight_gradients(const Stack& stack, const std::vector<plain::Gradients>& strands,
+                          const std::vector<Met>& met, const std::vector<bool>& needs,
+                          std::optional<int64_t> samples, Tensors& gradients) {
   const int64_t count = stack.weights_per_strand();
-  const auto add = [&](int64_t place, const plain::Rows& gradient, const plain::Rows& rows) {
-    const int64_t i = strand * count + place;
-    if (!needs[i] || !rows.defined()) return;
-    dweights[i] = plus(dweights[i], plain::weight_gradient(gradient.all(), rows.all(), samples));
-  };
-  add(0, gradients.gates, plain::Rows(stack, met.x));
-  add(1, gradients.gates, met.before.h);
-  if (stack.projected) add(count - 1, gradients.h, met.unprojected);
+  for (int64_t s = 0; s < stack.strands(); ++s) {
+    const auto add = [&](int64_t place, const plain::Rows& gradient, const plain::Rows& rows) {
+      const int64_t i = kWeights + s * count + place;
+      if (!needs[i] || !rows.defined()) return;
+      gradients[i] =
+          plus(gradients[i], plain::weight_gradient(gradient.all(), rows.all(), samples));
+    };
+    add(0, strands[s].gates, plain::Rows(stack, met[s].x));
+    add(1, strands[s].gates, met[s].before.h);
+    if (stack.projected) add(count - 1, strands[s].h, met[s].unprojected);
+  }
 }
 
-void add_bias_gradients(const Stack& stack, int64_t strand, const plain::Gradients& gradients,
-                        const std::vector<bool>& needs, std::optional<int64_t> samples,
-                        Tensors& dweights) {
-  if (!stack.has_biases) return;
-  for (int64_t place : {2, 3}) {
-    const int64_t i = strand * stack.weights_per_strand() + place;
-    if (needs[i]) dweights[i] = plain::bias_gradient(gradients.gates.all(), samples);
+// Gradients of x, h0, c0 and the weights, of which those may be undefined that are not needed.
+Tensors input_gradients(const Stack& stack, const Passed<plain::Gradients>& pulled,
+                        const Passed<plain::Outputs>& outputs, const std::vector<bool>& needs,
+                        std::optional<int64_t> samples) {
+  const CellState first = join_states(stack, pulled.strands, &plain::Gradients::first);
+  Tensors gradients = {needs[0] ? as_sequence(stack, pulled.rows, stack.input) : Tensor(), first.h,
+                       first.c};
+  gradients.resize(needs.size());
+  add_weight_gradients(stack, pulled.strands, outputs.strands, needs, samples, gradients);
+  for (int64_t s = 0; stack.has_biases && s < stack.strands(); ++s) {
+    for (int64_t place : {2, 3}) {
+      const int64_t i = kWeights + s * stack.weights_per_strand() + place;
+      if (needs[i]) gradients[i] = plain::bias_gradient(pulled.strands[s].gates.all(), samples);
+    }
   }
+  return gradients;
 }
 
 // The noise of a run, drawn as draw_dropout draws it, but out of place: in place, vmap would refuse
@@ -257,21 +269,12 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
                                            const std::vector<bool>& needs,
                                            std::optional<int64_t> samples) {
   const Derivatives passes(stack, inputs, noise);
-  const Passed<plain::Gradients> found = passes.pull(gradients, needs[0]);
-  const std::vector<bool> weight_needs(needs.begin() + 3, needs.end());
-  Tensors dweights(weight_needs.size());
-  for (int64_t s = 0; s < stack.strands(); ++s) {
-    add_bias_gradients(stack, s, found.strands[s], weight_needs, samples, dweights);
-    add_weight_gradients(stack, s, found.strands[s], passes.outputs.strands[s], weight_needs,
-                         samples, dweights);
-  }
-  const CellState dfirst = join_states(stack, found.strands, &plain::Gradients::first);
+  const Tensors found =
+      input_gradients(stack, passes.pull(gradients, needs[0]), passes.outputs, needs, samples);
+  const Tensors given = list(inputs);
   Tensors wanted;
-  if (needs[0]) wanted.push_back(as_sequence(stack, found.rows, stack.input));
-  if (needs[1] && inputs.h0.has_value()) wanted.push_back(dfirst.h);
-  if (needs[2] && inputs.c0.has_value()) wanted.push_back(dfirst.c);
-  for (size_t i = 0; i < dweights.size(); ++i) {
-    if (needs[3 + i]) wanted.push_back(dweights[i]);
+  for (size_t i = 0; i < needs.size(); ++i) {
+    if (needs[i] && given[i].defined()) wanted.push_back(found[i]);
   }
   return wanted;
 }
@@ -295,20 +298,9 @@ std::vector<Tensor> differentiate_reference_backward(
     Passed<plain::Gradients> first = passes.pull(gradients, /*wants_x=*/false);
     const Passed<plain::Gradients> second =
         passes.pull_back(pushed, first, tangents, input_needs[0]);
-    const std::vector<bool> weight_needs(needs.begin() + 6, needs.end());
-    Tensors dweights(weight_needs.size());
-    for (int64_t s = 0; s < stack.strands(); ++s) {
-      add_bias_gradients(stack, s, second.strands[s], weight_needs, samples, dweights);
-      add_weight_gradients(stack, s, second.strands[s], passes.outputs.strands[s], weight_needs,
-                           samples, dweights);
-      add_weight_gradients(stack, s, first.strands[s], pushed.strands[s], weight_needs, samples,
-                           dweights);
-    }
-    const CellState dfirst = join_states(stack, second.strands, &plain::Gradients::first);
-    results.push_back(input_needs[0] ? as_sequence(stack, second.rows, stack.input) : Tensor());
-    results.push_back(dfirst.h);
-    results.push_back(dfirst.c);
-    results.insert(results.end(), dweights.begin(), dweights.end());
+    Tensors found = input_gradients(stack, second, passes.outputs, input_needs, samples);
+    add_weight_gradients(stack, first.strands, pushed.strands, input_needs, samples, found);
+    results.insert(results.end(), found.begin(), found.end());
   }
   results.resize(needs.size());
   for (size_t i = 0; i < needs.size(); ++i) {

@@ -1,5 +1,6 @@
-// The stack in plain, differentiable tensor operations, forward and backward: slow, and what calls
-// come to whose results must themselves be differentiable, or that a transform is to see through.
+// The stack in plain, differentiable tensor operations, forward and backward, and the derivatives
+// of both: slower than the kernels, and what calls come to whose results must themselves be
+// differentiable, or that a transform is to see through.
 #pragma once
 
 #include <ATen/core/Tensor.h>
