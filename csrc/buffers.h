@@ -203,10 +203,22 @@ struct Reserve : ReserveParts<E*> {
       : ReserveParts<E*>(stack, [&](int64_t offset, int64_t) { return first + offset; }) {}
 };
 
-// Views of the reserve; undefined where there is no such part.
+// The part of a reserve, which may be of one of so many copies of each row, as all copies have it:
+// (rows / copies, copies, width). It lies where that of all would, but for the number of copies.
+inline at::Tensor reserve_part(const Stack& stack, const at::Tensor& reserve, int64_t copies,
+                               int64_t offset, int64_t width) {
+  const int64_t rows = stack.rows / copies;
+  return reserve.narrow(0, offset / copies, rows * width)
+      .view({rows, 1, width})
+      .expand({rows, copies, width});
+}
+
+// Views of the reserve, or copies if samples share it; undefined where there is no such part.
 inline ReserveParts<at::Tensor> reserve_views(const Stack& stack, const at::Tensor& reserve) {
+  const int64_t given = reserve.sym_numel().guard_int(__FILE__, __LINE__);
+  const int64_t copies = given > 0 ? stack.reserve_size() / given : 1;
   return {stack, [&](int64_t offset, int64_t width) {
-            return reserve.narrow(0, offset, stack.rows * width).view({stack.rows, width});
+            return reserve_part(stack, reserve, copies, offset, width).reshape({stack.rows, width});
           }};
 }
 
@@ -272,12 +284,9 @@ inline at::Tensor by_sample(const at::Tensor& rows, int64_t samples) {
 // The reserve of a batch whose rows were `copies` of each one of which the reserve is given.
 inline at::Tensor repeat_rows(const Stack& stack, const at::Tensor& reserve, int64_t copies) {
   const at::Tensor repeated = empty_buffer(stack.reserve_size(), reserve.options());
-  // A part of the one lies where that of the other does, but for the number of copies.
   const ReserveParts<at::Tensor> parts(stack, [&](int64_t offset, int64_t width) {
-    const int64_t rows = stack.rows / copies;
     const at::Tensor part = repeated.narrow(0, offset, stack.rows * width);
-    part.view({rows, copies, width})
-        .copy_(reserve.narrow(0, offset / copies, rows * width).view({rows, 1, width}));
+    part.view({-1, copies, width}).copy_(reserve_part(stack, reserve, copies, offset, width));
     return part;
   });
   return repeated;

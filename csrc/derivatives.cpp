@@ -160,13 +160,10 @@ bool is_constant(const Tensor& tensor) {
          !(at::GradMode::is_enabled() && requires_grad);
 }
 
-// What the fused run left, if it may serve in place of another: it has no derivatives, and may be
-// of other samples' rows too.
+// What the fused run left, if it may serve in place of another: it has no derivatives.
 Kept usable(const PlainCall& call, const Kept& kept) {
   const variable_list inputs = list(call.inputs);
-  const bool serves = kept.reserve.sym_numel() == call.stack.reserve_size() &&
-                      std::all_of(inputs.begin(), inputs.end(), is_constant);
-  return serves ? kept : Kept();
+  return std::all_of(inputs.begin(), inputs.end(), is_constant) ? kept : Kept();
 }
 
 // Derivatives of a call of recurrent_backward on `values`, which are dy, dh_n, dc_n, x, h0, c0 and

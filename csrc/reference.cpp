@@ -318,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_reference(const Options& options,
 }
 
 std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
-  return reserve_views(stack, reserve).noise;
+  return stack.dropout > 0 ? reserve_views(stack, reserve).noise : Tensors();
 }
 
 }  // namespace fastrnn

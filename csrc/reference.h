@@ -29,8 +29,8 @@ std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs&
                                                const std::vector<bool>& needs,
                                                std::optional<int64_t> samples);
 
-// What a fused run left: its output and reserve. Without them the stack is run again, as it must be
-// where results are to be differentiable.
+// What a fused run left: its output and its reserve, which samples may share. Without them the stack
+// is run again, as it must be where results are to be differentiable.
 struct Kept {
   at::Tensor y, reserve;
 };
@@ -63,7 +63,7 @@ std::vector<at::Tensor> differentiate_reference_backward(
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,
                                                                    const Inputs& inputs);
 
-// The noise that a forward pass kept in its reserve.
+// The noise that a forward pass kept in its reserve; none without dropout.
 std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve);
 
 }  // namespace fastrnn

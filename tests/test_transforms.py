@@ -484,3 +484,35 @@ def test_tangents_of_second_derivatives_without_a_graph(case: Case) -> None:
         with_tangent(partial(product, build(package, case)), x) for package in (fastrnn, nn)
     )
     assert_same(ours, theirs, factor=100)
+
+
+def by_jvp_of_jacrev(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Forward over reverse, for all directions of the output at once."""
+    return jvp(jacrev(f), (x,), (torch.ones_like(x),))[1]
+
+
+def by_grad_of_jacrev(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Reverse over reverse."""
+    return grad(lambda x: jacrev(f)(x).sin().sum())(x)
+
+
+def by_backward_of_jacrev(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Autograd's own, of a graph that torch.func recorded."""
+    leaf = x.clone().requires_grad_()
+    return autograd.grad(jacrev(f)(leaf).sin().sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("transform", [by_jvp_of_jacrev, by_grad_of_jacrev, by_backward_of_jacrev])
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize(
+    "case", cases(T=[4], N=[None, 2], H=[5], L=[2], P=[0, 3], dtype=[torch.float64]), ids=str
+)
+def test_derivatives_of_jacobians(
+    case: Case, frozen: bool, transform: Callable[..., Tensor]
+) -> None:
+    """The directions of jacrev share what one forward pass kept."""
+    x = make_inputs(case).x
+    ours, theirs = (build(package, case).requires_grad_(not frozen) for package in (fastrnn, nn))
+    result = transform(lambda x: ours(x)[0], x).detach()
+    expected = transform(lambda x: theirs(x)[0], x).detach()
+    assert_same({"result": result}, {"result": expected}, factor=100)

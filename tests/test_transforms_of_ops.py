@@ -485,3 +485,23 @@ def test_only_wanted_gradients_are_computed() -> None:
         counts.append(counter.products)
     steps = x.size(0)
     assert counts == [steps + 3, steps + 1, steps + 1, steps]
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "RNN_TANH"])
+def test_second_derivatives_of_gradients_of_one_run_with_dropout(kind: str) -> None:
+    """Whose masks vmap's samples share."""
+    make = nn.LSTM if kind == "LSTM" else nn.RNN
+    module = make(3, 4, num_layers=3, bidirectional=True).double()
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    options = (3, True, True, False, 0.5)
+    y, *_ = torch.ops.fastrnn.recurrent_forward(kind, x, None, None, None, wanted[1:], *options)
+
+    def gradients(v: Tensor) -> tuple[Tensor, ...]:
+        return autograd.grad(y, wanted, v, create_graph=True)
+
+    vectors = torch.randn(3, *y.shape, dtype=torch.float64)
+    batched = vmap(gradients)(vectors)
+    looped = [torch.stack(each) for each in zip(*map(gradients, vectors), strict=True)]
+    total, expected = (sum(g.sin().sum() for g in found) for found in (batched, looped))
+    assert_close(autograd.grad(total, wanted, retain_graph=True), autograd.grad(expected, wanted))
