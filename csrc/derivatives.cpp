@@ -13,6 +13,7 @@
 
 #include "reference.h"
 #include "signatures.h"
+#include "vmap.h"
 
 namespace fastrnn {
 namespace {
@@ -32,17 +33,6 @@ auto make_node() {
   } else {
     return c10::make_intrusive<T>();
   }
-}
-
-// The sizes of a packed sequence's steps: data, on which no transform acts, though it may have
-// wrapped them.
-OptionalTensor unwrapped(const OptionalTensor& sizes) {
-  if (!sizes.has_value()) return sizes;
-  Tensor tensor = *sizes;
-  while (const auto* const wrapper = at::functorch::maybeGetTensorWrapper(tensor)) {
-    tensor = wrapper->value();
-  }
-  return tensor;
 }
 
 // A node of tensors that are differentiated, in order, and others that the gradients need.

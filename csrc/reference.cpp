@@ -318,7 +318,10 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_reference(const Options& options,
 }
 
 std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
-  return stack.dropout > 0 ? reserve_views(stack, reserve).noise : Tensors();
+  if (stack.dropout == 0) return {};
+  TORCH_CHECK(reserve.sym_numel() <= stack.reserve_size(),
+              "fastrnn: no masks of dropout for samples of another level of vmap");
+  return reserve_views(stack, reserve).noise;
 }
 
 }  // namespace fastrnn

@@ -3,10 +3,13 @@
 #include "vmap.h"
 
 #include <ATen/functorch/DynamicLayer.h>
+#include <ATen/functorch/TensorWrapper.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/movedim.h>
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
 
+#include "buffers.h"
 #include "cell.h"
 #include "reference.h"
 #include "signatures.h"
@@ -201,6 +204,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
   return {results[0], results[1], results[2], results[3]};
 }
 
+// The reserve for a batch with so many copies of each row. Levels of vmap whose turn is yet to come
+// have folded samples of their own into the rows of the one given.
+Tensor repeat_folded_rows(const Options& options, const Inputs& inputs, const Tensor& reserve,
+                          const c10::SymInt& count) {
+  const OptionalTensor sizes = unwrapped(inputs.batch_sizes);
+  const Stack stack =
+      check_arguments(options, {inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights});
+  if (stack.reserve_size() == 0) return reserve;
+  const int64_t copies = count.guard_int(__FILE__, __LINE__);
+  const int64_t folded = reserve.numel() / stack.reserve_size();
+  Tensors parts;
+  const ReserveParts<Tensor> repeated(stack, [&](int64_t offset, int64_t width) {
+    const Tensor part = reserve.narrow(0, folded * offset, folded * stack.rows * width);
+    parts.push_back(part.view({stack.rows, 1, folded * width}).expand({-1, copies, -1}).flatten());
+    return parts.back();
+  });
+  return at::cat(parts);
+}
+
 Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            const OptionalTensor& dh_n, const OptionalTensor& dc_n, const Tensor& x,
                            const OptionalTensor& batch_sizes, const OptionalTensor& h0,
@@ -233,9 +255,17 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   const FoldedCall call(inputs, batch_first);
   const Fold fold(samples, call.has_rows);
   const c10::SymInt& count = samples.count();
+  const Tensors of_forward = list(inputs);
+  // Where other levels' samples are folded into the shared reserve, the op cannot tell them apart.
+  const bool is_folded = !samples.has_any(of_forward) &&
+                         std::any_of(of_forward.begin(), of_forward.end(), [](const Tensor& t) {
+                           return t.defined() && level_of(unwrapped(t)) > 0;
+                         });
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const Tensor kept = is_folded ? repeat_folded_rows(options, inputs, reserve, count) : reserve;
   Tensors results = op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), fold.join(dc_n, 1),
                             fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                            fold.join(c0, 1), weights, fold.join(y, call.axis), reserve, num_layers,
+                            fold.join(c0, 1), weights, fold.join(y, call.axis), kept, num_layers,
                             has_biases, bidirectional, call.rows_first, dropout, needs,
                             given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
@@ -274,6 +304,13 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
 }
 
 }  // namespace
+
+Tensor unwrapped(Tensor tensor) {
+  while (const auto* const wrapper = at::functorch::maybeGetTensorWrapper(tensor)) {
+    tensor = wrapper->value();
+  }
+  return tensor;
+}
 
 // What the alias of composite ops does not reach.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {

@@ -23,6 +23,13 @@ inline int64_t level_of(at::TensorList tensors) {
   return level;
 }
 
+// A tensor beneath the transforms other than vmap that have wrapped it. (The sizes of a packed
+// sequence's steps are data, on which none acts.)
+at::Tensor unwrapped(at::Tensor tensor);
+inline OptionalTensor unwrapped(const OptionalTensor& tensor) {
+  return tensor.has_value() ? OptionalTensor(unwrapped(*tensor)) : std::nullopt;
+}
+
 // Whether another transform than vmap has wrapped a tensor, at any level.
 inline bool is_differentiated(const at::Tensor& tensor) {
   const auto* const batched = at::functorch::maybeGetBatchedImpl(tensor);

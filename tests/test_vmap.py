@@ -384,3 +384,21 @@ def test_gradients_of_an_ensemble_run_it_once(kind: str) -> None:
     f = vmap(grad(lambda w, x: sum_of_squares(models[0], w, x)))
     counts = calls_of(lambda: f(weights, x))
     assert counts == {"fastrnn::recurrent_forward": SAMPLES, "fastrnn::recurrent_backward": SAMPLES}
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize(
+    "case", cases(T=[4], N=[None, 2], H=[5], L=[1, 2], P=[0, 3], dtype=[torch.float64]), ids=str
+)
+def test_jacobians_of_samples(case: Case, levels: int) -> None:
+    """The directions of each sample's Jacobian share what one forward pass kept of all samples."""
+    module = build(fastrnn, case).requires_grad_(False)
+    x = make_inputs(case).x
+    samples = torch.stack([x, x.sin(), 2 * x, x + 1, x.cos(), -x])
+    jacobian = jacrev(lambda x: module(x)[0].sum(-1))
+    expected = torch.stack([jacobian(sample) for sample in samples])
+    if levels == 2:
+        results = vmap(vmap(jacobian))(samples.unflatten(0, (2, 3))).flatten(0, 1)
+    else:
+        results = vmap(jacobian)(samples)
+    assert_same({"jacobian": results}, {"jacobian": expected})
