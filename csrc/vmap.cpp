@@ -212,12 +212,13 @@ Tensor repeat_folded_rows(const Options& options, const Inputs& inputs, const Te
   const Stack stack =
       check_arguments(options, {inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights});
   if (stack.reserve_size() == 0) return reserve;
-  const int64_t copies = count.guard_int(__FILE__, __LINE__);
-  const int64_t folded = reserve.numel() / stack.reserve_size();
+  const c10::SymInt folded = reserve.sym_numel() / stack.reserve_size();
   Tensors parts;
   const ReserveParts<Tensor> repeated(stack, [&](int64_t offset, int64_t width) {
-    const Tensor part = reserve.narrow(0, folded * offset, folded * stack.rows * width);
-    parts.push_back(part.view({stack.rows, 1, folded * width}).expand({-1, copies, -1}).flatten());
+    parts.push_back(reserve.narrow_symint(0, folded * offset, folded * stack.rows * width)
+                        .view_symint({stack.rows, 1, folded * width})
+                        .expand_symint({stack.rows, count, folded * width})
+                        .flatten());
     return parts.back();
   });
   return at::cat(parts);

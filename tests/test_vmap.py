@@ -402,3 +402,16 @@ def test_jacobians_of_samples(case: Case, levels: int) -> None:
     else:
         results = vmap(jacobian)(samples)
     assert_same({"jacobian": results}, {"jacobian": expected})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_jacobians_of_samples_in_compiled_code(kind: str) -> None:
+    module = build(fastrnn, Case(kind, T=4, N=2, H=5, L=2)).requires_grad_(False)
+    jacobian = jacrev(lambda x: module(x)[0].sum(-1))
+    compiled = torch.compile(
+        lambda samples: vmap(jacobian)(samples), backend="aot_eager", dynamic=True
+    )
+    for count in (2, 3):
+        samples = torch.randn(count, 4, 2, 5)
+        expected = torch.stack([jacobian(sample) for sample in samples])
+        assert_same({"jacobian": compiled(samples)}, {"jacobian": expected})
