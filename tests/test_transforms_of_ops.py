@@ -377,6 +377,21 @@ def test_randomness_of_dropout(make: str) -> None:
     assert not torch.allclose(one, other)
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("LSTM", "LSTM"), ("RNN", "RNN_TANH")])
+def test_outputs_under_dropout_are_laid_out_as_without_vmap(kind: str, mode: str) -> None:
+    """A program may view y as it could where it was made, and is given an empty c_n of an RNN."""
+    ours = getattr(fastrnn, kind)(4, 5, num_layers=2, batch_first=True, dtype=torch.float64)
+    weights, x = [p.detach() for p in ours.parameters()], draw(kind)
+
+    def outputs(x: Tensor) -> tuple[Tensor, ...]:
+        options = (2, True, False, True, 0.5)
+        y, h_n, c_n = torch.ops.fastrnn.recurrent(mode, x, None, None, None, weights, *options)
+        return y.view(-1), h_n, c_n
+
+    many = vmap(outputs, randomness="different")(torch.stack([x, x]))
+    assert [t.shape[1:] for t in many] == [t.shape for t in outputs(x)]
+
+
 @pytest.mark.parametrize("kind", MODULES)
 def test_forward_mode_in_compiled_code(kind: str) -> None:
     ours, _ = build_both(kind)
@@ -455,6 +470,46 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.products += func is torch.ops.aten.mm.default
         return func(*args, **(kwargs or {}))
+
+
+WAYS_TO_DERIVE: dict[str, Callable[..., Any]] = {
+    "plain": lambda f, dy: f(dy),
+    "grad": lambda f, dy: grad(lambda dy: sum(g.square().sum() for g in f(dy)))(dy),
+    "jvp": lambda f, dy: jvp(f, (dy,), (dy.cos(),)),
+    "vmap": lambda f, dy: vmap(f)(torch.stack([dy, dy.sin()])),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_DERIVE)
+@pytest.mark.parametrize("name", ["recurrent_backward", "reference_backward"])
+@pytest.mark.parametrize(("kind", "mode"), [("LSTM", "LSTM"), ("RNN", "RNN_TANH")])
+def test_states_that_are_not_given_have_no_gradients(
+    kind: str, mode: str, name: str, way: str
+) -> None:
+    ops = torch.ops.fastrnn
+    x, weights = draw(kind), [p.detach() for p in build_both(kind)[0].parameters()]
+    inputs, options = (x, None, None, None, weights), (1, True, False, False)
+    y, *_, reserve = ops.recurrent_forward(mode, *inputs, *options, 0.0)
+    kept = {"y": y, "reserve": reserve, "dropout": 0.0} if name == "recurrent_backward" else {}
+    keys = ("num_layers", "has_biases", "bidirectional", "batch_first")
+    results = []
+    for of_states in (False, True):
+
+        def gradients(dy: Tensor, of_states: bool = of_states) -> Any:
+            return getattr(ops, name)(
+                mode,
+                dy,
+                None,
+                None,
+                *inputs,
+                **kept,
+                **dict(zip(keys, options, strict=True)),
+                needs=[True, of_states, of_states, *[True] * 4],
+                samples=None,
+            )
+
+        results.append(flat(WAYS_TO_DERIVE[way](gradients, y.cos())))
+    assert_close(*results, rtol=0, atol=0)
 
 
 def test_only_wanted_gradients_are_computed() -> None:
