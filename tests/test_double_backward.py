@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import grad
+from torch.autograd import forward_ad, grad
 from torch.autograd.functional import hessian, jacobian
 
 import fastrnn
@@ -326,10 +326,14 @@ def test_autocast_around_the_backward_pass(case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     x = inputs.x.requires_grad_()
     y = call(module, inputs)["y"]
-    (expected,) = grad(y.sum(), x, create_graph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = grad(y.sum(), x, create_graph=True)
-    assert_equal({"dx": found.detach()}, {"dx": expected.detach()})
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            (dx,) = grad(y.sum(), x, create_graph=True)
+            twice = grad(dx.square().sum(), list(module.parameters()), allow_unused=True)
+        found = {"dx": dx.detach()} | {str(i): g for i, g in enumerate(twice) if g is not None}
+        results.append(found)
+    assert_equal(*results)
 
 
 @pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
@@ -344,3 +348,17 @@ def test_one_bias_wanted(case: Case, name: str) -> None:
         (twice,) = grad(once.square().sum(), bias)
         results.append({"once": once.detach(), "twice": twice})
     assert_same(*results, factor=10)
+
+
+@pytest.mark.parametrize("how", ["once", "twice", "of_dual_numbers"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_is_used_once(kind: str, how: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x.requires_grad_()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x)) if how == "of_dual_numbers" else x
+        total = forward_ad.unpack_dual(module(dual)[0]).primal.sum()
+        if how == "twice":
+            total = grad(total, x, create_graph=True)[0].sum()
+        grad(total, x)
+        with pytest.raises(RuntimeError, match="through the graph a second time"):
+            grad(total, x)

@@ -439,6 +439,18 @@ def test_writing_to_the_output(kind: str) -> None:
     torch.testing.assert_close(written, grad(lambda x: (2 * module(x)[0]).square().sum())(x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_around_the_backward_pass(kind: str) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x
+    y, pull = vjp(lambda x: module(x)[0], x)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            _, (tangent,) = jvp(pull, (y.cos(),), (y.sin(),))
+        results.append({"tangent": tangent})
+    assert_equal(*results)
+
+
 TANGENTS = [by_jvp, by_dual_numbers, by_jvp_of_grad]
 
 
