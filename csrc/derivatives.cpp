@@ -95,9 +95,7 @@ class ForwardNode : public Recorded {
     const at::TensorList inputs = at::TensorList(saved).slice(0, count);
     const Tensor &y = saved[count], &reserve = saved[count + 1];
     variable_list results(count);
-    if (!gradients[0].defined() && !gradients[1].defined() && !gradients[2].defined()) {
-      return results;
-    }
+    if (!any_defined(gradients)) return results;
     c10::List<bool> needs;
     for (size_t i = 0; i < count; ++i) {
       needs.push_back(inputs[i].defined() && task_should_compute_output(i));
@@ -186,10 +184,7 @@ class BackwardNode : public Recorded {
     const variable_list saved = unpack();
     const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 2);
     const Tensor &y = saved[inputs.size()], &reserve = saved.back();
-    if (std::none_of(gradients.begin(), gradients.end(),
-                     [](const Tensor& t) { return t.defined(); })) {
-      return variable_list(inputs.size());
-    }
+    if (!any_defined(gradients)) return variable_list(inputs.size());
     // recurrent_backward gave what was wanted and there, in this order.
     variable_list tangents(inputs.size());
     size_t next = 0;

@@ -59,6 +59,12 @@ inline std::vector<at::Tensor> list(const Inputs& inputs) {
   return all;
 }
 
+// Whether there is a gradient at all: from none, as of torch's own operations, there come none.
+inline bool any_defined(at::TensorList gradients) {
+  return std::any_of(gradients.begin(), gradients.end(),
+                     [](const at::Tensor& t) { return t.defined(); });
+}
+
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
 bool any_argument(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,

@@ -350,6 +350,42 @@ def test_one_bias_wanted(case: Case, name: str) -> None:
     assert_same(*results, factor=10)
 
 
+class Without(torch.autograd.Function):
+    """Gives no gradient."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(*_: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(*_: Any) -> None:
+        return None
+
+    @staticmethod
+    def jvp(_: Any, tangent: Tensor) -> Tensor:
+        return tangent
+
+
+@pytest.mark.parametrize("how", ["once", "twice", "of_dual_numbers"])
+@pytest.mark.parametrize("package", [fastrnn, nn], ids=["fastrnn", "nn"])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_no_gradient_gives_none(name: str, package: ModuleType, how: str) -> None:
+    module = getattr(package, name)(4, 4, dtype=torch.float64)
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    wanted = [x, *module.parameters()]
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x)) if how == "of_dual_numbers" else x
+        y = module(dual)
+        y = y[0] if isinstance(y, tuple) else y
+        results = (y,) if how != "twice" else grad(y.sin().sum(), wanted, create_graph=True)
+        total = torch.stack([Without.apply(result).sum() for result in results]).sum()
+        assert grad(total, wanted, allow_unused=True) == (None,) * len(wanted)
+
+
 @pytest.mark.parametrize("how", ["once", "twice", "of_dual_numbers"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_is_used_once(kind: str, how: str) -> None:
