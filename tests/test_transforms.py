@@ -451,6 +451,19 @@ def test_autocast_around_the_backward_pass(kind: str) -> None:
     assert_equal(*results)
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_that_is_switched_off(kind: str, enabled: bool) -> None:
+    module, x = build(fastrnn, Case(kind)), make_inputs(Case(kind)).x.requires_grad_()
+    y = module(x)[0]
+    with forward_ad.dual_level():
+        dy, dual = (forward_ad.make_dual(t, torch.ones_like(t)) for t in (y.detach(), x))
+        with forward_ad._set_fwd_grad_enabled(enabled):
+            results = [module(dual)[0], *torch.autograd.grad(y, x, dy)]
+        tangents = [forward_ad.unpack_dual(result).tangent for result in results]
+    assert [tangent is not None for tangent in tangents] == [enabled] * 2
+
+
 TANGENTS = [by_jvp, by_dual_numbers, by_jvp_of_grad]
 
 

@@ -512,6 +512,19 @@ def test_states_that_are_not_given_have_no_gradients(
     assert_close(*results, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("way", WAYS_TO_DERIVE)
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_transform_of_a_traced_gradient(kind: str, trained: bool, way: str) -> None:
+    """Where the trace hands recurrent_backward an output that is transformed as well."""
+    ours = build_both(kind)[0].requires_grad_(trained)
+    x = draw(kind)
+    gradient = grad(losses(ours))
+    graph = make_fx(gradient, _allow_non_fake_inputs=True)(x)
+    found, expected = (WAYS_TO_DERIVE[way](each(f), x) for f in (graph, gradient))
+    assert_close(flat(found), flat(expected))
+
+
 def test_only_wanted_gradients_are_computed() -> None:
     ours, _ = build_both("LSTM")
     x, weights = draw("LSTM"), list(ours.requires_grad_(False).parameters())
