@@ -541,3 +541,46 @@ def test_derivatives_of_jacobians(
     result = transform(lambda x: ours(x)[0], x).detach()
     expected = transform(lambda x: theirs(x)[0], x).detach()
     assert_same({"result": result}, {"result": expected}, factor=100)
+
+
+def tangent_at_a_level(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A gradient of forward-mode AD at the gradient's own level."""
+
+    def total(x: Tensor) -> Tensor:
+        return with_tangent(lambda x: {"y": f(x)}, x)["y"].sin().sum()
+
+    return grad(total)(x)
+
+
+def gradients_at_a_level(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A third derivative, all of one level."""
+
+    def total(x: Tensor) -> Tensor:
+        value = f(x).sin().sum()
+        for _ in range(2):
+            (gradient,) = autograd.grad(value, x, create_graph=True)
+            value = gradient.square().sum()
+        return value
+
+    return grad(total)(x)
+
+
+def gradient_around_a_level(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A gradient of what jvp gives, by autograd outside."""
+    leaf = x.clone().requires_grad_()
+    tangent = jvp(f, (leaf,), (torch.ones_like(x),))[1]
+    return autograd.grad(tangent.sin().sum(), leaf)[0]
+
+
+@pytest.mark.parametrize(
+    "derive", [tangent_at_a_level, gradients_at_a_level, gradient_around_a_level]
+)
+@pytest.mark.parametrize("case", cases(T=[4], N=[2], H=[5], L=[2], dtype=[torch.float64]), ids=str)
+def test_derivatives_have_gradients_where_only_the_input_does(
+    case: Case, derive: Callable[..., Tensor]
+) -> None:
+    x, results = make_inputs(case).x, []
+    for package in (fastrnn, nn):
+        module = build(package, case).requires_grad_(False)
+        results.append({"dx": derive(lambda x, m=module: m(x)[0], x)})
+    assert_same(*results, factor=100)
