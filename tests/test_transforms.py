@@ -572,11 +572,26 @@ def gradient_around_a_level(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return autograd.grad(tangent.sin().sum(), leaf)[0]
 
 
-@pytest.mark.parametrize(
-    "derive", [tangent_at_a_level, gradients_at_a_level, gradient_around_a_level]
-)
+def tangent_of_two_gradients(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A tangent of a gradient of a gradient, of which no graph is made."""
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone().requires_grad_(), torch.ones_like(x))
+        (once,) = autograd.grad(f(dual).sin().sum(), dual, create_graph=True)
+        (twice,) = autograd.grad(once.square().sum(), dual)
+        return forward_ad.unpack_dual(twice).tangent
+
+
+DERIVATIVES = [
+    tangent_at_a_level,
+    gradients_at_a_level,
+    gradient_around_a_level,
+    tangent_of_two_gradients,
+]
+
+
+@pytest.mark.parametrize("derive", DERIVATIVES)
 @pytest.mark.parametrize("case", cases(T=[4], N=[2], H=[5], L=[2], dtype=[torch.float64]), ids=str)
-def test_derivatives_have_gradients_where_only_the_input_does(
+def test_derivatives_have_derivatives_where_only_the_input_does(
     case: Case, derive: Callable[..., Tensor]
 ) -> None:
     x, results = make_inputs(case).x, []
