@@ -97,9 +97,7 @@ class ForwardNode : public Recorded {
     variable_list results(count);
     if (!any_defined(gradients)) return results;
     c10::List<bool> needs;
-    for (size_t i = 0; i < count; ++i) {
-      needs.push_back(inputs[i].defined() && task_should_compute_output(i));
-    }
+    for (size_t i = 0; i < count; ++i) needs.push_back(task_should_compute_output(i));
     const variable_list wanted = op.call(
         mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]), inputs[kX],
         batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kWeights), y,
@@ -193,9 +191,7 @@ class BackwardNode : public Recorded {
       if (needs[i] && inputs[place].defined()) tangents[place] = gradients[next++];
     }
     std::vector<bool> wanted;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      wanted.push_back(inputs[i].defined() && task_should_compute_output(i));
-    }
+    for (size_t i = 0; i < inputs.size(); ++i) wanted.push_back(task_should_compute_output(i));
     return differentiate(options(), batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
                          wanted, std::nullopt);
   }
@@ -281,7 +277,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   }();
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   variable_list tangents;
-  if (propagates_tangents() && any(has_tangent)) {
+  if (in_forward_ad() && any(has_tangent)) {
     std::vector<bool> wanted(kOfForward, false);
     for (size_t i = 0; i < needs.size(); ++i) {
       wanted.push_back(needs[i] && inputs[kOfForward + i].defined());

@@ -3,7 +3,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
@@ -85,17 +84,13 @@ inline bool in_forward_ad() {
   return torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
 }
 
-// Likewise, and not switched off on this thread.
-inline bool propagates_tangents() {
-  return in_forward_ad() && c10::AutogradState::get_tls_state().get_fw_grad_mode();
-}
-
+// None has where forward-mode AD is switched off on this thread.
 inline bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
 
 // Whether the results of a call on these are to have tangents.
 inline bool wants_tangent(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
                           at::TensorList weights) {
-  return propagates_tangents() && any_argument(x, h0, c0, weights, has_tangent);
+  return in_forward_ad() && any_argument(x, h0, c0, weights, has_tangent);
 }
 
 }  // namespace fastrnn
