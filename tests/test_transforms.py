@@ -266,6 +266,38 @@ def test_jacobians_and_hessians(case: Case, name: str) -> None:
     assert_same({name: result}, {name: expected}, factor=100)
 
 
+@pytest.mark.parametrize("name", ["hessian", "jacrev_jacrev", "jacrev_jacfwd", "jacfwd_jacfwd"])
+@pytest.mark.parametrize(
+    "case",
+    cases(
+        T=[3],
+        N=[2],
+        I=[2],
+        H=[4],
+        L=[2],
+        P=[0, 3],
+        lengths=[None, (3, 2)],
+        dtype=[torch.float64],
+    ),
+    ids=str,
+)
+def test_hessians_of_several_outputs(case: Case, name: str) -> None:
+    """Each has a sample of its own in the gradients, which share the run that they are of."""
+    x, ours, theirs = make_inputs(case).x, build(fastrnn, case), build(nn, case)
+    packed = case.lengths and pack_padded_sequence(x, list(case.lengths))
+    if packed:
+        x = packed.data
+
+    def outputs(module: nn.RNNBase, x: Tensor) -> Tensor:
+        y = module(packed._replace(data=x) if packed else x)[0]
+        return (y.data if packed else y).square().flatten(0, -2).sum(dim=0)
+
+    result = COMPOSITIONS[name](lambda x: outputs(ours, x))(x).detach()
+    truth = autograd.functional.hessian
+    each = [truth(lambda x, i=i: outputs(theirs, x)[i], x) for i in range(len(result))]
+    assert_same({name: result}, {name: torch.stack(each)}, factor=100)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_hessian_of_a_sum(kind: str) -> None:
     # The gradient of a sum is one number, expanded: its memory overlaps.
@@ -590,12 +622,17 @@ DERIVATIVES = [
 
 
 @pytest.mark.parametrize("derive", DERIVATIVES)
-@pytest.mark.parametrize("case", cases(T=[4], N=[2], H=[5], L=[2], dtype=[torch.float64]), ids=str)
-def test_derivatives_have_derivatives_where_only_the_input_does(
-    case: Case, derive: Callable[..., Tensor]
+@pytest.mark.parametrize("name", ["x", "h0", "weight_hh_l0"])
+@pytest.mark.parametrize(
+    "case", cases(T=[4], N=[2], H=[5], L=[2], hx=[True], dtype=[torch.float64]), ids=str
+)
+def test_derivatives_have_derivatives_where_one_argument_does(
+    case: Case, name: str, derive: Callable[..., Tensor]
 ) -> None:
-    x, results = make_inputs(case).x, []
+    inputs, results = make_inputs(case), []
     for package in (fastrnn, nn):
         module = build(package, case).requires_grad_(False)
-        results.append({"dx": derive(lambda x, m=module: m(x)[0], x)})
+        given, function = arguments_of(module, inputs), as_function(module, inputs)
+        found = derive(lambda t, g=given, f=function: f(g | {name: t})["y"], given[name])
+        results.append({name: found})
     assert_same(*results, factor=100)

@@ -85,7 +85,16 @@ def by_vmap_of_jvp(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any
     return vmap(lambda t: by_jvp(y, inputs, v, t)[1])(torch.stack([t, v, t.sin()]))
 
 
-WAYS = [by_old_api, by_jvp, by_jacfwd, by_grad_of_a_graph, by_vmap_of_jvp]
+def by_jvp_of_vmap(y: Tensor, inputs: list[Tensor], v: Tensor, t: Tensor) -> Any:
+    scales = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+
+    def gradients(v: Tensor) -> Any:
+        return vmap(lambda s: autograd.grad(y, inputs, s * v, retain_graph=True))(scales)
+
+    return jvp(gradients, (v,), (t,))
+
+
+WAYS = [by_old_api, by_jvp, by_jacfwd, by_grad_of_a_graph, by_vmap_of_jvp, by_jvp_of_vmap]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -109,6 +118,17 @@ def test_packed_gradient_that_is_transformed() -> None:
     (found,) = by_jvp(y, [x], v, t)[1]
     (expected,) = autograd.grad(y, x, t)  # it is linear
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}])
+def test_gradient_under_dropout_that_is_transformed(options: dict[str, bool]) -> None:
+    ours = fastrnn.LSTM(4, 5, num_layers=3, dropout=0.5, dtype=torch.float64, **options)
+    x = draw("LSTM").requires_grad_()
+    y = first(ours(x))
+    v, t = torch.randn(2, *y.shape, dtype=torch.float64)
+    found = by_jvp_of_vmap(y, [x, *ours.parameters()], v, t)[1]
+    expected = autograd.grad(y, [x, *ours.parameters()], t)  # it is linear
+    assert_close(found, tuple(torch.stack([g, -2 * g, 3 * g]) for g in expected))
 
 
 def exported(module: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
