@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_map
 
 import fastrnn  # noqa: F401  (registers the ops)
 from helpers import FUSED_DTYPES, Case, assert_equal, assert_same, build, cases, make_inputs
@@ -206,6 +207,24 @@ def test_a_reserve_of_another_size(count: int) -> None:
     reserve = batch["reserve"].new_zeros(batch["reserve"].numel() // V * count + (count == 1))
     with pytest.raises(RuntimeError, match="reserve must have size"):
         ops.recurrent_backward(**(batch | {"reserve": reserve}))
+
+
+@pytest.mark.parametrize("name", ["dy", "dh_n", "dc_n", "x", "h0", "c0", "weights", "y", "reserve"])
+@pytest.mark.parametrize(
+    "case",
+    cases(["LSTM"], L=[2], P=[3], hx=[True], lengths=[None, (7, 4, 1)], dtype=[torch.float64]),
+    ids=str,
+)
+def test_vmap_over_one_argument(case: Case, name: str) -> None:
+    arguments = arguments_of(case, seed=0)
+    each = [tree_map(lambda t, v=v: t * (v + 1), arguments[name]) for v in range(V)]
+
+    def gradients(value: Any) -> list[Tensor]:
+        return ops.recurrent_backward(**(arguments | {name: value}))
+
+    found = torch.vmap(gradients)(tree_map(lambda *ts: torch.stack(ts), *each))
+    expected = [torch.stack(column) for column in zip(*map(gradients, each), strict=True)]
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(
