@@ -118,15 +118,14 @@ constexpr int64_t kWeights = 3;  // the first of them in an op's list
 
 // How a stack's call is folded.
 struct FoldedCall {
-  bool packed, has_rows, rows_first;
-  int64_t axis;  // of rows in x and y
+  bool packed, has_rows;
+  int64_t axis;  // of rows in x and y; without rows, of samples
 
   FoldedCall(const Inputs& inputs, bool batch_first) : packed(inputs.batch_sizes.has_value()) {
     const int64_t dims = inputs.x.dim();
     TORCH_CHECK(dims == 2 || dims == 3, "fastrnn: x must have 2 or 3 dimensions, got ", dims);
     has_rows = packed || dims == 3;
-    rows_first = has_rows && batch_first;
-    axis = packed || rows_first ? 0 : 1;
+    axis = packed || batch_first ? 0 : 1;
   }
   OptionalTensor sizes(const Inputs& inputs, const Samples& samples) const {
     return packed ? OptionalTensor(inputs.batch_sizes->mul(samples.count())) : std::nullopt;
@@ -138,25 +137,25 @@ struct Below {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::FuncTorchBatched};
 };
 
-// recurrent, or recurrent_forward, of which `run` has the same arguments: x, batch_sizes, h0, c0,
-// weights and batch_first. Results beyond y, h_n and c_n are all samples' together: a reserve.
+// recurrent, or recurrent_forward, of which `run` has the same arguments: x, batch_sizes, h0, c0
+// and weights. Results beyond y, h_n and c_n are all samples' together: a reserve.
 template <typename Run>
 Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run) {
   const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const Samples samples;
   const Tensors all = list(inputs);
   const Below below;
-  if (!samples.has_any(all)) return run(x, batch_sizes, h0, c0, weights, options.batch_first);
+  if (!samples.has_any(all)) return run(x, batch_sizes, h0, c0, weights);
   if (samples.count() == 0 || samples.has_any(weights)) {
     return samples.run_each(all, [&](const Tensors& one) {
       return run(one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                 at::TensorList(one).slice(kWeights), options.batch_first);
+                 at::TensorList(one).slice(kWeights));
     });
   }
   const FoldedCall call(inputs, options.batch_first);
   const Fold fold(samples, call.has_rows);
   Tensors results = run(fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                        fold.join(c0, 1), weights, call.rows_first);
+                        fold.join(c0, 1), weights);
   results[0] = fold.split(results[0], call.axis);
   results[1] = fold.split(results[1], 1);
   if (options.mode == "LSTM") results[2] = fold.split(results[2], 1);
@@ -176,9 +175,9 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
   // refuses.)
   if (dropout > 0 || level_of(batch_sizes) > 0) return recurrent_reference(options, inputs);
   const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights, bool rows_first) {
+                       const OptionalTensor& c0, at::TensorList weights) {
     const auto [y, h_n, c_n] = op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases,
-                                       bidirectional, rows_first, dropout);
+                                       bidirectional, batch_first, dropout);
     return Tensors{y, h_n, c_n};
   };
   const Tensors results = run_samples(options, inputs, run);
@@ -194,9 +193,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights, bool rows_first) {
+                       const OptionalTensor& c0, at::TensorList weights) {
     const auto [y, h_n, c_n, reserve] =
-        op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases, bidirectional, rows_first,
+        op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases, bidirectional, batch_first,
                 dropout, token);
     return Tensors{y, h_n, c_n, reserve};
   };
@@ -267,7 +266,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   Tensors results = op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), fold.join(dc_n, 1),
                             fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
                             fold.join(c0, 1), weights, fold.join(y, call.axis), kept, num_layers,
-                            has_biases, bidirectional, call.rows_first, dropout, needs,
+                            has_biases, bidirectional, batch_first, dropout, needs,
                             given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
   if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
