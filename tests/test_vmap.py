@@ -245,6 +245,21 @@ def test_a_tensor_that_has_left_vmap(name: str) -> None:
             call(kept[0])
 
 
+@pytest.mark.parametrize("name", ["recurrent", "recurrent_forward", "cell"])
+def test_samples_of_too_few_dimensions(name: str) -> None:
+    """Samples as many as features, which would do for the dimension that is missing."""
+    weights = [p.detach() for p in build(fastrnn, Case("RNN_TANH", I=5)).parameters()]
+    states, options = [None] * 3, (1, True, False, False, 0.0)
+    if name == "cell":
+        states, options = [None] * 2, (True,)
+
+    def run(x: Tensor) -> Tensor:
+        return getattr(torch.ops.fastrnn, name)("RNN_TANH", x, *states, weights, *options)[0]
+
+    with pytest.raises(RuntimeError, match="dimensions"):
+        vmap(run)(torch.randn(5) if name == "cell" else torch.randn(5, 7))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nested(kind: str) -> None:
     case = Case(kind, T=4, N=2, H=9, L=2)
