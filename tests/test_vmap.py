@@ -260,6 +260,22 @@ def test_samples_of_too_few_dimensions(name: str) -> None:
         vmap(run)(torch.randn(5) if name == "cell" else torch.randn(5, 7))
 
 
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["unbatched", "batched"])
+@pytest.mark.parametrize("count", [0, SAMPLES])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_op_of_a_cell(kind: str, count: int, rows: tuple[int, ...]) -> None:
+    weights = [p.detach() for p in build(fastrnn, Case(kind)).parameters()]
+
+    def step(x: Tensor) -> Results:
+        return dict(
+            zip("hc", torch.ops.fastrnn.cell(kind, x, None, None, weights, True), strict=True)
+        )
+
+    x = torch.randn(SAMPLES, *rows, 5)
+    expected = {name: states[:count] for name, states in loop(step, x).items()}
+    assert_same(vmap(step)(x[:count]), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nested(kind: str) -> None:
     case = Case(kind, T=4, N=2, H=9, L=2)
