@@ -262,7 +262,8 @@ def test_first_gradients_are_one_fused_call(case: Case, create_graph: bool) -> N
     module, inputs = build(fastrnn, case), make_inputs(case)
     total = call(module, inputs)["y"].sum()
     with torch.profiler.profile() as profile:
-        torch.autograd.grad(total, list(module.parameters()), create_graph=create_graph)
+        found = torch.autograd.grad(total, list(module.parameters()), create_graph=create_graph)
+    assert all(gradient.requires_grad == create_graph for gradient in found)
     names = [event.name for event in profile.events()]
     # The op below autograd is called by its part above.
     backward = [e for e in profile.events() if e.name == "fastrnn::recurrent_backward"]
