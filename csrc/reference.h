@@ -29,8 +29,8 @@ std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs&
                                                const std::vector<bool>& needs,
                                                std::optional<int64_t> samples);
 
-// What a fused run left: its output and its reserve, which samples may share. Without them the stack
-// is run again, as it must be where results are to be differentiable.
+// What a fused run left: its output and its reserve, which samples may share. Without them the
+// stack is run again, as it must be where results are to be differentiable.
 struct Kept {
   at::Tensor y, reserve;
 };
