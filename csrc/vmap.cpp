@@ -2,9 +2,11 @@
 // fused run serves them all; where the weights are each sample's own, each has a run.
 #include "vmap.h"
 
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/functorch/DynamicLayer.h>
 #include <ATen/functorch/TensorWrapper.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/movedim.h>
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
@@ -21,6 +23,38 @@ using at::Tensor;
 using at::functorch::makeBatched;
 using at::functorch::maybeGetBatchedImpl;
 using Tensors = std::vector<Tensor>;
+
+// One result of every sample. Plain ones are copied to their place at once, while they are in the
+// cache, and leave their memory to the next sample's.
+class Column {
+ public:
+  explicit Column(int64_t samples) : samples_(samples) {}
+
+  void add(const Tensor& result) {
+    if (count_ == 0 && is_plain(result)) {
+      std::vector<int64_t> sizes = result.sizes().vec();
+      sizes.insert(sizes.begin(), samples_);
+      all_ = at::empty(sizes, result.options());
+    }
+    if (all_.defined()) {
+      all_.select(0, count_).copy_(result);
+    } else {
+      results_.push_back(result);
+    }
+    ++count_;
+  }
+  Tensor stacked() const { return all_.defined() ? all_ : at::stack(results_); }
+
+ private:
+  // Neither differentiated nor seen by another transform, mode or tracer.
+  static bool is_plain(const Tensor& result) {
+    return !result.requires_grad() && !in_forward_ad() && !at::isTensorSubclassLike(result);
+  }
+
+  int64_t samples_, count_ = 0;
+  Tensor all_;
+  Tensors results_;
+};
 
 // The samples of the level of vmap whose turn it is.
 class Samples {
@@ -47,19 +81,20 @@ class Samples {
   template <typename Run>
   Tensors run_each(const Tensors& arguments, const Run& run) const {
     const int64_t count = count_.guard_int(__FILE__, __LINE__);
-    std::vector<Tensors> columns;
-    for (int64_t v = 0; v < std::max<int64_t>(count, 1); ++v) {
+    const int64_t runs = std::max<int64_t>(count, 1);
+    std::vector<Column> columns;
+    for (int64_t v = 0; v < runs; ++v) {
       Tensors sample;
       for (const Tensor& tensor : arguments) {
         sample.push_back(!has(tensor) ? tensor : count > 0 ? select(tensor, v) : sum(tensor));
       }
       const Tensors results = run(sample);
-      columns.resize(results.size());
-      for (size_t i = 0; i < results.size(); ++i) columns[i].push_back(results[i]);
+      columns.resize(results.size(), Column(runs));
+      for (size_t i = 0; i < results.size(); ++i) columns[i].add(results[i]);
     }
     Tensors results;
-    for (const Tensors& column : columns) {
-      results.push_back(batch(at::stack(column).narrow(0, 0, count), 0));
+    for (const Column& column : columns) {
+      results.push_back(batch(column.stacked().narrow(0, 0, count), 0));
     }
     return results;
   }
