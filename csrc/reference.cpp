@@ -57,6 +57,7 @@ class Forward {
     return {stack_, s % stack_.directions == 1, {stack_, weights_, s}};
   }
 
+  // What the run kept of strand s.
   plain::Kept kept_by(const ReserveParts<Tensor>& reserved, const Tensor& y, int64_t s) const {
     const int64_t layer = s / stack_.directions, first = s % stack_.directions * stack_.width;
     const Tensor rows = layer + 1 < stack_.layers ? reserved.outputs[layer]
@@ -158,7 +159,7 @@ class Derivatives : public Forward {
   }
 
   // From the gradients of y (undefined: zeros) and the final states to that of x, if it is wanted.
-  // sources(s): what strand s meets beside.
+  // sources_of(s): what strand s meets beside.
   template <typename SourcesOf>
   Passed<plain::Gradients> descend(Tensor dy, const std::vector<CellState>& last, bool wants_x,
                                    const SourcesOf& sources_of) const {
