@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import ModuleType
@@ -16,11 +14,10 @@ from torch.func import grad, jvp
 import fastrnn
 from fastrnn.bench.arguments import positive, seconds
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, alternate, cpu_timer, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_module, make_workload
-from report import write_run
+from report import write_results
 from selection import add_out, shape_id
 
 SHAPES = (
@@ -148,12 +145,7 @@ def main() -> None:
             over = f"{row.ratio.median:.2f}" if row.ratio else "raises"
             microseconds = row.seconds[SUBJECT].median * 1e6
             print(f"{name:<12}{shape.id:<32}{row.threads:>8}{microseconds:>10.0f}{over:>10}")
-    write_run(
-        arguments.out / "derivatives.json",
-        shlex.join(["python", "benchmarks/derivatives.py", *sys.argv[1:]]),
-        {"machine": machine()},
-        rows=[asdict(row) for row in rows],
-    )
+    write_results(arguments.out, "derivatives", rows=[asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,11 +17,10 @@ from torch import Tensor, nn
 import fastrnn
 from fastrnn.bench.arguments import positive, seconds
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import settle
 from fastrnn.bench.work import REFERENCE, SUBJECT, Build, Step, Workload, make_module, make_workload
-from report import write_run
+from report import write_results
 from selection import add_out
 
 SIZES = (64, 256, 1024)
@@ -146,12 +143,8 @@ def main() -> None:
     ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]
     found = [measure(Shape.parse(text), arguments.seconds) for text in ids]
     print(table(found))
-    write_run(
-        arguments.out / "latency.json",
-        shlex.join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
-        {"machine": machine()},
-        quantiles=QUANTILES,
-        shapes=[asdict(one) for one in found],
+    write_results(
+        arguments.out, "latency", quantiles=QUANTILES, shapes=[asdict(one) for one in found]
     )
 
 

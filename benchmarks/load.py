@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import threading
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 
 from fastrnn.bench.arguments import seconds
-from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_workload
 from implementations import IMPLEMENTATIONS
-from report import geomean, write_run
+from report import geomean, write_results
 from selection import add_out, shape_id
 
 SHAPES = tuple(
@@ -169,12 +167,7 @@ def main() -> None:
         f"{geomean(one.ratio.median for one in found):.2f}, worst {worst.ratio.median:.2f} "
         f"({worst.scenario} {worst.shape} {worst.mode})"
     )
-    write_run(
-        arguments.out / "load.json",
-        shlex.join(["python", "benchmarks/load.py", *sys.argv[1:]]),
-        {"machine": machine()},
-        throughputs=[asdict(one) for one in found],
-    )
+    write_results(arguments.out, "load", throughputs=[asdict(one) for one in found])
 
 
 if __name__ == "__main__":

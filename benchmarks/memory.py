@@ -12,7 +12,6 @@ import argparse
 import ctypes
 import gc
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -25,11 +24,10 @@ import torch
 
 import fastrnn
 from fastrnn.bench.arguments import positive
-from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import REFERENCE, SUBJECT, Step, make_workload
 from implementations import IMPLEMENTATIONS
-from report import geomean, write_run
+from report import geomean, write_results
 from selection import add_options, add_out, choose_modes, choose_shapes
 
 _WARM_UPS, _CALLS = 2, 3  # the smallest peak of the calls counts: Python's own noise only adds
@@ -155,12 +153,7 @@ def main() -> int:
             usages.append(measure(shape, mode, heap))
             print(row(usages[-1]), flush=True)
     print(f"\n{SUBJECT} over {REFERENCE}, {arguments.threads} threads\n{summary(usages)}")
-    write_run(
-        arguments.out / "memory.json",
-        shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
-        {"machine": machine()},
-        usages=[asdict(usage) for usage in usages],
-    )
+    write_results(arguments.out, "memory", usages=[asdict(usage) for usage in usages])
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES
 from fastrnn.bench.report import us
 from fastrnn.bench.shapes import Shape
@@ -178,6 +181,12 @@ def write_run(path: Path, command: str, about: dict[str, Any], **results: Any) -
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"command": command, **about, "torch": torch.__version__, **results}
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_results(folder: Path, name: str, **results: Any) -> None:
+    """Writes what benchmarks/NAME.py measured in this process as NAME.json."""
+    command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    write_run(folder / f"{name}.json", command, {"machine": machine()}, **results)
 
 
 def save(path: Path, records: list[Record], command: str, about: dict[str, Any]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,11 +16,10 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 import fastrnn
 from fastrnn.bench.arguments import positive, seconds
 from fastrnn.bench.check import mismatches
-from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.timing import Spread, alternate, cpu_timer, ratio
 from fastrnn.bench.work import REFERENCE, SUBJECT, make_module, make_workload
-from report import write_run
+from report import write_results
 from selection import add_out
 
 SHAPES = (
@@ -239,12 +236,7 @@ def main() -> None:
             count, threads = arguments.samples, arguments.threads
             rows.append(measure(name, shape, count, threads, arguments.seconds))
             print(line(rows[-1]), flush=True)
-    write_run(
-        arguments.out / "transforms.json",
-        shlex.join(["python", "benchmarks/transforms.py", *sys.argv[1:]]),
-        {"machine": machine()},
-        rows=[asdict(row) for row in rows],
-    )
+    write_results(arguments.out, "transforms", rows=[asdict(row) for row in rows])
 
 
 if __name__ == "__main__":
