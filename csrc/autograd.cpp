@@ -87,14 +87,12 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
       needs.push_back(input.defined() && ctx->needs_input_grad(edge));
       edge += input.defined();
     }
-    // One result for every argument of forward, undefined for the last two.
-    variable_list results(inputs.size() + 2);
-    if (!any_defined(gradients)) return results;
-    const variable_list wanted = differentiate(ctx, gradients, saved, weights, needs);
-    size_t next = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (needs[i]) results[i] = wanted[next++];
+    variable_list results;
+    if (any_defined(gradients)) {
+      results = in_places(differentiate(ctx, gradients, saved, weights, needs), needs);
     }
+    // One for every argument of forward, undefined for the last two.
+    results.resize(inputs.size() + 2);
     return results;
   }
 

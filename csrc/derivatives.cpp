@@ -79,7 +79,7 @@ class Recorded : public Node {
 };
 
 // Places in the lists that are saved: of forward's, and of backward's after its three gradients.
-enum { kX, kH0, kC0, kWeights, kOfForward = 3 };
+enum { kX, kH0, kC0, kOfForward = 3 };
 
 class ForwardNode : public Recorded {
  public:
@@ -94,19 +94,14 @@ class ForwardNode : public Recorded {
     const size_t count = num_outputs();
     const at::TensorList inputs = at::TensorList(saved).slice(0, count);
     const Tensor &y = saved[count], &reserve = saved[count + 1];
-    variable_list results(count);
-    if (!any_defined(gradients)) return results;
+    if (!any_defined(gradients)) return variable_list(count);
     c10::List<bool> needs;
     for (size_t i = 0; i < count; ++i) needs.push_back(task_should_compute_output(i));
     const variable_list wanted = op.call(
         mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]), inputs[kX],
-        batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kWeights), y,
+        batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kFirstWeight), y,
         reserve, num_layers, has_biases, bidirectional, batch_first, dropout, needs, std::nullopt);
-    size_t next = 0;
-    for (size_t i = 0; i < count; ++i) {
-      if (needs[i]) results[i] = wanted[next++];
-    }
-    return results;
+    return in_places(wanted, needs);
   }
 };
 
@@ -127,7 +122,7 @@ struct PlainCall {
       : sizes(unwrapped(batch_sizes)),
         h0(optional(arguments[kH0])),
         c0(optional(arguments[kC0])),
-        inputs{arguments[kX], sizes, h0, c0, arguments.slice(kWeights)},
+        inputs{arguments[kX], sizes, h0, c0, arguments.slice(kFirstWeight)},
         stack(check_arguments(options, inputs)),
         noise(reserved_noise(stack, reserve)) {}
   PlainCall(const PlainCall&) = delete;
@@ -139,10 +134,9 @@ bool is_constant(const Tensor& tensor) {
   if (!tensor.defined()) return true;
   const auto* const wrapper = at::functorch::maybeGetTensorWrapper(tensor);
   const Tensor& inner = wrapper ? wrapper->value() : tensor;
-  const c10::DispatchKeySet transformed(
-      {c10::DispatchKey::FuncTorchGradWrapper, c10::DispatchKey::FuncTorchBatched});
+  const bool transformed = level_of(inner) > 0 || is_differentiated(inner);
   const bool requires_grad = tensor.requires_grad() || inner.requires_grad();
-  return !inner.key_set().has_any(transformed) && !has_tangent(tensor) && !has_tangent(inner) &&
+  return !transformed && !has_tangent(tensor) && !has_tangent(inner) &&
          !(at::GradMode::is_enabled() && requires_grad);
 }
 
@@ -169,7 +163,7 @@ variable_list differentiate(const Options& options, const OptionalTensor& batch_
 
 class BackwardNode : public Recorded {
  public:
-  std::vector<bool> needs;
+  std::vector<bool> needs;  // of the gradients that recurrent_backward gave
   std::optional<c10::SymInt> samples;
 
   std::string name() const override { return "fastrnn::RecurrentBackwardBackward"; }
@@ -183,13 +177,9 @@ class BackwardNode : public Recorded {
     const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 2);
     const Tensor &y = saved[inputs.size()], &reserve = saved.back();
     if (!any_defined(gradients)) return variable_list(inputs.size());
-    // recurrent_backward gave what was wanted and there, in this order.
-    variable_list tangents(inputs.size());
-    size_t next = 0;
-    for (size_t i = 0; i < needs.size(); ++i) {
-      const size_t place = kOfForward + i;
-      if (needs[i] && inputs[place].defined()) tangents[place] = gradients[next++];
-    }
+    variable_list tangents(kOfForward);  // none of dy, dh_n and dc_n
+    const variable_list of_forward = in_places(gradients, needs);
+    tangents.insert(tangents.end(), of_forward.begin(), of_forward.end());
     std::vector<bool> wanted;
     for (size_t i = 0; i < inputs.size(); ++i) wanted.push_back(task_should_compute_output(i));
     return differentiate(options(), batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
@@ -276,12 +266,12 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                    has_biases, bidirectional, batch_first, dropout, needs, samples);
   }();
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  std::vector<bool> given;  // which of them are in results
+  for (size_t i = 0; i < needs.size(); ++i) given.push_back(needs[i] && of_forward[i].defined());
   variable_list tangents;
   if (in_forward_ad() && any(has_tangent)) {
     std::vector<bool> wanted(kOfForward, false);
-    for (size_t i = 0; i < needs.size(); ++i) {
-      wanted.push_back(needs[i] && inputs[kOfForward + i].defined());
-    }
+    wanted.insert(wanted.end(), given.begin(), given.end());
     const variable_list found =
         differentiate(options, batch_sizes, primals(inputs), {y._fw_primal(/*level=*/0), reserve},
                       tangents_of(inputs), std::nullopt, wanted, as_number(samples));
@@ -291,7 +281,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   }
   if (records) {
     const auto node = make_node<BackwardNode>();
-    node->needs = needs.vec();
+    node->needs = given;
     node->samples = samples;
     node->save(options, batch_sizes, inputs, {kept, reserve});
     for (const Tensor& result : results) torch::autograd::set_history(result, node);

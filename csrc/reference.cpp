@@ -18,8 +18,6 @@ using plain::plus;
 using plain::Strand;
 using Tensors = std::vector<Tensor>;
 
-constexpr int64_t kWeights = 3;  // the first of them in an op's list
-
 // As as_rows took x, y or a gradient of one, and back.
 Tensor as_sequence(const Stack& stack, const Tensor& rows, int64_t width) {
   if (stack.packed) return rows;
@@ -155,7 +153,7 @@ class Derivatives : public Forward {
     return y.has_value() ? as_rows(stack_, *y, stack_.layer_width()) : Tensor();
   }
   plain::Weights weight_tangents(at::TensorList tangents, int64_t s) const {
-    return {stack_, tangents.slice(kWeights), s};
+    return {stack_, tangents.slice(kFirstWeight), s};
   }
 
   // From the gradients of y (undefined: zeros) and the final states to that of x, if it is wanted.
@@ -212,7 +210,7 @@ void add_weight_gradients(const Stack& stack, const std::vector<plain::Gradients
   const int64_t count = stack.weights_per_strand();
   for (int64_t s = 0; s < stack.strands(); ++s) {
     const auto add = [&](int64_t place, const plain::Rows& gradient, const plain::Rows& rows) {
-      const int64_t i = kWeights + s * count + place;
+      const int64_t i = kFirstWeight + s * count + place;
       if (!needs[i] || !rows.defined()) return;
       gradients[i] =
           plus(gradients[i], plain::weight_gradient(gradient.all(), rows.all(), samples));
@@ -233,10 +231,10 @@ Tensors input_gradients(const Stack& stack, const Passed<plain::Gradients>& pull
   gradients.resize(needs.size());
   add_weight_gradients(stack, pulled.strands, outputs.strands, needs, samples, gradients);
   for (int64_t s = 0; stack.has_biases && s < stack.strands(); ++s) {
-    for (int64_t place : {2, 3}) {
-      const int64_t i = kWeights + s * stack.weights_per_strand() + place;
-      if (needs[i]) gradients[i] = plain::bias_gradient(pulled.strands[s].gates.all(), samples);
-    }
+    const int64_t b_ih = kFirstWeight + s * stack.weights_per_strand() + 2, b_hh = b_ih + 1;
+    if (!needs[b_ih] && !needs[b_hh]) continue;
+    gradients[b_ih] = plain::bias_gradient(pulled.strands[s].gates.all(), samples);
+    gradients[b_hh] = gradients[b_ih].clone();
   }
   return gradients;
 }
@@ -294,7 +292,7 @@ std::vector<Tensor> differentiate_reference_backward(
   const Derivatives passes(stack, inputs, noise, kept);
   Passed<plain::Tangents> pushed = passes.push(tangents.of_inputs, tangents.samples);
   Tensors results = output_tangents(stack, pushed);
-  const std::vector<bool> input_needs(needs.begin() + 3, needs.end());
+  const std::vector<bool> input_needs(needs.begin() + results.size(), needs.end());
   if (std::find(input_needs.begin(), input_needs.end(), true) != input_needs.end()) {
     Passed<plain::Gradients> first = passes.pull(gradients, /*wants_x=*/false);
     const Passed<plain::Gradients> second =

@@ -58,6 +58,19 @@ inline std::vector<at::Tensor> list(const Inputs& inputs) {
   return all;
 }
 
+constexpr int64_t kFirstWeight = 3;  // its place in list()
+
+// What recurrent_backward returned for `needs`, each in its argument's place in list().
+template <typename Needs>
+std::vector<at::Tensor> in_places(const std::vector<at::Tensor>& gradients, const Needs& needs) {
+  std::vector<at::Tensor> places(needs.size());
+  size_t next = 0;
+  for (size_t i = 0; i < needs.size(); ++i) {
+    if (needs[i]) places[i] = gradients[next++];
+  }
+  return places;
+}
+
 // Whether there is a gradient at all: from none, as of torch's own operations, there come none.
 inline bool any_defined(at::TensorList gradients) {
   return std::any_of(gradients.begin(), gradients.end(),

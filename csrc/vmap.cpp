@@ -149,8 +149,6 @@ class Fold {
   bool has_rows_;  // whether the tensors of one sample have rows, N
 };
 
-constexpr int64_t kWeights = 3;  // the first of them in an op's list
-
 // How a stack's call is folded.
 struct FoldedCall {
   bool packed, has_rows;
@@ -184,7 +182,7 @@ Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run
   if (samples.count() == 0 || samples.has_any(weights)) {
     return samples.run_each(all, [&](const Tensors& one) {
       return run(one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                 at::TensorList(one).slice(kWeights));
+                 at::TensorList(one).slice(kFirstWeight));
     });
   }
   const FoldedCall call(inputs, options.batch_first);
@@ -279,10 +277,10 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   // A reserve of each sample's own is what forward leaves where the weights are.
   if (samples.count() == 0 || samples.has_any(weights) || samples.has(reserve)) {
     return samples.run_each(all, [&](const Tensors& one) {
-      const at::TensorList gradients = at::TensorList(one).slice(kWeights + weights.size());
+      const at::TensorList gradients = at::TensorList(one).slice(kFirstWeight + weights.size());
       return op.call(mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]),
                      one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                     at::TensorList(one).slice(kWeights, weights.size()), gradients[3],
+                     at::TensorList(one).slice(kFirstWeight, weights.size()), gradients[3],
                      gradients[4], num_layers, has_biases, bidirectional, batch_first, dropout,
                      needs, given_samples);
     });
@@ -327,7 +325,7 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
   if (samples.count() == 0 || samples.has_any(weights)) {
     const Tensors results = samples.run_each(all, [&](const Tensors& one) {
       const auto [h, c] = op.call(mode, one[0], optional(one[1]), optional(one[2]),
-                                  at::TensorList(one).slice(kWeights), has_biases);
+                                  at::TensorList(one).slice(kFirstWeight), has_biases);
       return Tensors{h, c};
     });
     return {results[0], results[1]};
