@@ -8,11 +8,13 @@ namespace {
 
 Isa active_isa() {
   static const Isa isa = [] {
+        // What torch says may be ATEN_CPU_CAPABILITY's word alone.
     const std::string capability = at::get_cpu_capability();
-    if (capability.rfind("AVX512", 0) == 0 && find_kernels<float>(Isa::avx512)) {
-      return find_avx512_extension();
-    }
-    if (capability.rfind("AVX", 0) == 0 && find_kernels<float>(Isa::avx2)) return Isa::avx2;
+    const auto takes = [&](Isa isa, const char* name) {
+      return capability.rfind(name, 0) == 0 && find_kernels<float>(isa) && processor_has(isa);
+    };
+    if (takes(Isa::avx512, "AVX512")) return find_avx512_extension();
+    if (takes(Isa::avx2, "AVX")) return Isa::avx2;
     return Isa::baseline;
   }();
   return isa;

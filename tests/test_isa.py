@@ -93,3 +93,18 @@ def test_default_is_the_best_level() -> None:
     code = "import fastrnn, torch; print(torch.ops.fastrnn.cpu_capability())"
     result = run_python("-c", code, ATEN_CPU_CAPABILITY="")
     assert result.stdout.strip() == (best_level() if best_level() in LEVELS else "DEFAULT")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_beyond_the_processor_is_its_best(level: str) -> None:
+    """torch takes ATEN_CPU_CAPABILITY's word, and then says that it uses AVX512 anywhere."""
+    if best_level() not in LEVELS:
+        pytest.skip(f"this CPU's capability is {best_level()}")
+    code = """
+import fastrnn, torch
+print(torch.ops.fastrnn.cpu_capability())
+fastrnn.LSTM(8, 8)(torch.zeros(3, 1, 8))
+"""
+    result = run_python("-c", code, **environment(level))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == min(level, best_level(), key=LEVELS.index)

@@ -6,6 +6,14 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+// A panel of more operands than kMostOperands is, with the rows that it multiplies, more than the
+// L2 cache that a processor without AVX-512 is sure to have: kOperandsTogether of them then serve
+// kRowsTogether rows before the next do. Not if rows are so few that w may be read in place.
+constexpr bool kDividesPanels = FASTRNN_REGISTERS == 16;
+constexpr int64_t kMostOperands = 1024;
+constexpr int64_t kOperandsTogether = 512;
+constexpr int64_t kRowsTogether = 24 * kTileRows;
+
 template <typename E>
 struct Backward {
   using C = Compute<E>;
@@ -76,74 +84,152 @@ struct Backward {
     if (begin < share.row_begin) begin = share.row_begin;
     end = smaller(end, share.row_end);
     if (begin >= end) return;
-    for_tiles(args.width, step.backwards, begin, end,
-              [&](int64_t n, int64_t column, int rows, int vectors) {
-                run_recurrent_tile(step, n, column, rows, vectors);
-              });
+    const auto finish = [&](int64_t n, int rows, int64_t column, int vectors, Vec<C>* dh) {
+      finish_recurrent_tile(step, n, rows, column, vectors, dh);
+    };
+    if (step.dgates_next) {
+      multiply({step.dgates_next, gate_operands, args.w_hh}, step.backwards, begin, end, finish);
+    } else {
+      for_panels(args.width, step.backwards, end - begin,
+                 [&](int64_t column, int vectors, int64_t) {
+                   for_row_blocks(begin, end, [&](int64_t n, int rows) {
+                     Tile<C> dh;
+                     load_dh(n, rows, column, vectors, dh.at);
+                     finish(n, rows, column, vectors, dh.at);
+                   });
+                 });
+    }
     if (!args.projected || !step.dgates) return;
-    for_tiles(hidden, step.backwards, begin, end,
-              [&](int64_t n, int64_t column, int rows, int vectors) {
-                run_projection_tile(step, n, column, rows, vectors);
-              });
+    // The gradient of o * tanh(c), before the projection.
+    multiply({step.dprojected, h_operands, args.w_hr}, step.backwards, begin, end,
+             [&](int64_t n, int rows, int64_t unit, int vectors, const Vec<C>* dh) {
+               run_pointwise(step, n, rows, unit, vectors, dh);
+             });
   }
 
-  // Calls f(row, column, rows, vectors) over the share's part of a (N, columns) result, two full
-  // panels at a time where few rows are to be computed.
+  // Calls f(column, vectors, the next call's column or -1) over the share's part of a row of
+  // `columns`, two full panels at a time where few rows are to be computed.
   template <typename F>
-  FASTRNN_INLINE void for_tiles(int64_t columns, bool backwards, int64_t begin, int64_t end,
-                                F&& f) const {
+  FASTRNN_INLINE void for_panels(int64_t columns, bool backwards, int64_t rows, F&& f) const {
     const int64_t panel_end = smaller(share.panel_end, divide_up(columns, kPanelColumns<C>));
     if (panel_end <= share.panel_begin) return;
-    const int64_t group_width = end - begin <= kTwoPanelRows ? 2 : 1;
+    const int64_t group_width = rows <= kTwoPanelRows ? 2 : 1;
     const int64_t groups = divide_up(panel_end - share.panel_begin, group_width);
-    const auto run = [&](int64_t column, int vectors) {
-      for_row_blocks(begin, end, [&](int64_t n, int rows) { f(n, column, rows, vectors); });
+    const auto column_of = [&](int64_t i) {
+      const int64_t group = backwards ? groups - 1 - i : i;
+      return (share.panel_begin + group * group_width) * kPanelColumns<C>;
     };
     for (int64_t i = 0; i < groups; ++i) {
-      const int64_t panel = share.panel_begin + (backwards ? groups - 1 - i : i) * group_width;
-      const int64_t column = panel * kPanelColumns<C>;
+      const int64_t column = column_of(i), next = i + 1 < groups ? column_of(i + 1) : -1;
       int64_t vectors = divide_up(columns - column, L);
-      if (group_width == 2 && panel + 1 < panel_end) {
+      if (group_width == 2 && column / kPanelColumns<C> + 1 < panel_end) {
         if (columns - column >= 2 * kPanelColumns<C>) {
-          run(column, 2 * kPanelVectors);
+          f(column, 2 * kPanelVectors, next);
           continue;
         }
-        run(column + kPanelColumns<C>, static_cast<int>(vectors - kPanelVectors));
+        f(column + kPanelColumns<C>, static_cast<int>(vectors - kPanelVectors), next);
         vectors = kPanelVectors;
       }
-      run(column, static_cast<int>(smaller(vectors, kPanelVectors)));
+      f(column, static_cast<int>(smaller(vectors, kPanelVectors)), next);
     }
   }
 
-  // The gradient of h for `rows` rows and `vectors` vectors of its columns.
-  void run_recurrent_tile(const Step& step, int64_t n, int64_t column, int rows,
-                          int vectors) const {
-    Tile<C> dh;
-    if (step.dgates_next) {
-      const C* a[kTileRows];
-      for (int r = 0; r < rows; ++r) a[r] = step.dgates_next + (n + r) * gate_operands;
-      multiply_columns<E>(a, gate_operands, args.w_hh, column, rows, vectors, dh.at, unit_rows);
-    } else if (args.dh) {
-      for (int r = 0; r < rows; ++r) {
-        const C* row = args.dh + (n + r) * args.width;
-        for (int v = 0; v < vectors; ++v) {
-          const int64_t at = column + v * L;
-          dh.at[r * vectors + v] = load(row + at, args.width - at);
+  // The factors of a product: rows a (N, k), and w.
+  struct Factors {
+    const C* a;
+    int64_t k;
+    const ColumnWeights<C>& w;
+  };
+
+  // Calls finish(row, rows, column, vectors, sums) for each tile of rows [begin, end) of a product.
+  template <typename F>
+  FASTRNN_INLINE void multiply(const Factors& factors, bool backwards, int64_t begin, int64_t end,
+                               F&& finish) const {
+    const int64_t rows = end - begin, columns = factors.w.columns;
+    if (kDividesPanels && factors.k > kMostOperands && rows > 2 * kTileRows) {
+      for_panels(columns, backwards, rows, [&](int64_t column, int vectors, int64_t next) {
+        for (int64_t first = begin; first < end; first += kRowsTogether) {
+          const int64_t last = smaller(first + kRowsTogether, end);
+          Vec<C> sums[kRowsTogether * kPanelVectors];
+          multiply_rows(factors, first, last, column, vectors, last < end ? column : next, sums);
+          Vec<C>* tile = sums;
+          for_row_blocks(first, last, [&](int64_t n, int block) {
+            finish(n, block, column, vectors, tile);
+            tile += block * vectors;
+          });
         }
-      }
-    } else {
-      for (int i = 0; i < rows * vectors; ++i) dh.at[i] = Vec<C>{};
+      });
+      return;
     }
+    for_panels(columns, backwards, rows, [&](int64_t column, int vectors, int64_t) {
+      for_row_blocks(begin, end, [&](int64_t n, int block) {
+        Tile<C> sums;
+        multiply_block(factors, n, block, 0, factors.k, column, vectors, sums.at, {});
+        finish(n, block, column, vectors, sums.at);
+      });
+    });
+  }
+
+  // Leaves the tiles of rows [begin, end) in sums, one behind the other. next: the column of the
+  // panel that is multiplied then, or -1.
+  void multiply_rows(const Factors& factors, int64_t begin, int64_t end, int64_t column,
+                     int vectors, int64_t next, Vec<C>* sums) const {
+    const int64_t parts = fetching_blocks(end - begin);
+    const auto panel = [&](int64_t first) {
+      return factors.w.full + first / kPanelColumns<C> * factors.w.panel_stride;
+    };
+    for (int64_t done = 0; done < factors.k; done += kOperandsTogether) {
+      const int64_t count = smaller(factors.k - done, kOperandsTogether);
+      const C* following = next < 0 ? nullptr : panel(next);
+      if (done + count < factors.k) following = panel(column) + (done + count) * kPanelColumns<C>;
+      Vec<C>* tile = sums;
+      for_row_blocks(begin, end, [&](int64_t n, int block) {
+        const int64_t part = divide_up(n - begin, kTileRows);  // a block may have fewer rows
+        Ahead<C> ahead;
+        if (following && part < parts) {
+          const int64_t step = kPanelColumns<C> / parts;
+          ahead = {following + part * step * count, step};
+        }
+        multiply_block(factors, n, block, done, count, column, vectors, tile, ahead);
+        tile += block * vectors;
+      });
+    }
+  }
+
+  // The product with operands k and on: leaves it in sums or, k > 0, adds it.
+  FASTRNN_INLINE void multiply_block(const Factors& factors, int64_t n, int rows, int64_t k,
+                                     int64_t count, int64_t column, int vectors, Vec<C>* sums,
+                                     Ahead<C> ahead) const {
+    const C* a[kTileRows];
+    for (int r = 0; r < rows; ++r) a[r] = factors.a + (n + r) * factors.k + k;
+    multiply_columns<E>(a, k, count, factors.w, column, rows, vectors, sums, unit_rows, ahead);
+  }
+
+  // The gradients of h that a call begins with.
+  void load_dh(int64_t n, int rows, int64_t column, int vectors, Vec<C>* dh) const {
+    for (int i = 0; i < rows * vectors; ++i) dh[i] = Vec<C>{};
+    for (int r = 0; args.dh && r < rows; ++r) {
+      const C* row = args.dh + (n + r) * args.width;
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t at = column + v * L;
+        dh[r * vectors + v] = load(row + at, args.width - at);
+      }
+    }
+  }
+
+  // From the gradient of h, but for that of y, to what comes before it.
+  void finish_recurrent_tile(const Step& step, int64_t n, int rows, int64_t column, int vectors,
+                             Vec<C>* dh) const {
     if (!step.dgates) {
       for (int r = 0; r < rows; ++r) {
-        store_row(args.dh + (n + r) * args.width, column, args.width, vectors, dh.at + r * vectors);
+        store_row(args.dh + (n + r) * args.width, column, args.width, vectors, dh + r * vectors);
       }
       return;
     }
     if (args.dy.data) {
       for (int r = 0; r < rows; ++r) {
         add_row(args.dy.row(args.schedule, step.t, n + r), column, args.width, vectors,
-                dh.at + r * vectors);
+                dh + r * vectors);
       }
     }
     if (args.projected) {
@@ -151,23 +237,12 @@ struct Backward {
         C* const out = step.dprojected + (n + r) * h_operands;
         for (int v = 0; v < vectors; ++v) {
           const int64_t at = column + v * L;
-          store_operands<E>(out, h_operands / kParts<E>, at, dh.at[r * vectors + v],
-                            args.width - at);
+          store_operands<E>(out, h_operands / kParts<E>, at, dh[r * vectors + v], args.width - at);
         }
       }
     } else {
-      run_pointwise(step, n, rows, column, vectors, dh.at);
+      run_pointwise(step, n, rows, column, vectors, dh);
     }
-  }
-
-  // The gradient of o * tanh(c), before the projection, for `rows` rows and `vectors` vectors of
-  // hidden units.
-  void run_projection_tile(const Step& step, int64_t n, int64_t unit, int rows, int vectors) const {
-    Tile<C> dh;
-    const C* a[kTileRows];
-    for (int r = 0; r < rows; ++r) a[r] = step.dprojected + (n + r) * h_operands;
-    multiply_columns<E>(a, h_operands, args.w_hr, unit, rows, vectors, dh.at, unit_rows);
-    run_pointwise(step, n, rows, unit, vectors, dh.at);
   }
 
   void run_pointwise(const Step& step, int64_t n, int rows, int64_t unit, int vectors,

@@ -73,6 +73,17 @@ template const Kernels<double>* find_kernels<double>(Isa);
 template const Kernels<Half>* find_kernels<Half>(Isa);
 template const Kernels<BFloat16>* find_kernels<BFloat16>(Isa);
 
+bool processor_has(Isa isa) {
+#ifdef FASTRNN_X86
+  if (isa == Isa::baseline) return true;
+  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return isa == Isa::baseline;
+#endif
+}
+
 Isa find_avx512_extension() {
 #ifdef FASTRNN_X86
   if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;

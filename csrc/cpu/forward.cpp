@@ -152,7 +152,8 @@ struct Forward {
         Tile<C> sums;
         multiply_panel<E>(
             rows + first, input_weights(packed_ih), panel, block, vectors, sums.at, false,
-            next_quarter(input_weights(args.packed_ih), packs, panel + 1, first), rows_ahead);
+            part_of_next(input_weights(args.packed_ih), packs, panel + 1, first, count),
+            rows_ahead);
         for (int r = 0; r < block; ++r) {
           const int64_t stride = panel_strides[first + r];
           C* const row = out[first + r] + (panel - share.panel_begin) * stride;
@@ -262,10 +263,10 @@ struct Forward {
   void multiply_rows(const Step& step, int64_t n, int rows, int64_t panel, int vectors,
                      Vec<C>* sums) const {
     const C* a[kTileRows];
-    const int64_t i = n - share.row_begin;
+    const int64_t i = n - share.row_begin, step_rows = step.row_end - share.row_begin;
     const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
     if (hoist) {
-      const int64_t stride = (step.row_end - share.row_begin) * kPanelColumns<C>;
+      const int64_t stride = step_rows * kPanelColumns<C>;
       const C* in = step.products + (panel - share.panel_begin) * stride + i * kPanelColumns<C>;
       for (int r = 0; r < rows; ++r, in += kPanelColumns<C>) {
         for (int v = 0; v < vectors; ++v) {
@@ -278,9 +279,10 @@ struct Forward {
       }
       GateWeights<E> w_ih = input_weights(step.packed_ih);
       if (scratch.fetches_rows) w_ih.next = panel_rows(args.w_hh, args.width, panel);
-      multiply_panel<E>(a, w_ih, panel, rows, vectors, sums, false,
-                        next_quarter(input_weights(args.packed_ih), step.packs, next_panel, i),
-                        unit_rows);
+      multiply_panel<E>(
+          a, w_ih, panel, rows, vectors, sums, false,
+          part_of_next(input_weights(args.packed_ih), step.packs, next_panel, i, step_rows),
+          unit_rows);
     }
     for (int r = 0; r < rows; ++r) {
       a[r] = scratch.reorders ? staged_h + (i + r) * args.width
@@ -292,26 +294,32 @@ struct Forward {
                         : panel_rows(args.w_ih, args.input, next_panel);
     }
     multiply_panel<E>(a, w_hh, panel, rows, vectors, sums, true,
-                      next_quarter(w_hh, step.packs, next_panel, i), unit_rows, scratch.reorders);
+                      part_of_next(w_hh, step.packs, next_panel, i, step_rows), unit_rows,
+                      scratch.reorders);
   }
 
-  // What a block of rows, from the share's row i on, fetches of the panel that comes next while its
-  // own is multiplied, a line at each k: a quarter, or null. to_pack: from where it is packed.
-  const C* next_quarter(const GateWeights<E>& weights, bool to_pack, int64_t next_panel,
-                        int64_t i) const {
-    const int64_t quarter = divide_up(i, kTileRows);  // a block may have fewer rows
-    if (!scratch.fetches || quarter >= kPanelVectors || next_panel < share.panel_begin ||
+  // What a block of rows, from the share's row i of `count` on, fetches of the next panel while its
+  // own is multiplied. to_pack: from where it is packed.
+  Ahead<C> part_of_next(const GateWeights<E>& weights, bool to_pack, int64_t next_panel, int64_t i,
+                        int64_t count) const {
+    const int64_t parts = fetching_blocks(count);
+    const int64_t part = divide_up(i, kTileRows);  // a block may have fewer rows
+    if (!scratch.fetches || part >= parts || next_panel < share.panel_begin ||
         next_panel >= share.panel_end) {
-      return nullptr;
+      return {};
     }
+    const int64_t of_vector = parts / kPanelVectors, vector = part / of_vector;
+    const int64_t step = L / of_vector;
+    const int64_t before = part % of_vector * step;  // of the vector, at each k
     if (to_pack) {
       const PanelRows rows = cell_panel_rows<C>(args.cell, hidden, next_panel);
-      if (quarter >= rows.vectors) return nullptr;
-      return reinterpret_cast<const C*>(weights.w + rows.row(quarter * L) * weights.k);
+      if (vector >= rows.vectors) return {};
+      const E* const first = weights.w + rows.row(vector * L) * weights.k + before * weights.k;
+      return {reinterpret_cast<const C*>(first), step};
     }
-    if (!weights.packed) return nullptr;
-    const int64_t size = operands<E>(weights.k) * L;
-    return weights.packed + (next_panel * kPanelVectors + quarter) * size;
+    if (!weights.packed) return {};
+    const int64_t k = operands<E>(weights.k);
+    return {weights.packed + (next_panel * kPanelColumns<C> + vector * L + before) * k, step};
   }
 
   GateWeights<E> input_weights(const C* packed) const {
@@ -342,8 +350,8 @@ struct Forward {
                             n + r - share.row_begin);
         }
         const GateWeights<E> w_hr{Cell::rnn_tanh, args.packed_w_hr, args.w_hr, hidden, args.width};
-        multiply_panel<E>(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums.at, false,
-                          nullptr, unit_rows);
+        multiply_panel<E>(a, w_hr, column / kPanelColumns<C>, rows, vectors, sums.at, false, {},
+                          unit_rows);
         for (int r = 0; r < rows; ++r) {
           store_row(args.h.row(args.schedule, step.t, n + r), column, args.width, vectors,
                     sums.at + r * vectors);

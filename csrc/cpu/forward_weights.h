@@ -17,11 +17,11 @@ struct GateWeights {
 
 // Leaves a . w in sums, or adds it, for the rows of a panel of w. ordered: a is in the order of
 // summation, and w packed. Of a matrix unit that reads w in place a has the columns at its first
-// row. next: as TileProduct.
+// row. ahead: as TileProduct.
 template <typename E>
 FASTRNN_INLINE void multiply_panel(const Compute<E>* const* a, const GateWeights<E>& weights,
                                    int64_t panel, int rows, int vectors, Vec<Compute<E>>* sums,
-                                   bool accumulate, const Compute<E>* next, int unit_rows,
+                                   bool accumulate, Ahead<Compute<E>> ahead, int unit_rows,
                                    bool ordered = false) {
   using C = Compute<E>;
   if constexpr (kReadsRows<E> || kHasMatrixUnit) {
@@ -45,7 +45,7 @@ FASTRNN_INLINE void multiply_panel(const Compute<E>* const* a, const GateWeights
                                      .k_count = k_count,
                                      .interleaved = !ordered,
                                      .accumulate = accumulate,
-                                     .next = next,
+                                     .ahead = ahead,
                                      .unit_rows = unit_rows},
                                     rows, vectors, sums);
 }

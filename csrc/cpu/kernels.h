@@ -257,6 +257,9 @@ const Kernels<HighFloat>* find_kernels(Isa isa);
 template <>
 const Kernels<MediumFloat>* find_kernels(Isa isa);
 
+// Whether the processor has baseline, avx2 or avx512.
+bool processor_has(Isa isa);
+
 // The best of avx512 and those after it, on a processor that has avx512. Asks the system for the
 // matrix unit; FASTRNN_AMX=0 in the environment leaves it alone.
 Isa find_avx512_extension();

@@ -4,13 +4,17 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
+template <typename C>
+constexpr int64_t kLine = 64 / sizeof(C);  // elements of a cache line
+
 // Columns of the left operand packed together, whole tiles: with float, 128 x 256 values are 128 KB
 // of the L2 cache.
 constexpr int64_t kBlockColumns = 128 / kTileRows * kTileRows;
 
-// Elements of the right operand that stay in L2: out is written along its rows for so many.
+// Elements of the right operand that stay in cache: out is written along its rows for so many.
+// Tiles of three rows read them twice as often as tiles of six: they want them nearer.
 template <typename C>
-constexpr int64_t kCachedElements = 512 * 1024 / sizeof(C);
+constexpr int64_t kCachedElements = (FASTRNN_REGISTERS == 32 ? 512 : 32) * 1024 / sizeof(C);
 
 // With so few rows in all a tile would be stored as soon as it is begun: out is then written row by
 // row, one stream of stores and not one for each row of a tile.
@@ -18,8 +22,8 @@ constexpr int64_t kFewRows = 4;
 
 // Right operands whose rows are together no longer than this are packed together and share the
 // packed left one, if that is no narrower: with more, that is hardly faster, and takes twice the
-// memory.
-constexpr int64_t kBytesTogether = 2560;
+// memory. Left ones are packed for tiles of three rows by more copies.
+constexpr int64_t kBytesTogether = FASTRNN_REGISTERS == 32 ? 2560 : 4096;
 
 template <typename C>
 int64_t padded_columns(int64_t columns) {
@@ -39,13 +43,17 @@ int64_t packed_columns_b(int64_t a_columns, int64_t columns0, int64_t columns1) 
   return padded0 > padded1 ? padded0 : padded1;
 }
 
+// Elements copied of a row for a tile: of three with what follows them, which is one access. The
+// next row's then replace it.
+constexpr int64_t kCopied = kTileRows == 3 ? 4 : kTileRows;
+
 // Elements from one packed block of R columns to the next: an odd number of cache lines, as packing
 // writes to all blocks in turn, which must not share a few sets of the L1 cache.
 template <typename C>
 int64_t block_stride(int64_t operands) {
-  constexpr int64_t line = 64 / sizeof(C);
   const int64_t size = operands * kTileRows;
-  return kHasMatrixUnit ? size : (divide_up(size, line) | 1) * line;
+  if (kHasMatrixUnit) return size;
+  return (divide_up(size + kCopied - kTileRows, kLine<C>) | 1) * kLine<C>;
 }
 
 template <typename E>
@@ -232,8 +240,8 @@ struct OuterProducts {
       C* target = out;
       for (int64_t k = row + i; k < row + i + rows; k += kDeep, target += R) {
         if constexpr (kDeep == 1) {
-          if (j + R <= j_end) {
-            __builtin_memcpy(target, args.a[k] + j, R * sizeof(C));
+          if (j + kCopied <= j_end) {
+            __builtin_memcpy(target, args.a[k] + j, kCopied * sizeof(C));
           } else if constexpr (R <= L) {
             store(target, load(args.a[k] + j, j_end - j), R);
           } else {
@@ -286,11 +294,9 @@ struct OuterProducts {
       // The lines of `out` come while the tile is multiplied.
       const bool touches_out = accumulate || !result;
       for (int r = 0; touches_out && r < rows; ++r) {
-        for (int v = 0; v < vectors; ++v) {
-          __builtin_prefetch(product.out + (j + r) * product.columns + column + v * L, 0, 2);
-        }
-        __builtin_prefetch(product.out + (j + r) * product.columns + column + vectors * L - 1, 0,
-                           2);
+        const C* const row = product.out + (j + r) * product.columns + column;
+        for (int64_t i = 0; i < vectors * L; i += kLine<C>) __builtin_prefetch(row + i, 0, 2);
+        __builtin_prefetch(row + vectors * L - 1, 0, 2);
       }
       Tile<C> sums;
       multiply_tile<Part<E>, kParts<E>>({.a = a_rows,

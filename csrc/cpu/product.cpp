@@ -29,10 +29,7 @@ FASTRNN_INLINE void with_constant(int value, F&& f) {
   }
 }
 
-template <typename C>
-constexpr int64_t kLineElements = 64 / sizeof(C);  // of a cache line
-
-// fetches: whether product.next is to be fetched.
+// fetches: whether product.ahead is to be fetched.
 template <typename Part, int R, int V, bool fetches>
 __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& product,
                                         Vec<Compute<Part>>* sums) {
@@ -42,7 +39,8 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   for (int r = 0; r < R; ++r) a[r] = product.a[r];
   const C* w = product.w;
   const int64_t w_stride = product.w_stride;
-  [[maybe_unused]] const C* next = product.next;
+  [[maybe_unused]] const C* next = product.ahead.next;
+  [[maybe_unused]] const int64_t next_step = product.ahead.step;
   // Whether all weights of a k are held, and one element of a row after the other; or else all
   // elements, and one weight. One register too many would put a sum into memory at every k.
   constexpr bool holds_weights = R * V + V + 1 <= FASTRNN_REGISTERS;
@@ -81,7 +79,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
       }
       if constexpr (fetches) {
         __builtin_prefetch(next, 0, 2);
-        next += kLineElements<C>;
+        next += next_step;
       }
       w += w_stride;
       offset += step;
@@ -245,7 +243,7 @@ void multiply_tile(const TileProduct<Compute<Part>>& product, int rows, int vect
     with_constant<kPanelVectors>(vectors, [&](auto v) {
       constexpr int R = decltype(r)::value, V = decltype(v)::value;
       constexpr bool fetches = R > kTwoPanelRows && V == kPanelVectors;
-      if (fetches && product.next) {
+      if (fetches && product.ahead.next) {
         multiply<Part, R, V, fetches>(product, sums);
       } else {
         multiply<Part, R, V, false>(product, sums);

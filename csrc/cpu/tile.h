@@ -37,6 +37,23 @@ struct Tile {
   Vec<C> at[kTileRows * kPanelVectors];
 };
 
+// What a product fetches into L2 meanwhile: `step` elements at each k, from `next` on. It need not
+// exist.
+template <typename C>
+struct Ahead {
+  const C* next = nullptr;  // null: nothing
+  int64_t step = 0;
+};
+
+// The blocks of rows that each fetch a part of the next panel while they are multiplied; a multiple
+// of kPanelVectors, even if fewer blocks exist. Tiles of three rows use weights so fast that two of
+// them would only wait for what they fetch, and eight wait less than four.
+FASTRNN_INLINE int64_t fetching_blocks(int64_t rows) {
+  if (FASTRNN_REGISTERS == 32) return kPanelVectors;
+  if (rows <= 2 * kTileRows) return 0;
+  return rows < 2 * kPanelVectors * kTileRows ? kPanelVectors : 2 * kPanelVectors;
+}
+
 // sums[r][v] = (sums[r][v] or 0) + sum over k of a[r][k * a_stride] * w[k][v], block after block.
 // Vector v of w's row i is at w + i * w_stride + v * lanes; vectors past the fourth lie
 // panel_stride further. Its rows are in the order of summation: if interleaved, not that of k. At
@@ -47,12 +64,10 @@ struct TileProduct {
   int64_t a_stride = 1;
   const C* w;
   int64_t w_stride, panel_stride = 0;
-  int64_t k_count;           // operands, one at least
-  bool interleaved = false;  // whether spans are dealt out to blocks
-  bool accumulate = false;   // whether sums holds something
-  // k_count cache lines from here on are fetched into L2 meanwhile, by a full panel and more than
-  // kTwoPanelRows rows; not by a matrix unit.
-  const C* next = nullptr;
+  int64_t k_count;            // operands, one at least
+  bool interleaved = false;   // whether spans are dealt out to blocks
+  bool accumulate = false;    // whether sums holds something
+  Ahead<C> ahead = {};        // for a full panel and more than kTwoPanelRows rows; no matrix unit
   int unit_rows = kTileRows;  // that a matrix unit is set up for, no fewer than there are
 };
 
@@ -92,22 +107,28 @@ FASTRNN_INLINE void for_column_panels(int64_t columns, F&& f) {
 }
 
 // Leaves in sums (rows, vectors) the product of rows a with the columns of w from `column` on, a
-// multiple of kPanelColumns. Two panels are taken together only if both are full.
+// multiple of kPanelColumns; or, of operands k and on of w's, k > 0, adds it. Two panels are taken
+// together only if both are full.
 template <typename E>
-FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k_count,
+FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k, int64_t k_count,
                                      const ColumnWeights<Compute<E>>& w, int64_t column, int rows,
-                                     int vectors, Vec<Compute<E>>* sums, int unit_rows) {
+                                     int vectors, Vec<Compute<E>>* sums, int unit_rows,
+                                     Ahead<Compute<E>> ahead = {}) {
   using C = Compute<E>;
   TileProduct<C> product{.a = a,
                          .w = w.partial,
                          .w_stride = vectors * kLanes<C>,
                          .k_count = k_count,
+                         .accumulate = k > 0,
+                         .ahead = ahead,
                          .unit_rows = unit_rows};
   if (column + kPanelColumns<C> <= w.columns) {
     product.w = w.full + column / kPanelColumns<C> * w.panel_stride;
     product.w_stride = w.k_stride;
     product.panel_stride = w.panel_stride;
   }
+  product.w += k * product.w_stride;
+
   multiply_tile<Part<E>, kParts<E>>(product, rows, vectors, sums);
 }
 

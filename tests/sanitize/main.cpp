@@ -54,7 +54,7 @@ Shape random_shape(Draw& draw) {
 }
 
 // What takes many columns: whole spans of pairs of 16-bit numbers, weights whose gradient is
-// written some columns at a time.
+// written some columns at a time, panels that are multiplied by parts.
 Shape random_wide_shape(Draw& draw) {
   constexpr int64_t kInputs[] = {256, 512, 520, 521, 1030};
   constexpr int64_t kHidden[] = {256, 512, 520};
@@ -66,6 +66,13 @@ Shape random_wide_shape(Draw& draw) {
   shape.T = many_rows ? draw.integer(30, 70) : draw.one_in(3) ? 2 : 1;
   shape.N = many_rows ? draw.integer(4, 9) : draw.integer(1, 2);
   shape.P = shape.H = many_rows ? draw.integer(1, 9) : draw.choice(kHidden);
+  if (draw.one_in(3)) {  // so many gate gradients that they are not multiplied all at once
+    shape.cell = Cell::lstm;
+    shape.T = 2;
+    shape.N = draw.integer(7, 9);
+    shape.I = draw.integer(1, 9);
+    shape.P = shape.H = draw.integer(258, 270);
+  }
   if (draw.one_in(3)) pack(draw, shape);
   return shape;
 }
