@@ -8,7 +8,7 @@ namespace {
 
 Isa active_isa() {
   static const Isa isa = [] {
-        // What torch says may be ATEN_CPU_CAPABILITY's word alone.
+    // What torch says may be ATEN_CPU_CAPABILITY's word alone.
     const std::string capability = at::get_cpu_capability();
     const auto takes = [&](Isa isa, const char* name) {
       return capability.rfind(name, 0) == 0 && find_kernels<float>(isa) && processor_has(isa);

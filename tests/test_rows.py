@@ -48,8 +48,8 @@ BATCHES = [
     # x of all steps is multiplied ahead at once, w_ih packed as it is used, and read in place for
     # dx; of 550 rows it is not.
     *cases(T=[5], N=[9, 110], I=[280], H=[130], hx=[True], dtype=FUSED_DTYPES),
-        # Together, gradients of more than 1,024 pre-activations are multiplied 512 by 512 for 72 rows and
-    # then for two (AVX2).
+    # Together, gradients of more than 1,024 pre-activations are multiplied 512 at a time, for 72
+    # rows and then for two (AVX2).
     *cases(["LSTM"], T=[3], N=[74], I=[5], H=[270], hx=[True], dtype=FUSED_DTYPES),
     # Alone, a row's steps are one chunk of the backward pass; together they are two.
     *cases(T=[40], N=[29], I=[3], H=[17], hx=[True], dtype=FUSED_DTYPES),

@@ -14,6 +14,12 @@ constexpr int64_t kMostOperands = 1024;
 constexpr int64_t kOperandsTogether = 512;
 constexpr int64_t kRowsTogether = 24 * kTileRows;
 
+// What the cell's gradient reads of the forward pass is fetched while its tile is multiplied, if
+// that takes long, as with so many units, and all steps' is so much that it has left L2.
+constexpr bool kFetchesActivations = FASTRNN_REGISTERS == 16;
+constexpr int64_t kFewestUnits = 96;
+constexpr int64_t kEvictedBytes = 512 << 10;
+
 template <typename E>
 struct Backward {
   using C = Compute<E>;
@@ -26,6 +32,9 @@ struct Backward {
   const int64_t gate_operands = operands<E>(hidden * gate_count(args.cell));
   const int64_t h_operands = operands<E>(args.width);
   const int unit_rows = unit_rows_for(share.row_end - share.row_begin);
+  const bool fetches =
+      kFetchesActivations && hidden >= kFewestUnits &&
+      args.schedule.steps * args.schedule.rows * gate_operands * int64_t{sizeof(E)} > kEvictedBytes;
 
   // Where a tile's rows come from and go to.
   struct Step {
@@ -88,7 +97,7 @@ struct Backward {
       finish_recurrent_tile(step, n, rows, column, vectors, dh);
     };
     if (step.dgates_next) {
-      multiply({step.dgates_next, gate_operands, args.w_hh}, step.backwards, begin, end, finish);
+      multiply(step, {step.dgates_next, gate_operands, args.w_hh, true}, begin, end, finish);
     } else {
       for_panels(args.width, step.backwards, end - begin,
                  [&](int64_t column, int vectors, int64_t) {
@@ -101,7 +110,7 @@ struct Backward {
     }
     if (!args.projected || !step.dgates) return;
     // The gradient of o * tanh(c), before the projection.
-    multiply({step.dprojected, h_operands, args.w_hr}, step.backwards, begin, end,
+    multiply(step, {step.dprojected, h_operands, args.w_hr, false}, begin, end,
              [&](int64_t n, int rows, int64_t unit, int vectors, const Vec<C>* dh) {
                run_pointwise(step, n, rows, unit, vectors, dh);
              });
@@ -139,19 +148,21 @@ struct Backward {
     const C* a;
     int64_t k;
     const ColumnWeights<C>& w;
+    bool recurrent;  // w_hh, or else w_hr
   };
 
   // Calls finish(row, rows, column, vectors, sums) for each tile of rows [begin, end) of a product.
   template <typename F>
-  FASTRNN_INLINE void multiply(const Factors& factors, bool backwards, int64_t begin, int64_t end,
+  FASTRNN_INLINE void multiply(const Step& step, const Factors& factors, int64_t begin, int64_t end,
                                F&& finish) const {
     const int64_t rows = end - begin, columns = factors.w.columns;
     if (kDividesPanels && factors.k > kMostOperands && rows > 2 * kTileRows) {
-      for_panels(columns, backwards, rows, [&](int64_t column, int vectors, int64_t next) {
+      for_panels(columns, step.backwards, rows, [&](int64_t column, int vectors, int64_t next) {
         for (int64_t first = begin; first < end; first += kRowsTogether) {
           const int64_t last = smaller(first + kRowsTogether, end);
           Vec<C> sums[kRowsTogether * kPanelVectors];
-          multiply_rows(factors, first, last, column, vectors, last < end ? column : next, sums);
+          multiply_rows(step, factors, first, last, column, vectors, last < end ? column : next,
+                        sums);
           Vec<C>* tile = sums;
           for_row_blocks(first, last, [&](int64_t n, int block) {
             finish(n, block, column, vectors, tile);
@@ -161,19 +172,29 @@ struct Backward {
       });
       return;
     }
-    for_panels(columns, backwards, rows, [&](int64_t column, int vectors, int64_t) {
-      for_row_blocks(begin, end, [&](int64_t n, int block) {
-        Tile<C> sums;
-        multiply_block(factors, n, block, 0, factors.k, column, vectors, sums.at, {});
-        finish(n, block, column, vectors, sums.at);
+    const auto multiply_panels = [&](auto fetching) {
+      for_panels(columns, step.backwards, rows, [&](int64_t column, int vectors, int64_t) {
+        for_row_blocks(begin, end, [&](int64_t n, int block) {
+          if constexpr (decltype(fetching)::value == 1) {
+            fetch_tile(step, factors.recurrent, n, block, column, vectors);
+          }
+          Tile<C> sums;
+          multiply_block(factors, n, block, 0, factors.k, column, vectors, sums.at, {});
+          finish(n, block, column, vectors, sums.at);
+        });
       });
-    });
+    };
+    if (fetches) {
+      multiply_panels(Constant<1>{});
+    } else {
+      multiply_panels(Constant<0>{});
+    }
   }
 
   // Leaves the tiles of rows [begin, end) in sums, one behind the other. next: the column of the
   // panel that is multiplied then, or -1.
-  void multiply_rows(const Factors& factors, int64_t begin, int64_t end, int64_t column,
-                     int vectors, int64_t next, Vec<C>* sums) const {
+  void multiply_rows(const Step& step, const Factors& factors, int64_t begin, int64_t end,
+                     int64_t column, int vectors, int64_t next, Vec<C>* sums) const {
     const int64_t parts = fetching_blocks(end - begin);
     const auto panel = [&](int64_t first) {
       return factors.w.full + first / kPanelColumns<C> * factors.w.panel_stride;
@@ -184,11 +205,14 @@ struct Backward {
       if (done + count < factors.k) following = panel(column) + (done + count) * kPanelColumns<C>;
       Vec<C>* tile = sums;
       for_row_blocks(begin, end, [&](int64_t n, int block) {
+        if (fetches && done + count == factors.k) {
+          fetch_tile(step, factors.recurrent, n, block, column, vectors);
+        }
         const int64_t part = divide_up(n - begin, kTileRows);  // a block may have fewer rows
         Ahead<C> ahead;
         if (following && part < parts) {
-          const int64_t step = kPanelColumns<C> / parts;
-          ahead = {following + part * step * count, step};
+          const int64_t columns = kPanelColumns<C> / parts;
+          ahead = {following + part * columns * count, columns};
         }
         multiply_block(factors, n, block, done, count, column, vectors, tile, ahead);
         tile += block * vectors;
@@ -203,6 +227,34 @@ struct Backward {
     const C* a[kTileRows];
     for (int r = 0; r < rows; ++r) a[r] = factors.a + (n + r) * factors.k + k;
     multiply_columns<E>(a, k, count, factors.w, column, rows, vectors, sums, unit_rows, ahead);
+  }
+
+  // Fetches what finishing a tile reads and no step before this one has read.
+  FASTRNN_INLINE void fetch_tile(const Step& step, bool recurrent, int64_t n, int rows,
+                                 int64_t unit, int vectors) const {
+    if (!step.dgates) return;
+    const int64_t bytes = vectors * L * sizeof(E);
+    for (const int64_t end = n + rows; n < end; ++n) {
+      if (recurrent && args.dy.data) {
+        fetch_lines(args.dy.row(args.schedule, step.t, n) + unit, bytes);
+      }
+      if (recurrent && args.projected) continue;
+      if (args.cell != Cell::lstm) {
+        fetch_lines(args.h.row(args.schedule, step.t, n) + unit, bytes);
+        continue;
+      }
+      const int64_t row = args.schedule.offset(step.t) + n;
+      for (int g = 0; g < kGates; ++g) {
+        fetch_lines(args.gates + (row * kGates + g) * hidden + unit, bytes);
+      }
+      fetch_lines(previous_c(step, n) + unit, bytes);
+    }
+  }
+
+  // c of the step before this one's in the forward pass.
+  FASTRNN_INLINE const E* previous_c(const Step& step, int64_t n) const {
+    if (n >= step.forward_previous_rows) return args.c0 + n * args.c0_stride;
+    return args.c_all + (args.schedule.offset(step.forward_previous) + n) * hidden;
   }
 
   // The gradients of h that a call begins with.
@@ -277,9 +329,7 @@ struct Backward {
   FASTRNN_INLINE void pointwise_lstm(const Step& step, int64_t n, int64_t unit, int64_t valid,
                                      Vec<C> dh, C* dgates) const {
     const int64_t row = args.schedule.offset(step.t) + n;
-    const E* c_prev = n < step.forward_previous_rows
-                          ? args.c_all + (args.schedule.offset(step.forward_previous) + n) * hidden
-                          : args.c0 + n * args.c0_stride;
+
     Vec<C> gate[kGates];
     for (int g = 0; g < kGates; ++g) {
       gate[g] = load_as(args.gates + (row * kGates + g) * hidden + unit, valid);
@@ -287,7 +337,7 @@ struct Backward {
     C* running_dc = args.dc + n * hidden + unit;
     Vec<C> dc = load(running_dc, valid);
     lstm_pointwise_backward<Math<E>>(gate, load_as(args.c_all + row * hidden + unit, valid),
-                                     load_as(c_prev + unit, valid), dh, dc);
+                                     load_as(previous_c(step, n) + unit, valid), dh, dc);
     store(running_dc, dc, valid);
     for (int g = 0; g < kGates; ++g) {
       store_operands<E>(dgates, gate_operands / kParts<E>, g * hidden + unit, gate[g], valid);

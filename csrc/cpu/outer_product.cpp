@@ -4,9 +4,6 @@
 namespace fastrnn::FASTRNN_ISA {
 namespace {
 
-template <typename C>
-constexpr int64_t kLine = 64 / sizeof(C);  // elements of a cache line
-
 // Columns of the left operand packed together, whole tiles: with float, 128 x 256 values are 128 KB
 // of the L2 cache.
 constexpr int64_t kBlockColumns = 128 / kTileRows * kTileRows;
@@ -51,9 +48,9 @@ constexpr int64_t kCopied = kTileRows == 3 ? 4 : kTileRows;
 // writes to all blocks in turn, which must not share a few sets of the L1 cache.
 template <typename C>
 int64_t block_stride(int64_t operands) {
+  constexpr int64_t line = 64 / sizeof(C);
   const int64_t size = operands * kTileRows;
-  if (kHasMatrixUnit) return size;
-  return (divide_up(size + kCopied - kTileRows, kLine<C>) | 1) * kLine<C>;
+  return kHasMatrixUnit ? size : (divide_up(size + kCopied - kTileRows, line) | 1) * line;
 }
 
 template <typename E>
@@ -294,9 +291,7 @@ struct OuterProducts {
       // The lines of `out` come while the tile is multiplied.
       const bool touches_out = accumulate || !result;
       for (int r = 0; touches_out && r < rows; ++r) {
-        const C* const row = product.out + (j + r) * product.columns + column;
-        for (int64_t i = 0; i < vectors * L; i += kLine<C>) __builtin_prefetch(row + i, 0, 2);
-        __builtin_prefetch(row + vectors * L - 1, 0, 2);
+        fetch_lines(product.out + (j + r) * product.columns + column, vectors * L * sizeof(C));
       }
       Tile<C> sums;
       multiply_tile<Part<E>, kParts<E>>({.a = a_rows,
