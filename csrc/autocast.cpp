@@ -26,8 +26,9 @@ bool is_onednn(ScalarType x, ScalarType lower) {
   // At the CPU's key: a tracer, which comes before it, refuses an op that returns a bool.
   static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported")
                                    .redispatch(c10::DispatchKeySet(c10::DispatchKey::CPU));
-  return (x == at::kFloat || x == at::kBFloat16) && at::globalContext().userEnabledMkldnn() &&
-         (lower != at::kBFloat16 || has_bf16);
+  if (!at::globalContext().userEnabledMkldnn()) return false;
+  if (x == at::kBFloat16) return has_bf16;
+  return x == at::kFloat && (lower != at::kBFloat16 || has_bf16);
 }
 
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
