@@ -21,21 +21,21 @@ struct Dtypes {
 
 // Whether torch.nn.LSTM leaves an input of that dtype to oneDNN, whose outputs are all of the lower
 // precision.
-bool is_onednn(ScalarType x, ScalarType lower) {
+bool is_onednn(ScalarType x) {
   if (!at::hasMKLDNN()) return false;  // nor is there the op below
   // At the CPU's key: a tracer, which comes before it, refuses an op that returns a bool.
   static const bool has_bf16 = find_op<bool()>("mkldnn::_is_mkldnn_bf16_supported")
                                    .redispatch(c10::DispatchKeySet(c10::DispatchKey::CPU));
-  if (!at::globalContext().userEnabledMkldnn()) return false;
-  if (x == at::kBFloat16) return has_bf16;
-  return x == at::kFloat && (lower != at::kBFloat16 || has_bf16);
+  // For float32 input it raises where the processor lacks what it needs; the dtype is the same.
+  return at::globalContext().userEnabledMkldnn() &&
+         (x == at::kFloat || (x == at::kBFloat16 && has_bf16));
 }
 
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
 // given. plain: neither packed nor a cell.
 Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0,
                   ScalarType lower) {
-  if (!lstm || (plain && !projected && is_onednn(x, lower))) return {lower, lower};
+  if (!lstm || (plain && !projected && is_onednn(x))) return {lower, lower};
   const ScalarType state = c10::promoteTypes(lower, c0);
   return {projected ? lower : state, state};
 }
