@@ -40,7 +40,7 @@ __attribute__((noinline)) void multiply(const TileProduct<Compute<Part>>& produc
   const C* w = product.w;
   const int64_t w_stride = product.w_stride;
   [[maybe_unused]] const C* next = product.ahead.next;
-      // With 32 registers always a vector (fetching_blocks), and one variable less in them.
+  // With 32 registers always a vector (fetching_blocks), and one variable less in them.
   [[maybe_unused]] const int64_t next_step = FASTRNN_REGISTERS == 32 ? L : product.ahead.step;
   // Whether all weights of a k are held, and one element of a row after the other; or else all
   // elements, and one weight. One register too many would put a sum into memory at every k.
