@@ -337,8 +337,7 @@ int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t colum
   const int64_t k_count = operands<E>(smaller(rows, kGradientRows));
   const int64_t columns = smaller(a_columns, kBlockColumns);
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
-         divide_up(columns, kTileRows) * block_stride<C>(k_count) -
-         (kCopied - kTileRows);  // nothing follows the last block
+         (divide_up(columns, kTileRows) - 1) * block_stride<C>(k_count) + k_count * kTileRows;
 }
 
 #define INSTANTIATE(E)                                                       \
