@@ -20,12 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 KINDS = ["LSTM", "RNN_TANH", "RNN_RELU"]
 DTYPES = [torch.float32, torch.float64]
 HALF_DTYPES = [torch.bfloat16, torch.float16]
+FUSED_DTYPES = [*DTYPES, *HALF_DTYPES]
 
 # Without it, as on processors without AVX-512, torch.nn computes bfloat16 LSTMs by small
 # operations, and raises under autocast for float32 input.
 HAS_ONEDNN_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-FUSED_DTYPES = [*DTYPES, *HALF_DTYPES]
 
 # Largest difference allowed between two right results, as a share of the largest value: they
 # sum in another order. About 100 roundings at either dtype.

@@ -138,7 +138,6 @@ FASTRNN_INLINE void multiply_columns(const Compute<E>* const* a, int64_t k, int6
     product.panel_stride = w.panel_stride;
   }
   product.w += k * product.w_stride;
-
   multiply_tile<Part<E>, kParts<E>>(product, rows, vectors, sums);
 }
 

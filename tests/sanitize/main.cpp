@@ -111,20 +111,13 @@ void run_case(const Kernels<E>& kernels, uint64_t seed) {
 
 bool supported(const std::string& isa) {
   if (isa == "baseline") return true;
-#if defined(FASTRNN_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  if (isa == "avx2") return avx2;
-  if (isa == "avx512") return avx512;
-  if (!avx512) return false;
+  if (isa == "avx2") return processor_has(Isa::avx2);
+  if (!processor_has(Isa::avx512)) return false;
+  if (isa == "avx512") return true;
   const Isa extension = find_avx512_extension();
   if (isa == "avx512_bf16") return extension >= Isa::avx512_bf16;
   if (isa == "amx") return extension >= Isa::amx;
   if (isa == "amx_fp16") return extension >= Isa::amx_fp16;
-#endif
   return false;
 }
 
