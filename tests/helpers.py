@@ -278,7 +278,8 @@ def run_python(*args: str, cwd: str | None = None, **env: str) -> subprocess.Com
         start_new_session=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=300)
+        # Long beside what a slow machine needs for the longest, so that it stops only what hangs.
+        stdout, stderr = process.communicate(timeout=1800)
     except subprocess.TimeoutExpired:
         # Its children too: they hold the pipes.
         os.killpg(process.pid, signal.SIGKILL)

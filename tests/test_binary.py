@@ -158,7 +158,7 @@ def test_runs_on_haswell(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert emulated.returncode == 0, emulated.stderr
     expected, results = torch.load(here), torch.load(there)

@@ -76,6 +76,6 @@ def test_threads_in_a_spawned_process() -> None:
     queue = context.Queue()
     process = context.Process(target=infer_with_two_threads, args=(module, x, queue))
     process.start()
-    assert queue.get(timeout=120) == expected
+    assert queue.get(timeout=600) == expected
     process.join()
     assert process.exitcode == 0
