@@ -88,7 +88,7 @@ def _count_calls(
             ready.wait()
             ready.wait()
             count = 0
-            while time.perf_counter() < deadline:
+            while count == 0 or time.perf_counter() < deadline:
                 run()
                 count += 1
         calls.append(count)

@@ -24,6 +24,11 @@ void save(AutogradContext* ctx, const Options& options) {
   ctx->saved_data["dropout"] = options.dropout;
 }
 
+OptionalTensor saved_sizes(AutogradContext* ctx) {
+  const auto found = ctx->saved_data.find("batch_sizes");
+  return found == ctx->saved_data.end() ? std::nullopt : OptionalTensor(found->second.toTensor());
+}
+
 // As they were saved; mode is ctx's.
 Options saved_options(AutogradContext* ctx) {
   return {ctx->saved_data["mode"].toStringRef(),   ctx->saved_data["num_layers"].toInt(),
@@ -46,7 +51,7 @@ bool saw_write(AutogradContext* ctx) {
 }
 
 // The tensors that are saved, in order; the weights are last.
-enum Saved { kX, kH0, kC0, kBatchSizes, kY, kReserve, kWeights };
+enum Saved { kX, kH0, kC0, kY, kReserve, kWeights };
 
 struct Recurrent : torch::autograd::Function<Recurrent> {
   // The differentiable arguments come first: backward returns a gradient for each in this order.
@@ -61,14 +66,13 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
         options.mode, x, batch_sizes, h0, c0, weights, options.num_layers, options.has_biases,
         options.bidirectional, options.batch_first, options.dropout, token);
     // An alias that is made below autograd has a version counter of its own.
-    variable_list saved = {x,
-                           h0.value_or(Tensor()),
-                           c0.value_or(Tensor()),
-                           batch_sizes.value_or(Tensor()),
-                           at::alias(y),
-                           reserve};
+    variable_list saved = {x, tensor_of(h0), tensor_of(c0), at::alias(y),
+                           keeps_nothing(options) ? Tensor() : reserve};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
+    // Sizes are no data for hooks; and torch.nn reads them in the forward pass alone, after which
+    // the caller may write to them.
+    if (batch_sizes.has_value()) ctx->saved_data["batch_sizes"] = batch_sizes->clone();
     ctx->set_materialize_grads(false);
     save(ctx, options);
     watch(ctx, y);
@@ -103,22 +107,24 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Options options = saved_options(ctx);
-    const Tensor y = saw_write(ctx) ? output_again(options, saved) : saved[kY];
+    const OptionalTensor sizes = saved_sizes(ctx);
+    const Tensor reserve = reserve_or_empty(saved[kReserve], saved[kX]);
+    const Tensor y = saw_write(ctx) ? output_again(options, saved, sizes, reserve) : saved[kY];
     return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
-                   optional(gradients[2]), saved[kX], optional(saved[kBatchSizes]),
-                   optional(saved[kH0]), optional(saved[kC0]), weights, y, saved[kReserve],
-                   options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, options.dropout, needs, std::nullopt);
+                   optional(gradients[2]), saved[kX], sizes, optional(saved[kH0]),
+                   optional(saved[kC0]), weights, y, reserve, options.num_layers,
+                   options.has_biases, options.bidirectional, options.batch_first, options.dropout,
+                   needs, std::nullopt);
   }
 
   // y, to which the caller has written since.
-  static Tensor output_again(const Options& options, const variable_list& saved) {
+  static Tensor output_again(const Options& options, const variable_list& saved,
+                             const OptionalTensor& sizes, const Tensor& reserve) {
     static const auto op = find_op<OutputAgainSignature>("fastrnn::output_again");
     at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(options.mode, saved[kX], optional(saved[kBatchSizes]), optional(saved[kH0]),
-                   optional(saved[kC0]), at::TensorList(saved).slice(kWeights), saved[kReserve],
-                   options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, options.dropout);
+    return op.call(options.mode, saved[kX], sizes, optional(saved[kH0]), optional(saved[kC0]),
+                   at::TensorList(saved).slice(kWeights), reserve, options.num_layers,
+                   options.has_biases, options.bidirectional, options.batch_first, options.dropout);
   }
 };
 

@@ -39,20 +39,14 @@ auto make_node() {
 class Recorded : public Node {
  public:
   // The ops' arguments beside.
-  std::string mode;
-  int64_t num_layers;
-  bool has_biases, bidirectional, batch_first;
-  double dropout;
+  Options options;
   OptionalTensor batch_sizes;
 
-  void save(const Options& options, const OptionalTensor& sizes, const variable_list& inputs,
+  void save(const Options& given, const OptionalTensor& sizes, const variable_list& inputs,
             const variable_list& others) {
-    mode = options.mode;
-    num_layers = options.num_layers;
-    has_biases = options.has_biases;
-    bidirectional = options.bidirectional;
-    batch_first = options.batch_first;
-    dropout = options.dropout;
+    mode_ = given.mode;
+    options = given;
+    options.mode = mode_;
     batch_sizes = sizes;
     set_next_edges(torch::autograd::collect_next_edges(inputs));
     for (const Tensor& input : inputs) saved_.emplace_back(input, /*is_output=*/false);
@@ -64,9 +58,6 @@ class Recorded : public Node {
   }
 
  protected:
-  Options options() const {
-    return {mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  }
   // Those that were saved, the inputs first.
   variable_list unpack() {
     variable_list tensors;
@@ -75,6 +66,7 @@ class Recorded : public Node {
   }
 
  private:
+  std::string mode_;
   std::vector<SavedVariable> saved_;
 };
 
@@ -93,10 +85,12 @@ class ForwardNode : public Recorded {
     const variable_list saved = unpack();
     const size_t count = num_outputs();
     const at::TensorList inputs = at::TensorList(saved).slice(0, count);
-    const Tensor &y = saved[count], &reserve = saved[count + 1];
     if (!any_defined(gradients)) return variable_list(count);
+    const Tensor& y = saved[count];
+    const Tensor reserve = reserve_or_empty(saved[count + 1], inputs[kX]);
     c10::List<bool> needs;
     for (size_t i = 0; i < count; ++i) needs.push_back(task_should_compute_output(i));
+    const auto& [mode, num_layers, has_biases, bidirectional, batch_first, dropout] = options;
     const variable_list wanted = op.call(
         mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]), inputs[kX],
         batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kFirstWeight), y,
@@ -175,14 +169,15 @@ class BackwardNode : public Recorded {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const variable_list saved = unpack();
     const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 2);
-    const Tensor &y = saved[inputs.size()], &reserve = saved.back();
     if (!any_defined(gradients)) return variable_list(inputs.size());
+    const Tensor& y = saved[inputs.size()];
+    const Tensor reserve = reserve_or_empty(saved.back(), inputs[kOfForward + kX]);
     variable_list tangents(kOfForward);  // none of dy, dh_n and dc_n
     const variable_list of_forward = in_places(gradients, needs);
     tangents.insert(tangents.end(), of_forward.begin(), of_forward.end());
     std::vector<bool> wanted;
     for (size_t i = 0; i < inputs.size(); ++i) wanted.push_back(task_should_compute_output(i));
-    return differentiate(options(), batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
+    return differentiate(options, batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
                          wanted, std::nullopt);
   }
 };
@@ -214,13 +209,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
                                                    double dropout, const OptionalTensor& token) {
   static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
   const bool records = wants_gradient(x, h0, c0, weights);
-  auto [y, h_n, c_n, reserve, kept] = [&] {
+  // Copies: the caller may write to y and to the sizes.
+  Tensor kept;
+  OptionalTensor sizes;
+  auto [y, h_n, c_n, reserve] = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [y, h_n, c_n, reserve] = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers,
-                                          has_biases, bidirectional, batch_first, dropout, token);
-    // The caller may write to y.
-    const Tensor kept = records ? y.clone() : Tensor();
-    return std::make_tuple(y, h_n, c_n, reserve, kept);
+    auto results = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
+                           bidirectional, batch_first, dropout, token);
+    if (records) {
+      kept = std::get<0>(results).clone();
+      if (batch_sizes.has_value()) sizes = batch_sizes->clone();
+    }
+    return results;
   }();
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const variable_list inputs = list({x, batch_sizes, h0, c0, weights});
@@ -233,7 +233,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
   }
   if (records) {
     const auto node = make_node<ForwardNode>();
-    node->save(options, batch_sizes, inputs, {kept, reserve});
+    node->save(options, sizes, inputs, {kept, keeps_nothing(options) ? Tensor() : reserve});
     for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
   }
   if (!tangents.empty()) set_tangents({y, h_n, c_n}, tangents);
@@ -257,11 +257,15 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   };
   const bool records =
       at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); });
+  // Copies: the caller may write to y and to the sizes.
   Tensor kept;
+  OptionalTensor sizes;
   const variable_list results = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    // The caller may write to y.
-    if (records) kept = y.clone();
+    if (records) {
+      kept = y.clone();
+      if (batch_sizes.has_value()) sizes = batch_sizes->clone();
+    }
     return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
                    has_biases, bidirectional, batch_first, dropout, needs, samples);
   }();
@@ -283,7 +287,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
     const auto node = make_node<BackwardNode>();
     node->needs = given;
     node->samples = samples;
-    node->save(options, batch_sizes, inputs, {kept, reserve});
+    node->save(options, sizes, inputs, {kept, keeps_nothing(options) ? Tensor() : reserve});
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
   if (!tangents.empty()) set_tangents(results, tangents);

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "buffers.h"
+#include "signatures.h"
 
 namespace fastrnn {
 
@@ -109,8 +110,7 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
   if (samples.has_value()) check_samples(stack, *samples);
   const at::Tensor kept = checked_reserve(reserve, x, stack, samples.value_or(1));
   const std::vector<bool> needs = needs_list.vec();
-  TORCH_CHECK(needs.size() == 3 + weights.size(), "fastrnn: needs must have ", 3 + weights.size(),
-              " entries, got ", needs.size());
+  check_needs(needs, weights);
 
   const auto sizes_of = [&](const at::Tensor& weight) {
     std::vector<int64_t> sizes = weight.sizes().vec();

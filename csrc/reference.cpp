@@ -8,6 +8,7 @@
 #include "buffers.h"
 #include "reference_strand.h"
 #include "signatures.h"
+#include "vmap.h"
 
 namespace fastrnn {
 namespace {
@@ -267,6 +268,7 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
                                            const OutputGradients& gradients,
                                            const std::vector<bool>& needs,
                                            std::optional<int64_t> samples) {
+  check_needs(needs, inputs.weights);
   const Derivatives passes(stack, inputs, noise);
   const Tensors found =
       input_gradients(stack, passes.pull(gradients, needs[0]), passes.outputs, needs, samples);
@@ -310,9 +312,11 @@ std::vector<Tensor> differentiate_reference_backward(
 
 std::tuple<Tensor, Tensor, Tensor> recurrent_reference(const Options& options,
                                                        const Inputs& inputs) {
-  const Stack stack = check_arguments(options, inputs);
+  const OptionalTensor sizes = unwrapped(inputs.batch_sizes);
+  const Inputs plain{inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights};
+  const Stack stack = check_arguments(options, plain);
   const std::vector<Tensor> outputs =
-      run_reference(stack, inputs, draw_noise(stack, inputs.x.options()));
+      run_reference(stack, plain, draw_noise(stack, inputs.x.options()));
   return {outputs[0].contiguous(), outputs[1], outputs[2]};
 }
 

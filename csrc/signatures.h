@@ -3,6 +3,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
@@ -59,6 +60,22 @@ inline std::vector<at::Tensor> list(const Inputs& inputs) {
 }
 
 constexpr int64_t kFirstWeight = 3;  // its place in list()
+
+// Whether the reserve of a run has no elements, whatever its input is. It is then not saved: hooks
+// of saved tensors meet data alone.
+inline bool keeps_nothing(const Options& options) {
+  return options.mode != "LSTM" && options.num_layers == 1;
+}
+inline at::Tensor reserve_or_empty(const at::Tensor& saved, const at::Tensor& x) {
+  return saved.defined() ? saved : at::empty({0}, x.options());
+}
+
+// Raises c10::Error unless there is one entry for each of list().
+inline void check_needs(const std::vector<bool>& needs, at::TensorList weights) {
+  const size_t count = kFirstWeight + weights.size();
+  TORCH_CHECK(needs.size() == count, "fastrnn: needs must have ", count, " entries, got ",
+              needs.size());
+}
 
 // What recurrent_backward returned for `needs`, each in its argument's place in list().
 template <typename Needs>

@@ -225,6 +225,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
   static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  TORCH_CHECK(dropout == 0, "fastrnn: recurrent_forward has no dropout under vmap; recurrent has");
   const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
                        const OptionalTensor& c0, at::TensorList weights) {
     const auto [y, h_n, c_n, reserve] =
@@ -296,11 +297,12 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                          });
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Tensor kept = is_folded ? repeat_folded_rows(options, inputs, reserve, count) : reserve;
-  Tensors results = op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), fold.join(dc_n, 1),
-                            fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                            fold.join(c0, 1), weights, fold.join(y, call.axis), kept, num_layers,
-                            has_biases, bidirectional, batch_first, dropout, needs,
-                            given_samples.has_value() ? *given_samples * count : count);
+  const OptionalTensor dc = mode == "LSTM" ? fold.join(dc_n, 1) : std::nullopt;
+  Tensors results =
+      op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), dc, fold.join(x, call.axis),
+              call.sizes(inputs, samples), fold.join(h0, 1), fold.join(c0, 1), weights,
+              fold.join(y, call.axis), kept, num_layers, has_biases, bidirectional, batch_first,
+              dropout, needs, given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
   if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
   if (needs[1] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;

@@ -10,16 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrnn._fused import FUSED_DTYPES
 
-def _check_devices(
-    x: Tensor, batch_sizes: Tensor | None, others: tuple[Tensor | None, ...]
-) -> None:
+_MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
+
+
+def _check_kinds(x: Tensor, batch_sizes: Tensor | None, others: tuple[Tensor | None, ...]) -> None:
     """The dispatcher sends a mixture of meta and other devices here, where it must not pass."""
     if batch_sizes is not None and batch_sizes.device.type != "cpu":
         raise RuntimeError(f"fastrnn: batch_sizes is on {batch_sizes.device}, not on the CPU")
     for tensor in others:
-        if tensor is not None and tensor.device != x.device:
+        if tensor is None:
+            continue
+        if tensor.device != x.device:
             raise RuntimeError(f"fastrnn: x is on {x.device}, another input on {tensor.device}")
+        if tensor.dtype != x.dtype:
+            raise RuntimeError(f"fastrnn: x is {x.dtype}, another input {tensor.dtype}")
+
+
+def _differ(sizes: Any, others: Any) -> bool:
+    """Returns whether sizes differ, of which some may be open: as far as they are numbers."""
+    numbers = (pair for pair in zip(sizes, others, strict=True) if {int} == {*map(type, pair)})
+    return any(size != other for size, other in numbers)
 
 
 class _Stack:
@@ -40,22 +52,35 @@ class _Stack:
         dropout: float,
         token: Tensor | None = None,
     ) -> None:
-        _check_devices(x, batch_sizes, (h0, c0, *weights))
+        if mode not in _MODES:
+            raise RuntimeError(f"fastrnn: mode must be one of {_MODES}, got {mode}")
+        if not 0 <= dropout <= 1:
+            raise RuntimeError(f"fastrnn: dropout must be in [0, 1], got {dropout}")
+        if x is None or x.layout is not torch.strided or x.dtype not in FUSED_DTYPES:
+            raise RuntimeError(f"fastrnn: x must be a dense tensor of one of {FUSED_DTYPES}")
+        _check_kinds(x, batch_sizes, (h0, c0, *weights))
         if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
             raise RuntimeError(f"fastrnn: x must have 2 or 3 dimensions, got {x.dim()}")
-        if x.size(-1) != weights[0].size(1):
-            sizes = tuple(weights[0].shape)
-            raise RuntimeError(f"fastrnn: weight_ih has size {sizes}, x {x.size(-1)} features")
         self.x = x
         self.dropout = dropout
         self.layers = num_layers
-        self.strands = num_layers * (2 if bidirectional else 1)
-        self.layer_width = weights[1].size(1) * (2 if bidirectional else 1)
+        self.directions = 2 if bidirectional else 1
+        self.strands = num_layers * self.directions
         self.lstm = mode == "LSTM"
+        if c0 is not None and not self.lstm:
+            raise RuntimeError("fastrnn: only an LSTM has c0")
+        unprojected_count = self.strands * (4 if has_biases else 2)
+        self.projected = self.lstm and len(weights) == unprojected_count + self.strands
+        if num_layers < 1 or len(weights) != unprojected_count + self.strands * self.projected:
+            raise RuntimeError(f"fastrnn: {num_layers} layers, but {len(weights)} weights")
+        if weights[1].dim() != 2:
+            raise RuntimeError("fastrnn: weight_hh must have 2 dimensions")
         self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
         self.width = weights[1].size(1)
-        unprojected_count = self.strands * (4 if has_biases else 2)
-        self.projected = len(weights) == unprojected_count + self.strands
+        self.layer_width = self.width * self.directions
+        if 0 in (self.hidden, self.width, x.size(-1)):
+            raise RuntimeError("fastrnn: weight_hh, and x, must have columns")
+        self._check_weights(weights, has_biases)
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:
             if batch_sizes.dtype != torch.int64:
@@ -69,17 +94,36 @@ class _Stack:
             self.batch = (torch.library.get_ctx().new_dynamic_size(),)
         elif x.dim() == 3:
             self.batch = (x.size(0 if batch_first else 1),)
+        steps = x.size(1 if batch_first and x.dim() == 3 else 0)
+        if isinstance(steps, int) and steps == 0:
+            raise RuntimeError("fastrnn: x has no steps")
         self.rows = x.numel() // x.size(-1)
         for state, size in zip((h0, c0), (self.width, self.hidden), strict=True):
             if state is None:
                 continue
-            # What lies between them may be known from data alone.
-            ends = (state.dim(), state.size(0), state.size(-1))
-            if ends != (len(self.batch) + 2, self.strands, size):
-                expected = (self.strands, *self.batch, size)
+            expected = (self.strands, *self.batch, size)
+            if state.dim() != len(expected) or _differ(state.shape, expected):
                 raise RuntimeError(
                     f"fastrnn: a state has size {tuple(state.shape)}, expected {expected}"
                 )
+
+    def _check_weights(self, weights: list[Tensor], has_biases: bool) -> None:
+        gates = self.hidden * (4 if self.lstm else 1)
+        count = len(weights) // self.strands
+        for strand in range(self.strands):
+            is_first = strand < self.directions
+            features = self.x.size(-1) if is_first else self.layer_width
+            sizes: dict[str, tuple[int, ...]] = {"weight_ih": (gates, features)}
+            sizes["weight_hh"] = (gates, self.width)
+            if has_biases:
+                sizes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+            if self.projected:
+                sizes["weight_hr"] = (self.width, self.hidden)
+            of_strand = weights[strand * count : (strand + 1) * count]
+            for (name, size), weight in zip(sizes.items(), of_strand, strict=True):
+                if weight.dim() != len(size) or _differ(weight.shape, size):
+                    found = tuple(weight.shape)
+                    raise RuntimeError(f"fastrnn: {name} must have size {size}, got {found}")
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))
@@ -128,7 +172,7 @@ def _recurrent_backward(
     samples: int | None = None,
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
-    _check_devices(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, *inputs))
+    _check_kinds(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, *inputs))
     of_samples = () if samples is None else (samples,)
     return [
         given.new_empty(given.shape if i < 3 else (*of_samples, *given.shape))
@@ -152,5 +196,5 @@ def _output_again(
     batch_first: bool,
     dropout: float,
 ) -> Tensor:
-    _check_devices(x, batch_sizes, (h0, c0, reserve, *weights))
+    _check_kinds(x, batch_sizes, (h0, c0, reserve, *weights))
     return x.new_empty((*x.shape[:-1], weights[1].size(1) * (2 if bidirectional else 1)))

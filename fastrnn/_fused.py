@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.compiler import is_dynamo_compiling
+from torch.fx import _symbolic_trace
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils._pytree import tree_map_only
 
 HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", "CUDA")
+# What a call on arguments of wrong types, sizes or devices may raise.
+REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -20,15 +27,26 @@ def _is_too_old(device: torch.device) -> bool:
     return exists and torch.cuda.get_device_properties(device).major < 8
 
 
-def find_proxy(x: Any, hx: Any) -> fx.Proxy | None:
-    """Returns what torch.fx traces among an input and its states, if anything."""
-    states = hx if isinstance(hx, (tuple, list)) else (hx,)
-    return next((value for value in (x, *states) if isinstance(value, fx.Proxy)), None)
+def find_tracer(x: Any, hx: Any) -> Any:
+    """Returns the tracer of torch.fx that is to record a module's call, or None."""
+    for value in (x, *(hx if isinstance(hx, (tuple, list)) else (hx,))):
+        if isinstance(value, fx.Proxy):
+            return value.tracer
+    if is_dynamo_compiling() or not _symbolic_trace._is_fx_tracing_flag or get_proxy_mode():
+        return None
+    # Nothing that the call is given is traced, such as a buffer. A tracer stands where the model
+    # calls the module, and not where it runs one itself, to learn the shape of its result.
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        tracer = frame.f_locals.get("self")
+        if isinstance(tracer, fx.Tracer):
+            return tracer if frame.f_code.co_name == "call_module" else None
+    return None
 
 
 def can_fuse(x: Any, *states: Any) -> bool:
     """Returns whether the fused ops cover input `x` here; what they do not, torch.nn computes."""
-    if not isinstance(x, Tensor) or find_proxy(x, states) is not None:
+    if not isinstance(x, Tensor) or find_tracer(x, states) is not None:
         return False
     if not (x.is_cpu or (HAS_CUDA and x.is_cuda)):
         return False
@@ -86,10 +104,43 @@ def refuse_script(module: nn.Module) -> nn.Module:
 
 def torch_forward(torch_class: type[nn.Module], module: nn.Module, x: Any, hx: Any) -> Any:
     """torch.nn's own computation, and its words for arguments that it rejects."""
-    proxy = find_proxy(x, hx)
-    if proxy is not None:
-        return call_traced(proxy.tracer, module, x, hx)
+    tracer = find_tracer(x, hx)
+    if tracer is not None:
+        return call_traced(tracer, module, x, hx)
     return torch_class.forward(module, x, hx)
+
+
+def call_op(op: torch._ops.OpOverload | Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a fused op, so that torch.nn can compute, and be traced, where the op raises."""
+    if not is_dynamo_compiling() and torch.jit.is_tracing():
+        _call_untraced(op, *arguments)
+    try:
+        return op(*arguments)
+    except REFUSALS:
+        mode = get_proxy_mode()
+        if mode is not None:  # a call that raised is no part of what make_fx or torch.export traces
+            last = next(reversed(mode.tracer.graph.nodes))
+            if last.target is op and not last.users:
+                mode.tracer.graph.erase_node(last)
+        raise
+
+
+def _call_untraced(op: Callable[..., Any], *arguments: Any) -> None:
+    """Calls an op while torch.jit.trace pauses, before it is traced.
+
+    What a traced op raises leaves torch.jit.trace without a graph, on which anything that follows
+    ends the process.
+    """
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        # Detached, as autocast would keep its casts of parameters, which are not traced either.
+        detached = tree_map_only(Tensor, Tensor.detach, arguments)
+        x = detached[1]
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            op(*detached)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _raised_within(error: Exception) -> bool:
@@ -108,10 +159,6 @@ def is_refusal(error: Exception) -> bool:
     if not isinstance(error, RuntimeError) or isinstance(error, NotImplementedError):
         return is_dynamo_compiling() or _raised_within(error)
     return str(error).startswith("fastrnn:")
-
-
-# What a call on arguments of wrong types, sizes or devices may raise.
-REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 def weights_of(module: nn.Module, names: list[str]) -> list[Any]:

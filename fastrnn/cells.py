@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.fx import _symbolic_trace
 
 from fastrnn import _direct, _transforms
 from fastrnn._fused import (
     REFUSALS,
+    call_op,
     can_fuse,
     is_refusal,
     refuse_script,
@@ -41,14 +43,14 @@ def _step(
     bias_ih, bias_hh = parameters.get("bias_ih", cell), parameters.get("bias_hh", cell)
     has_biases = bias_ih is not None or bias_hh is not None
     names = _NAMES if has_biases else _NAMES_WITHOUT_BIAS
-    if not is_dynamo_compiling():
+    if not (is_dynamo_compiling() or _symbolic_trace._is_fx_tracing_flag):
         outputs = _direct.cell(mode, x, h0, c0, parameters, names, has_biases)
         if outputs is not NotImplemented:
             return outputs
     if not can_fuse(x, h0, c0):
         return None
     run = _transforms.cell if _transforms.take_over() else _fused_step
-    return run(mode, x, h0, c0, weights_of(cell, names), has_biases)
+    return call_op(run, mode, x, h0, c0, weights_of(cell, names), has_biases)
 
 
 class RNNCell(nn.RNNCell):

@@ -7,11 +7,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.fx import _symbolic_trace
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
 from fastrnn._fused import (
     REFUSALS,
+    call_op,
     can_fuse,
     is_refusal,
     refuse_script,
@@ -137,7 +139,7 @@ def _run(
         RuntimeError: The op does not take these arguments.
     """
     dropout = module.dropout if module.training else 0.0
-    if not is_dynamo_compiling():
+    if not (is_dynamo_compiling() or _symbolic_trace._is_fx_tracing_flag):
         outputs = _direct.recurrent(
             module.mode,
             x,
@@ -158,7 +160,8 @@ def _run(
         return None
     take_over = _transforms.take_over(packed=batch_sizes is not None)
     run = _transforms.recurrent if take_over else _fused_run
-    return run(
+    return call_op(
+        run,
         module.mode,
         x,
         batch_sizes,

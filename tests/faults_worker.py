@@ -126,7 +126,7 @@ def call_often() -> None:
     for i in range(calls):
         module = modules[i % len(modules)]
         x = torch.ones(1 + i % 7, 1 + i % 5, 3) if i % 4 != 3 else torch.ones(1 + i % 9, 3)
-        if i % 10 == 0:
+        if i % 11 == 0:  # each of them, as 10 would not
             result = module(x)
             (result if i % 4 == 3 else result[0]).sum().backward()
         else:
@@ -145,6 +145,6 @@ def call_often() -> None:
 SCENARIOS = {f.__name__: f for f in (run_out_of_memory, interrupt, call_at_exit, call_often)}
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(240, exit=True)  # where it hangs, if it does
+    faulthandler.dump_traceback_later(1500, exit=True)  # where it hangs, if it does
     torch.manual_seed(0)
     SCENARIOS[sys.argv[1]]()

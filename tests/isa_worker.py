@@ -1,4 +1,4 @@
-"""Run by test_isa.py under each ATEN_CPU_CAPABILITY: checks odd sizes, saves the outputs."""
+"""Run by test_isa.py under each ATEN_CPU_CAPABILITY: checks odd sizes, saves the results."""
 
 import sys
 
@@ -13,6 +13,7 @@ CASES = [
     *cases(T=[3], N=[33], I=[17], H=[15, 64, 130], dtype=DTYPES),
     *cases(["LSTM"], T=[3], N=[5], H=[17, 33], P=[1, 9], L=[2], D=[2], dtype=DTYPES),
     *cases(T=[7], N=[3], H=[33], L=[2], D=[2], lengths=[(2, 7, 3)], hx=[True], dtype=DTYPES),
+    *cases(T=[1, 3], N=[1, 6, 9], I=[259, 520], H=[275], hx=[True], dtype=DTYPES),
     *cases(N=[None, 0], H=[9], batch_first=[True], bias=[False], dtype=DTYPES),
 ]
 
@@ -38,10 +39,11 @@ if __name__ == "__main__":
     capability, path = sys.argv[1:]
     assert torch.ops.fastrnn.cpu_capability() == capability
     assert fastrnn.build_info()["cpu_capability"] == capability
-    outputs = {}
+    results = {}
     for case in CASES:
         ours, inputs = build(fastrnn, case), make_inputs(case)
-        assert_same(run(ours, inputs), run(build(nn, case), inputs))
+        results[str(case)] = run(ours, inputs)
+        assert_same(results[str(case)], run(build(nn, case), inputs))
         with torch.no_grad():
-            outputs[str(case)] = call(ours, inputs)
-    torch.save(outputs, path)
+            results[f"{case}, inference"] = call(ours, inputs)
+    torch.save(results, path)

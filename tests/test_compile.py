@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
-from helpers import Case, assert_same, build, call, cases, make_inputs, run
+from helpers import Case, assert_same, build, call, cases, make_inputs, run, run_python
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -56,6 +56,30 @@ def test_traced_is_eager(case: Case) -> None:
     traced = torch.jit.trace(module, x)
     longer = torch.cat([x, x])
     torch.testing.assert_close(traced(longer), module(longer))
+
+
+REFUSED = """
+import torch, fastrnn
+from torch import nn
+
+def trace(package):
+    lstm, cell = package.LSTM(5, 8).double(), package.LSTMCell(5, 8)
+    narrow, x = package.RNNCell(0, 8), torch.ones(2, 3, 5)
+    yield lstm, (x.double(), (torch.ones(1, 3, 8).double(), torch.ones(1, 3, 8)))
+    yield cell, (x[0], (torch.ones(3, 8), torch.ones(3, 8).double()))
+    yield narrow, (torch.ones(3, 0),)
+
+for ours, theirs in zip(trace(fastrnn), trace(nn)):
+    theirs[0].load_state_dict(ours[0].state_dict())
+    results = [torch.jit.trace(m, x, check_trace=False)(*x) for m, x in (ours, theirs)]
+    torch.testing.assert_close(*results)
+"""
+
+
+def test_trace_of_what_only_torch_takes() -> None:
+    """In a process of its own, which torch ends where an op that it traces raises."""
+    result = run_python("-c", REFUSED)
+    assert result.returncode == 0, result.stderr
 
 
 # What users compile with: Inductor, in each mode; it takes seconds a case.

@@ -13,7 +13,7 @@ EXTRA = ["sklearn", "matplotlib", "tqdm"]
 def test_demo(tmp_path: Path) -> None:
     for module in EXTRA:
         pytest.importorskip(module)
-    result = run_python("-m", "fastrnn", "--out", "digits.png", cwd=str(tmp_path))
+    result = run_python("-m", "fastrnn", "--epochs", "25", "--out", "digits.png", cwd=str(tmp_path))
     assert result.returncode == 0, result.stderr
     text = result.stdout
     assert (

@@ -175,3 +175,24 @@ def test_autocast_is_exported_from_within(library: ModuleType) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         program = export(library.LSTM(5, 8), (x,))
     assert program.module()(x)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["LSTM", "RNN"])
+def test_input_of_another_dtype(name: str) -> None:
+    raised = []
+    for package in (fastrnn, nn):
+        module = getattr(package, name)(5, 8)
+        with pytest.raises(ValueError, match="dtype") as error:
+            export(module, (torch.randn(3, 5, dtype=torch.float64),), strict=False)
+        raised.append(str(error.value).splitlines()[0])
+    assert raised[0] == raised[1]
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])
+def test_states_of_other_dtypes(name: str) -> None:
+    """Which torch.nn takes, and so computes, in what is exported too."""
+    module = getattr(fastrnn, name)(5, 8).double()
+    x, h = torch.randn(3, 5).double(), torch.ones(1, 8).double()
+    h, c = (h, h.float()) if name == "LSTM" else (h.expand(3, 8), h.expand(3, 8).float())
+    program = export(module, (x, (h, c)), strict=False).module()
+    torch.testing.assert_close(program(x, (h, c)), module(x, (h, c)))

@@ -19,6 +19,19 @@ def test_meta_device(case: Case) -> None:
     assert [state.shape for state in states] == [state.shape for state in states_nn]
 
 
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_complex_numbers(name: str, trains: bool) -> None:
+    ours, theirs = (getattr(p, name)(5, 8, dtype=torch.complex64) for p in (fastrnn, nn))
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(4, 5, dtype=torch.complex64), []
+    for module in (ours, theirs):
+        y, *_ = torch.utils._pytree.tree_leaves(module(x))
+        weights = list(module.parameters()) if trains else []
+        results.append([y, *torch.autograd.grad(y.abs().sum(), weights)] if trains else [y])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 class Disk(Exception):
     """Stands for what torch.nn knows nothing of."""
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 import fastrnn
@@ -224,6 +226,21 @@ def test_saved_tensors_go_through_hooks(case: Case) -> None:
         results = run(module, inputs)
     assert packed
     assert_equal(results, run(module, inputs))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_hooks_meet_data_alone(name: str, packed: bool) -> None:
+    """Numbers, and some of them: a hook may scale them by the largest, or keep fewer bits."""
+    if packed and "Cell" in name:
+        pytest.skip("takes one step")
+    module, kept = getattr(fastrnn, name)(5, 8), []
+    x = torch.randn(6, 5, requires_grad=True)
+    with saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        results = module(PackedSequence(x, torch.tensor([3, 2, 1])) if packed else x)
+    tree_leaves(results)[0].sum().backward()
+    assert kept
+    assert all(tensor.is_floating_point() and tensor.numel() > 0 for tensor in kept)
 
 
 @pytest.mark.parametrize("case", cases(L=[2], dropout=[0.0, 0.5]), ids=str)

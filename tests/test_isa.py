@@ -36,11 +36,11 @@ def environment(level: str) -> dict[str, str]:
 
 
 @cache
-def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
-    """Runs the worker, which checks its results, under `level`; returns outputs by case."""
+def results_under(level: str) -> dict[str, dict[str, Tensor]]:
+    """Runs the worker, which checks its results, under `level`; returns them by case."""
     skip_unless_available(level)
     with TemporaryDirectory() as folder:
-        path = str(Path(folder) / "outputs.pt")
+        path = str(Path(folder) / "results.pt")
         result = run_python(str(WORKER), level, path, **environment(level))
         assert result.returncode == 0, result.stderr
         return torch.load(path)
@@ -48,7 +48,7 @@ def outputs_under(level: str) -> dict[str, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_matches_torch(level: str) -> None:
-    assert outputs_under(level)
+    assert results_under(level)
 
 
 # What holds bit for bit or to the last place, and is computed by each set's own code.
@@ -70,7 +70,7 @@ def test_strict_tests(level: str) -> None:
 
 
 def test_avx2_and_avx512_give_the_same_bits() -> None:
-    avx512, avx2 = outputs_under("AVX512"), outputs_under("AVX2")
+    avx512, avx2 = results_under("AVX512"), results_under("AVX2")
     for case, expected in avx2.items():
         assert_equal(avx512[case], expected)
 

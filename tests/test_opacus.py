@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
 from torch import Tensor, nn
 
 import fastrnn
 from helpers import assert_same
+
+pytest.importorskip("opacus")
+from opacus.grad_sample import GradSampleModule, GradSampleModuleExpandedWeights
 
 
 class LSTM(fastrnn.LSTM):

@@ -45,6 +45,16 @@ def test_a_product_of_sizes_that_overflows() -> None:
         ops.recurrent(**(good() | huge | {"h0": None, "c0": None}))
 
 
+# What fakes cannot see: what is in sizes, and what fits into memory.
+OF_DATA = [name for name in BAD if name.startswith("sizes_")] + ["x_huge"]
+
+
+@pytest.mark.parametrize("name", [name for name in BAD if name not in OF_DATA])
+def test_fakes_raise(name: str) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError):
+        ops.recurrent(**(good() | BAD[name]))
+
+
 def test_fake_packed_data_has_two_dimensions() -> None:
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -58,6 +68,22 @@ def test_wrong_number_of_arguments() -> None:
         ops.recurrent()
     with pytest.raises(RuntimeError):
         ops.recurrent(*good().values(), 1)
+
+
+@pytest.mark.parametrize("name", ["recurrent_backward", "reference_backward"])
+@pytest.mark.parametrize("count", [0, 3, 6, 8, 5000])
+def test_needs_are_as_many_as_the_arguments(name: str, count: int) -> None:
+    arguments = good()
+    y, *_, reserve = ops.recurrent_forward(**arguments)
+    arguments |= {"dy": y, "dh_n": None, "dc_n": None, "samples": None}
+    if name == "recurrent_backward":
+        arguments |= {"y": y, "reserve": reserve}
+    else:
+        del arguments["dropout"]
+    backward = getattr(ops, name)
+    assert len(backward(**arguments, needs=[True] * 7)) == 7
+    with pytest.raises(RuntimeError, match="fastrnn: needs must have 7 entries"):
+        backward(**arguments, needs=[True] * count)
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU"])

@@ -133,3 +133,25 @@ def test_padding_is_not_read(kind: str) -> None:
     assert all(t.isfinite().all() for t in results.values())
     for b, length in enumerate(case.lengths):
         assert gradient[:length, b].all() and not gradient[length:, b].any()
+
+
+@pytest.mark.parametrize("path", ["module", "op"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_sizes_are_free_once_they_are_read(inference: bool, path: str) -> None:
+    """As torch.nn's are, which reads them in the forward pass alone."""
+    x, gradients = torch.randn(6, 5), []
+    for package in (fastrnn, nn):
+        module, of_x = build(package, Case("LSTM")), x.clone().requires_grad_()
+        with torch.inference_mode(inference):
+            sizes = torch.tensor([3, 2, 1])
+        if package is fastrnn and path == "op":
+            weights, options = list(module.parameters()), (1, True, False, False, 0.0)
+            y, *_ = torch.ops.fastrnn.recurrent_forward(
+                "LSTM", of_x, sizes, None, None, weights, *options
+            )
+        else:
+            y = module(PackedSequence(of_x, sizes))[0].data
+        with torch.inference_mode(inference):
+            sizes.fill_(2)
+        gradients.append(torch.autograd.grad(y.square().sum(), [of_x, *module.parameters()]))
+    torch.testing.assert_close(*gradients)

@@ -1,6 +1,7 @@
 """float32 whose products are computed from less, as torch's own setting allows.
 
-Run where such kernels exist (build_info's matmul_precisions); test_isa.py's levels have none.
+Run where such kernels exist (build_info's matmul_precisions). Of test_isa.py's levels AVX512 alone
+may have one, which its test_lower_precision_without_the_matrix_unit runs.
 """
 
 from collections.abc import Callable, Iterator

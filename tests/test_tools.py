@@ -142,6 +142,42 @@ def test_fx_of_a_traced_state(name: str, given: str) -> None:
         fx.symbolic_trace(model)
 
 
+class Prelude(nn.Module):
+    """Runs a module on a constant, of which nothing is traced."""
+
+    def __init__(self, module: nn.Module, start: Tensor) -> None:
+        super().__init__()
+        self.rnn = module
+        self.register_buffer("start", start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(self.start)[0] + x
+
+
+class ShapeTracer(fx.Tracer):
+    """Runs each module that it records, as tracers do that note the shapes of results."""
+
+    def create_proxy(self, kind: str, target: Any, *arguments: Any, **options: Any) -> fx.Proxy:
+        if kind == "call_module":
+            module = self.root.get_submodule(target)
+            module.forward(torch.ones(2, module.input_size))
+        return super().create_proxy(kind, target, *arguments, **options)
+
+
+@pytest.mark.parametrize("tracer", [fx.Tracer, ShapeTracer])
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "RNNCell", "LSTMCell"])
+def test_fx_of_a_call_on_nothing_traced(name: str, tracer: type[fx.Tracer]) -> None:
+    ours, theirs = (Prelude(getattr(p, name)(5, 8), torch.ones(2, 5)) for p in (fastrnn, nn))
+    graph = tracer().trace(ours)
+    found, expected = (
+        [(node.op, str(node.target)) for node in g.nodes]
+        for g in (graph, fx.Tracer().trace(theirs))
+    )
+    assert found == expected
+    nn.init.zeros_(next(ours.rnn.parameters()))  # which what was traced sees
+    assert torch.equal(fx.GraphModule(ours, graph)(torch.ones(8)), ours(torch.ones(8)))
+
+
 class Last(fastrnn.LSTM):
     """A subclass whose forward does more."""
 

@@ -545,6 +545,37 @@ def test_transform_of_a_traced_gradient(kind: str, trained: bool, way: str) -> N
     assert_close(flat(found), flat(expected))
 
 
+@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
+def test_jacobian_of_all_results_of_an_rnn(kind: str) -> None:
+    """Among which is a cell state, of no elements."""
+    ops = torch.ops.fastrnn
+    weights = [p.detach() for p in build_both(kind)[0].parameters()]
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        if kind == "RNN":
+            options = (1, True, False, False, 0.0)
+            return ops.recurrent("RNN_TANH", x, None, None, None, weights, *options)
+        return ops.cell("RNN_TANH", x, None, None, weights, True)
+
+    x = draw(kind)
+    *found, of_nothing = jacrev(run)(x)
+    assert_close(found, list(jacfwd(lambda x: run(x)[:-1])(x)))
+    assert of_nothing.shape == (0, *x.shape)
+
+
+def test_packed_gradient_under_dropout() -> None:
+    """Of one layer, which drops nothing."""
+    weights = [p.detach() for p in build_both("LSTM")[0].parameters()]
+    x, sizes = draw("LSTM").flatten(0, 1), torch.tensor([3, 2, 1])
+
+    def total(x: Tensor, dropout: float) -> Tensor:
+        options = (1, True, False, False, dropout)
+        y, *_ = torch.ops.fastrnn.recurrent("LSTM", x, sizes, None, None, weights, *options)
+        return y.square().sum()
+
+    assert_close(grad(total)(x, 0.5), grad(total)(x, 0.0))
+
+
 def test_only_wanted_gradients_are_computed() -> None:
     ours, _ = build_both("LSTM")
     x, weights = draw("LSTM"), list(ours.requires_grad_(False).parameters())

@@ -260,6 +260,18 @@ def test_samples_of_too_few_dimensions(name: str) -> None:
         vmap(run)(torch.randn(5) if name == "cell" else torch.randn(5, 7))
 
 
+def test_dropout_of_the_op_of_a_forward_pass() -> None:
+    """Which draws for the whole batch, whatever vmap's randomness is."""
+    weights = [p.detach() for p in build(fastrnn, Case("LSTM", L=2)).parameters()]
+
+    def run(x: Tensor) -> Tensor:
+        states, options = [None] * 3, (2, True, False, False, 0.5)
+        return torch.ops.fastrnn.recurrent_forward("LSTM", x, *states, weights, *options)[0]
+
+    with pytest.raises(RuntimeError, match="no dropout under vmap"):
+        vmap(run, randomness="different")(torch.randn(SAMPLES, 4, 2, 5))
+
+
 @pytest.mark.parametrize("rows", [(), (2,)], ids=["unbatched", "batched"])
 @pytest.mark.parametrize("count", [0, SAMPLES])
 @pytest.mark.parametrize("kind", KINDS)

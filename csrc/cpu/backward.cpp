@@ -14,12 +14,6 @@ constexpr int64_t kMostOperands = 1024;
 constexpr int64_t kOperandsTogether = 512;
 constexpr int64_t kRowsTogether = 24 * kTileRows;
 
-// What the cell's gradient reads of the forward pass is fetched while its tile is multiplied, if
-// that takes long, as with so many units, and all steps' is so much that it has left L2.
-constexpr bool kFetchesActivations = FASTRNN_REGISTERS == 16;
-constexpr int64_t kFewestUnits = 96;
-constexpr int64_t kEvictedBytes = 512 << 10;
-
 template <typename E>
 struct Backward {
   using C = Compute<E>;
@@ -32,9 +26,9 @@ struct Backward {
   const int64_t gate_operands = operands<E>(hidden * gate_count(args.cell));
   const int64_t h_operands = operands<E>(args.width);
   const int unit_rows = unit_rows_for(share.row_end - share.row_begin);
-  const bool fetches =
-      kFetchesActivations && hidden >= kFewestUnits &&
-      args.schedule.steps * args.schedule.rows * gate_operands * int64_t{sizeof(E)} > kEvictedBytes;
+  // What the cell's gradient reads of the forward pass.
+  const bool fetches = fetches_lines(
+      hidden, args.schedule.steps* args.schedule.rows * gate_operands * int64_t{sizeof(E)});
 
   // Where a tile's rows come from and go to.
   struct Step {

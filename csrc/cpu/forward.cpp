@@ -23,6 +23,10 @@ struct Forward {
   const int64_t shared_panels = share.panel_end - share.panel_begin;
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
   const int unit_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
+  // Where results go.
+  const bool fetches = fetches_lines(
+      hidden, args.schedule.steps* args.schedule.rows * hidden *
+                  (1 + (args.gates ? 1 + gate_count(args.cell) : 0)) * int64_t{sizeof(E)});
 
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{.steps = args.schedule.steps,
@@ -262,6 +266,7 @@ struct Forward {
   // Leaves in sums the products of rows n and on with the weights of x and h.
   void multiply_rows(const Step& step, int64_t n, int rows, int64_t panel, int vectors,
                      Vec<C>* sums) const {
+    if (fetches) fetch_results(step, n, rows, panel, vectors);
     const C* a[kTileRows];
     const int64_t i = n - share.row_begin, step_rows = step.row_end - share.row_begin;
     const int64_t next_panel = step.backwards ? panel - 1 : panel + 1;
@@ -296,6 +301,22 @@ struct Forward {
     multiply_panel<E>(a, w_hh, panel, rows, vectors, sums, true,
                       part_of_next(w_hh, step.packs, next_panel, i, step_rows), unit_rows,
                       scratch.reorders);
+  }
+
+  // Fetches the lines that finishing a tile writes, but for c.
+  FASTRNN_INLINE void fetch_results(const Step& step, int64_t n, int rows, int64_t panel,
+                                    int vectors) const {
+    const int64_t gates = gate_count(args.cell), unit = panel * panel_units;
+    const int64_t bytes = divide_up(vectors, gates) * L * sizeof(E);
+    for (const int64_t end = n + rows; n < end; ++n) {
+      fetch_lines(result_row(args, step, n) + unit, bytes);
+      if (!args.gates) continue;
+      const int64_t row = step.rows_before + n;
+      for (int64_t g = 0; g < gates; ++g) {
+        fetch_lines(args.gates + (row * gates + g) * hidden + unit, bytes);
+      }
+      fetch_lines(args.c_all + row * hidden + unit, bytes);
+    }
   }
 
   // What a block of rows, from the share's row i of `count` on, fetches of the next panel while its

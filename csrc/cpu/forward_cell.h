@@ -13,6 +13,12 @@ struct StepResults {
   E* unprojected;       // o * tanh(c), row 0 of the batch, if there is a projection
 };
 
+// Where a row's h goes, or, if there is a projection, what is to be projected.
+template <typename E>
+FASTRNN_INLINE E* result_row(const ForwardArgs<E>& args, const StepResults<E>& step, int64_t n) {
+  return args.w_hr ? step.unprojected + n * args.hidden : args.h.row(args.schedule, step.t, n);
+}
+
 // c of rows n .. n + rows - 1 and of the units from `unit` on, of which sums has the first gate's
 // products in vector 0 of every row; there it leaves the activation of the output gate. Keeps what
 // the backward pass wants.
@@ -68,7 +74,7 @@ __attribute__((noinline)) static void finish_rows(const ForwardArgs<E>& args,
       }
     }
   };
-  E* const h = args.w_hr ? step.unprojected + n * H : args.h.row(args.schedule, step.t, n);
+  E* const h = result_row(args, step, n);
   const int64_t h_stride = args.w_hr ? H : args.h.row_stride;
   if constexpr (cell == Cell::lstm) {
     // c of all rows before h of any: c to h takes as long as all before it, and a processor does

@@ -47,6 +47,15 @@ FASTRNN_INLINE void fetch_lines(const void* p, int64_t bytes) {
   }
 }
 
+// Whether lines that finishing a tile reads or writes, of so many bytes in all, are fetched while
+// the tile is multiplied: if L2 has not kept them since their last use, and the product, which
+// grows with the units, takes long enough.
+FASTRNN_INLINE constexpr bool fetches_lines(int64_t units, int64_t bytes) {
+  constexpr int64_t kFewestUnits = FASTRNN_REGISTERS == 32 ? 64 : 96;
+  constexpr int64_t kSmallestL2 = FASTRNN_REGISTERS == 32 ? 1 << 20 : 512 << 10;
+  return units >= kFewestUnits && bytes > kSmallestL2;
+}
+
 // What a product fetches into L2 meanwhile: `step` elements at each k, from `next` on. It need not
 // exist.
 template <typename C>
