@@ -16,7 +16,26 @@ struct ForwardElement {
   int64_t d, n, j;
   int64_t row;  // among all rows
 
-  // What the step starts from beside h: w_ih . x + the biases, by gate, and c.
+  // The biases of a unit, by gate, which all steps share.
+  struct Biases {
+    C of_gate[kGateCount] = {};
+  };
+  __device__ __forceinline__ static Biases load_biases(const ForwardArgs& args, int64_t d,
+                                                       int64_t j) {
+    Biases biases;
+    const E* b_ih = static_cast<const E*>(args.b_ih[d]);
+    const E* b_hh = static_cast<const E*>(args.b_hh[d]);
+    if (!b_ih || j >= args.hidden) return biases;
+#pragma unroll
+    for (int g = 0; g < kGateCount; ++g) {
+      const int64_t i = g * args.hidden + j;
+      biases.of_gate[g] = to_compute(b_ih[i]) + to_compute(b_hh[i]);
+    }
+    return biases;
+  }
+
+  // What the step starts from beside h: w_ih . x, by gate, and c. Only loaded here: whatever used
+  // them would wait for them, and a warp does nothing else meanwhile.
   struct Operands {
     C pre[kGateCount];
     C c;
@@ -24,22 +43,18 @@ struct ForwardElement {
   __device__ __forceinline__ void load(Operands& operands) const {
     const int64_t gates = kGateCount * args.hidden;
     const C* x = static_cast<const C*>(args.input_products) + (d * args.rows + row) * gates + j;
-    const E* b_ih = static_cast<const E*>(args.b_ih[d]);
-    const E* b_hh = static_cast<const E*>(args.b_hh[d]);
 #pragma unroll
-    for (int g = 0; g < kGateCount; ++g) {
-      operands.pre[g] = x[g * args.hidden];
-      if (!b_ih) continue;
-      const int64_t i = g * args.hidden + j;
-      operands.pre[g] += to_compute(b_ih[i]) + to_compute(b_hh[i]);
-    }
+    for (int g = 0; g < kGateCount; ++g) operands.pre[g] = x[g * args.hidden];
     if constexpr (cell == Cell::lstm) operands.c = c();
   }
 
-  // h, once w_hh . h is added to the pre-activations; updates c and keeps what the backward pass
-  // reads.
-  __device__ __forceinline__ E update(Operands& operands) const {
+  // h, from w_hh . h by gate; updates c and keeps what the backward pass reads.
+  template <typename Product>
+  __device__ __forceinline__ E update(Operands& operands, const Biases& biases,
+                                      Product&& product) const {
     C(&pre)[kGateCount] = operands.pre;
+#pragma unroll
+    for (int g = 0; g < kGateCount; ++g) pre[g] = pre[g] + biases.of_gate[g] + product(g);
     if constexpr (cell == Cell::lstm) {
       const C h = lstm_pointwise_forward<Math<C>>(pre, operands.c);
       c() = operands.c;
@@ -81,39 +96,45 @@ struct BackwardElement {
   }
   __device__ __forceinline__ C& dh() const { return static_cast<C*>(args.dh)[state()]; }
 
-  // What the step reads beside dh.
+  // What the step reads beside dh, as it lies: see ForwardElement.
   struct Operands {
-    C dy;
-    C gate[kGateCount];  // LSTM: activations; Elman: h
-    C c, c_prev, dc;     // LSTM only
+    E dy;
+    E gate[kGateCount];  // LSTM: activations; Elman: h
+    E c, c_prev;         // LSTM only
+    C dc;
   };
   __device__ __forceinline__ void load(int64_t s, Operands& operands) const {
     const int64_t hidden = args.hidden, row = walk.first_row(s) + n;
     const int64_t column = (row * args.directions + d) * hidden + j;
-    operands.dy = args.dy ? to_compute(static_cast<const E*>(args.dy)[column]) : C(0);
+    operands.dy = args.dy ? static_cast<const E*>(args.dy)[column] : from_compute<E>(C(0));
     if constexpr (cell == Cell::lstm) {
       const E* gates = static_cast<const E*>(args.gates[d]) + row * kGateCount * hidden + j;
 #pragma unroll
-      for (int g = 0; g < kGateCount; ++g) operands.gate[g] = to_compute(gates[g * hidden]);
+      for (int g = 0; g < kGateCount; ++g) operands.gate[g] = gates[g * hidden];
       const E* c_all = static_cast<const E*>(args.c_all[d]);
-      operands.c = to_compute(c_all[row * hidden + j]);
+      operands.c = c_all[row * hidden + j];
       // Of the step that forward took before this one, where the row had one.
-      operands.c_prev =
-          to_compute(n >= walk.rows(s + 1) ? static_cast<const E*>(args.c0)[state()]
-                                           : c_all[(walk.first_row(s + 1) + n) * hidden + j]);
+      const E* const c_prev = n >= walk.rows(s + 1)
+                                  ? static_cast<const E*>(args.c0) + state()
+                                  : c_all + (walk.first_row(s + 1) + n) * hidden + j;
+      operands.c_prev = *c_prev;
       operands.dc = static_cast<const C*>(args.dc)[state()];
     } else {
-      operands.gate[0] = to_compute(static_cast<const E*>(args.h)[column]);
+      operands.gate[0] = static_cast<const E*>(args.h)[column];
     }
   }
 
   // Writes dgates of that step, and dc, from dh without dy.
-  __device__ __forceinline__ void update(int64_t s, C dh, Operands& operands) const {
-    dh += operands.dy;
-    C(&gate)[kGateCount] = operands.gate;
+  __device__ __forceinline__ void update(int64_t s, C dh, const Operands& operands) const {
+    dh += to_compute(operands.dy);
+    C gate[kGateCount];
+#pragma unroll
+    for (int g = 0; g < kGateCount; ++g) gate[g] = to_compute(operands.gate[g]);
     if constexpr (cell == Cell::lstm) {
-      lstm_pointwise_backward<Math<C>>(gate, operands.c, operands.c_prev, dh, operands.dc);
-      static_cast<C*>(args.dc)[state()] = operands.dc;
+      C dc = operands.dc;
+      lstm_pointwise_backward<Math<C>>(gate, to_compute(operands.c), to_compute(operands.c_prev),
+                                       dh, dc);
+      static_cast<C*>(args.dc)[state()] = dc;
     } else {
       gate[0] = rnn_pointwise_backward<Math<C>, cell>(gate[0], dh);
     }

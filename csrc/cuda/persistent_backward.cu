@@ -49,11 +49,14 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, kUnits, R>::kBlocks)
           r < R && j < hidden + is(Mutant::unit_past_end) && n < end + is(Mutant::row_past_end);
       const BackwardElement<E, cell> element{base, walk, d, n, j};
       typename BackwardElement<E, cell>::Operands operands;
-      if (mine && n < rows) element.load(s, operands);  // on their way while the product runs
+      // On their way while the product runs. (Loaded by it, as in forward, they are registers too
+      // many for a 16-bit LSTM.)
+      if (mine && n < rows) element.load(s, operands);
       if (first < running) {
-        product.multiply([&](int i) -> const E* {
+        const auto row_of_dgates = [&](int i) -> const E* {
           return first + i < running ? before + (first + i) * gates : nullptr;
-        });
+        };
+        product.multiply(row_of_dgates, [] {});
       }
       if (!is(Mutant::no_barrier_before_sum)) __syncthreads();
       if (mine) {

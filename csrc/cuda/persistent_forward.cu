@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, gate_count(cell) * k
   const Walk walk(base.schedule, static_cast<int>(d), /*backward=*/false);
   const int r = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
   const int64_t j = first_unit + unit;
+  const auto biases = ForwardElement<E, cell>::load_biases(base, d, j);
   for (int64_t s = 0; s < base.schedule.steps; ++s) {
     const int64_t rows = walk.rows(s), running = walk.rows(s - 1), lasting = walk.rows(s + 1);
     const E* const h_before = exchange(s + 1);
@@ -53,17 +54,18 @@ __global__ void __launch_bounds__(kBlockThreads, Product<E, gate_count(cell) * k
           r < R && n < rows + is(Mutant::row_past_end) && j < hidden + is(Mutant::unit_past_end);
       const ForwardElement<E, cell> element{base, d, n, j, walk.first_row(s) + n};
       typename ForwardElement<E, cell>::Operands operands;
-      if (mine) element.load(operands);  // on their way while the product runs
-      product.multiply([&](int i) -> const E* {
+      const auto row_of_h = [&](int i) -> const E* {
         const int64_t row = first + i;
         if (row >= rows) return nullptr;
         return (row < running ? h_before : h0) + row * hidden;
+      };
+      product.multiply(row_of_h, [&] {
+        if (mine) element.load(operands);
       });
       if (!is(Mutant::no_barrier_before_sum)) __syncthreads();
       if (mine) {
-#pragma unroll
-        for (int g = 0; g < kGateCount; ++g) operands.pre[g] += product.sum(r, g * kUnits + unit);
-        const E h = element.update(operands);
+        const auto sum = [&](int g) { return product.sum(r, g * kUnits + unit); };
+        const E h = element.update(operands, biases, sum);
         exchange(s)[n * hidden + j] = h;
         element.h() = h;
         if (n >= lasting) element.h_n() = h;

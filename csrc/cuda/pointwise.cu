@@ -37,9 +37,8 @@ __global__ void __launch_bounds__(kThreads)
       static_cast<const C*>(recurrent) + (at.d * args.schedule.rows + at.n) * gates + at.j;
   typename ForwardElement<E, cell>::Operands operands;
   element.load(operands);
-#pragma unroll
-  for (int g = 0; g < kGateCount; ++g) operands.pre[g] += product[g * args.hidden];
-  const E h = element.update(operands);
+  const auto biases = ForwardElement<E, cell>::load_biases(args, at.d, at.j);
+  const E h = element.update(operands, biases, [&](int g) { return product[g * args.hidden]; });
   if (args.unprojected[at.d]) {
     static_cast<E*>(args.unprojected[at.d])[element.row * args.hidden + at.j] = h;
   } else {

@@ -3,7 +3,7 @@
 //
 // A product offers, beside its sizes:
 //   fill(shared, load)      copies the weights in; load(k, column) gives one, 0 past the ends
-//   multiply(shared, row)   leaves in `shared` each warp's share of out[r][column];
+//   multiply(row, load_more) leaves in `shared` each warp's share of out[r][column];
 //                           row(r) is where row r of the left operand lies, or null: zeros
 //   sum(shared, r, column)  adds them up, always in the same order
 // fill and multiply are called by the whole block, with a __syncthreads between them and sum.
@@ -34,13 +34,17 @@ constexpr int kChunk = kWarp;
 
 // Calls use(left, chunk) for each chunk of this warp in turn, `left` being what fetch(left, chunk)
 // loaded; a `left` that was read is given the chunk kAhead * kWarps further on by `use`. So many
-// are on their way from L2, which takes as long as some products of a chunk.
-template <int kAhead, typename Left, typename Fetch, typename Use>
-__device__ __forceinline__ void each_chunk(int64_t chunks, Fetch&& fetch, Use&& use) {
+// are on their way from L2, which takes as long as some products of a chunk. load_more() loads what
+// is wanted after the product: behind the first chunks, which else would be asked for only when it
+// has come, as soon as it is used or its registers were in use.
+template <int kAhead, typename Left, typename Fetch, typename Load, typename Use>
+__device__ __forceinline__ void each_chunk(int64_t chunks, Fetch&& fetch, Load&& load_more,
+                                           Use&& use) {
   Left ahead[kAhead];
   const int64_t warp = threadIdx.x / kWarp;
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) fetch(ahead[i], warp + i * kWarps);
+  load_more();
   for (int64_t first = warp; first < chunks; first += kAhead * kWarps) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -99,8 +103,8 @@ struct VectorProduct {
     }
   }
 
-  template <typename Row>
-  __device__ __forceinline__ void multiply(Row&& row) const {
+  template <typename Row, typename Load>
+  __device__ __forceinline__ void multiply(Row&& row, Load&& load_more) const {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int group = lane / kLanes;
     float* const stage = stages + warp * kStage;
@@ -119,7 +123,7 @@ struct VectorProduct {
             rows[r] && at < k + is(Mutant::depth_past_end) ? load_from_l2(rows[r] + at) : 0.f;
       }
     };
-    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, [&](Left& left, int64_t chunk) {
+    const auto use = [&](Left& left, int64_t chunk) {
 #pragma unroll
       for (int r = 0; r < R; ++r) stage[r * kChunk + lane] = left.row[r];
       if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
@@ -148,7 +152,8 @@ struct VectorProduct {
         }
       }
       if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
-    });
+    };
+    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, load_more, use);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -214,12 +219,13 @@ struct TensorProduct {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const int64_t stride = weight_stride(k);
     for (int column = warp; column < kColumns; column += kWarps) {
+#pragma unroll 8
       for (int64_t i = lane; i < stride; i += kWarp) weights[column * stride + i] = load(i, column);
     }
   }
 
-  template <typename Row>
-  __device__ __forceinline__ void multiply(Row&& row) const {
+  template <typename Row, typename Load>
+  __device__ __forceinline__ void multiply(Row&& row, Load&& load_more) const {
     namespace wmma = nvcuda::wmma;
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     Half* const stage = stages + warp * kStage;
@@ -242,7 +248,7 @@ struct TensorProduct {
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) wmma::fill_fragment(total[tile], 0.f);
     const int64_t stride = weight_stride(k);
-    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, [&](Left& left, int64_t chunk) {
+    const auto use = [&](Left& left, int64_t chunk) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) stage[r * kStageStride + lane] = left.row[r];
       if (!is(Mutant::no_warp_barrier_before_product)) __syncwarp();
@@ -260,7 +266,8 @@ struct TensorProduct {
         }
       }
       if (!is(Mutant::no_warp_barrier_after_product)) __syncwarp();
-    });
+    };
+    each_chunk<kAhead, Left>(divide_up(k, kChunk), fetch, load_more, use);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       wmma::store_matrix_sync(sums + warp * kSums + tile * kTile, total[tile], kColumns,
