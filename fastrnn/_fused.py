@@ -14,6 +14,10 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_map_only
 
+_MODULE_CALL = nn.Module.__call__  # which torch.fx replaces while it traces
+# Which of the two there is depends on the version of torch.
+_is_fx_tracing = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+
 HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("fastrnn::recurrent", "CUDA")
 # What a call on arguments of wrong types, sizes or devices may raise.
 REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, IndexError)
@@ -27,12 +31,17 @@ def _is_too_old(device: torch.device) -> bool:
     return exists and torch.cuda.get_device_properties(device).major < 8
 
 
+def fx_traces() -> bool:
+    """Returns whether torch.fx traces what runs; most calls pay for one comparison."""
+    return nn.Module.__call__ is not _MODULE_CALL and bool(_is_fx_tracing())
+
+
 def find_tracer(x: Any, hx: Any) -> Any:
     """Returns the tracer of torch.fx that is to record a module's call, or None."""
     for value in (x, *(hx if isinstance(hx, (tuple, list)) else (hx,))):
         if isinstance(value, fx.Proxy):
             return value.tracer
-    if is_dynamo_compiling() or not _symbolic_trace._is_fx_tracing_flag or get_proxy_mode():
+    if is_dynamo_compiling() or not fx_traces() or get_proxy_mode():
         return None
     # Nothing that the call is given is traced, such as a buffer. A tracer stands where the model
     # calls the module, and not where it runs one itself, to learn the shape of its result.

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.fx import _symbolic_trace
 
 from fastrnn import _direct, _transforms
 from fastrnn._fused import (
     REFUSALS,
     call_op,
     can_fuse,
+    fx_traces,
     is_refusal,
     refuse_script,
     torch_forward,
@@ -43,7 +43,7 @@ def _step(
     bias_ih, bias_hh = parameters.get("bias_ih", cell), parameters.get("bias_hh", cell)
     has_biases = bias_ih is not None or bias_hh is not None
     names = _NAMES if has_biases else _NAMES_WITHOUT_BIAS
-    if not (is_dynamo_compiling() or _symbolic_trace._is_fx_tracing_flag):
+    if not (is_dynamo_compiling() or fx_traces()):
         outputs = _direct.cell(mode, x, h0, c0, parameters, names, has_biases)
         if outputs is not NotImplemented:
             return outputs

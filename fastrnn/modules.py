@@ -7,7 +7,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
-from torch.fx import _symbolic_trace
 from torch.nn.utils.rnn import PackedSequence
 
 from fastrnn import _direct, _transforms
@@ -15,6 +14,7 @@ from fastrnn._fused import (
     REFUSALS,
     call_op,
     can_fuse,
+    fx_traces,
     is_refusal,
     refuse_script,
     torch_forward,
@@ -139,7 +139,7 @@ def _run(
         RuntimeError: The op does not take these arguments.
     """
     dropout = module.dropout if module.training else 0.0
-    if not (is_dynamo_compiling() or _symbolic_trace._is_fx_tracing_flag):
+    if not (is_dynamo_compiling() or fx_traces()):
         outputs = _direct.recurrent(
             module.mode,
             x,

@@ -27,8 +27,7 @@ struct Backward {
   const int64_t h_operands = operands<E>(args.width);
   const int unit_rows = unit_rows_for(share.row_end - share.row_begin);
   // What the cell's gradient reads of the forward pass.
-  const bool fetches = fetches_lines(
-      hidden, args.schedule.steps* args.schedule.rows * gate_operands * int64_t{sizeof(E)});
+  const bool fetches = fetches_lines<E>(args.schedule, hidden, gate_operands);
 
   // Where a tile's rows come from and go to.
   struct Step {

@@ -23,10 +23,9 @@ struct Forward {
   const int64_t shared_panels = share.panel_end - share.panel_begin;
   const int64_t panel_units = kPanelColumns<C> / gate_count(args.cell);
   const int unit_rows = unit_rows_for(share_rows);  // of the matrix unit, in a step
-  // Where results go.
-  const bool fetches = fetches_lines(
-      hidden, args.schedule.steps* args.schedule.rows * hidden *
-                  (1 + (args.gates ? 1 + gate_count(args.cell) : 0)) * int64_t{sizeof(E)});
+  // What a step leaves of a row: h and, for the backward pass, c and the gates.
+  const int64_t row_results = hidden * (args.gates ? 2 + gate_count(args.cell) : 1);
+  const bool fetches = fetches_lines<E>(args.schedule, hidden, row_results);
 
   // Parts of the scratch.
   const ForwardScratch<E> scratch{{.steps = args.schedule.steps,

@@ -47,12 +47,14 @@ FASTRNN_INLINE void fetch_lines(const void* p, int64_t bytes) {
   }
 }
 
-// Whether lines that finishing a tile reads or writes, of so many bytes in all, are fetched while
+// Whether lines that finishing a tile reads or writes, of so many elements a row, are fetched while
 // the tile is multiplied: if L2 has not kept them since their last use, and the product, which
 // grows with the units, takes long enough.
-FASTRNN_INLINE constexpr bool fetches_lines(int64_t units, int64_t bytes) {
+template <typename E>
+FASTRNN_INLINE bool fetches_lines(const Schedule& schedule, int64_t units, int64_t of_row) {
   constexpr int64_t kFewestUnits = FASTRNN_REGISTERS == 32 ? 64 : 96;
   constexpr int64_t kSmallestL2 = FASTRNN_REGISTERS == 32 ? 1 << 20 : 512 << 10;
+  const int64_t bytes = schedule.steps * schedule.rows * of_row * int64_t{sizeof(E)};
   return units >= kFewestUnits && bytes > kSmallestL2;
 }
 
