@@ -16,7 +16,7 @@ _MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
 
 
 def _check_kinds(x: Tensor, batch_sizes: Tensor | None, others: tuple[Tensor | None, ...]) -> None:
-    """The dispatcher sends a mixture of meta and other devices here, where it must not pass."""
+    """Checks devices, of which the dispatcher sends a mixture with meta here, and dtypes."""
     if batch_sizes is not None and batch_sizes.device.type != "cpu":
         raise RuntimeError(f"fastrnn: batch_sizes is on {batch_sizes.device}, not on the CPU")
     for tensor in others:

@@ -126,6 +126,7 @@ def test_head_against_itself(tmp_path: Path) -> None:
     assert process.returncode in (0, 1), process.stdout + process.stderr
     (found,) = json.loads((tmp_path / "guard.json").read_text())["rows"]
     assert (found["shape"], found["verdict"] in ("level", "gain", "loss")) == (SHAPE, True)
+    assert process.returncode == (found["verdict"] == "loss")
     assert all(found["seconds"][side]["median"] > 0 for side in ("base", "now"))
 
 

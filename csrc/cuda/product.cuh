@@ -2,10 +2,11 @@
 // shared memory, summed over K by all warps.
 //
 // A product offers, beside its sizes:
-//   fill(shared, load)      copies the weights in; load(k, column) gives one, 0 past the ends
-//   multiply(row, load_more) leaves in `shared` each warp's share of out[r][column];
-//                           row(r) is where row r of the left operand lies, or null: zeros
-//   sum(shared, r, column)  adds them up, always in the same order
+//   fill(load)               copies the weights in; load(k, column) gives one, 0 past the ends
+//   multiply(row, load_more) leaves in shared memory each warp's share of out[r][column]; row(r) is
+//                            where row r of the left operand lies, or null: zeros; each_chunk says
+//                            what load_more is
+//   sum(r, column)           adds them up, always in the same order
 // fill and multiply are called by the whole block, with a __syncthreads between them and sum.
 #pragma once
 
@@ -35,8 +36,8 @@ constexpr int kChunk = kWarp;
 // Calls use(left, chunk) for each chunk of this warp in turn, `left` being what fetch(left, chunk)
 // loaded; a `left` that was read is given the chunk kAhead * kWarps further on by `use`. So many
 // are on their way from L2, which takes as long as some products of a chunk. load_more() loads what
-// is wanted after the product: behind the first chunks, which else would be asked for only when it
-// has come, as soon as it is used or its registers were in use.
+// is wanted after the product. It is called when the first chunks have been asked for: a warp that
+// waits for what it loads, or for a register to load into, asks for nothing else meanwhile.
 template <int kAhead, typename Left, typename Fetch, typename Load, typename Use>
 __device__ __forceinline__ void each_chunk(int64_t chunks, Fetch&& fetch, Load&& load_more,
                                            Use&& use) {
