@@ -54,12 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool proj
 }
 
 template <c10::DeviceType device>
-std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const Tensor& x,
-                                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                                       const OptionalTensor& c0, at::TensorList weights,
-                                       int64_t num_layers, bool has_biases, bool bidirectional,
-                                       bool batch_first, double dropout) {
-  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const Inputs& inputs) {
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const c10::impl::ExcludeDispatchKeyGuard below(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const ScalarType lower = at::autocast::get_autocast_dtype(device);
@@ -72,13 +68,12 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, c10::string_view mode, const 
   cast_weights.reserve(weights.size());
   for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
   const auto [y, h_n, c_n] =
-      op.call(mode, cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights, num_layers,
-              has_biases, bidirectional, batch_first, dropout);
+      call_recurrent(options, {cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights});
 
-  const bool lstm = mode == "LSTM";
-  const int64_t strands = num_layers * (bidirectional ? 2 : 1);
+  const bool lstm = options.mode == "LSTM";
+  const int64_t strands = options.num_layers * (options.bidirectional ? 2 : 1);
   const bool projected =
-      lstm && static_cast<int64_t>(weights.size()) == strands * (has_biases ? 5 : 3);
+      lstm && static_cast<int64_t>(weights.size()) == strands * (options.has_biases ? 5 : 3);
   const ScalarType given = x.scalar_type();
   return cast_outputs(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given, y,
                       h_n, c_n);
@@ -91,15 +86,16 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
                                              double dropout) {
-  return run<device>(/*plain=*/!batch_sizes.has_value(), mode, x, batch_sizes, h0, c0, weights,
-                     num_layers, has_biases, bidirectional, batch_first, dropout);
+  return run<device>(/*plain=*/!batch_sizes.has_value(),
+                     {mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                     {x, batch_sizes, h0, c0, weights});
 }
 
 template <c10::DeviceType device>
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
                                 const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
-  const auto as_stack = [](auto&&... arguments) {
-    return run<device>(/*plain=*/false, arguments...);
+  const auto as_stack = [](const Options& options, const Inputs& inputs) {
+    return run<device>(/*plain=*/false, options, inputs);
   };
   return run_cell(as_stack, mode, x, h0, c0, weights, has_biases);
 }

@@ -58,13 +58,10 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& h0,
                                const OptionalTensor& c0, at::TensorList weights,
                                const OptionalTensor& batch_sizes, const Options& options) {
-    static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
     at::AutoDispatchBelowADInplaceOrView guard;
     OptionalTensor token;
     if (options.dropout > 0) token = at::empty({0}, x.options());
-    auto [y, h_n, c_n, reserve] = op.call(
-        options.mode, x, batch_sizes, h0, c0, weights, options.num_layers, options.has_biases,
-        options.bidirectional, options.batch_first, options.dropout, token);
+    auto [y, h_n, c_n, reserve] = call_forward(options, {x, batch_sizes, h0, c0, weights}, token);
     // An alias that is made below autograd has a version counter of its own.
     variable_list saved = {x, tensor_of(h0), tensor_of(c0), at::alias(y),
                            keeps_nothing(options) ? Tensor() : reserve};
@@ -104,27 +101,24 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   static variable_list differentiate(AutogradContext* ctx, const variable_list& gradients,
                                      const variable_list& saved, at::TensorList weights,
                                      const c10::List<bool>& needs) {
-    static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Options options = saved_options(ctx);
     const OptionalTensor sizes = saved_sizes(ctx);
+    const OptionalTensor h0 = optional(saved[kH0]), c0 = optional(saved[kC0]);
+    const Inputs inputs{saved[kX], sizes, h0, c0, weights};
     const Tensor reserve = reserve_or_empty(saved[kReserve], saved[kX]);
-    const Tensor y = saw_write(ctx) ? output_again(options, saved, sizes, reserve) : saved[kY];
-    return op.call(options.mode, optional(gradients[0]), optional(gradients[1]),
-                   optional(gradients[2]), saved[kX], sizes, optional(saved[kH0]),
-                   optional(saved[kC0]), weights, y, reserve, options.num_layers,
-                   options.has_biases, options.bidirectional, options.batch_first, options.dropout,
-                   needs, std::nullopt);
+    const Tensor y = saw_write(ctx) ? output_again(options, inputs, reserve) : saved[kY];
+    return call_backward(options, inputs, as_gradients(gradients), y, reserve, needs,
+                         /*samples=*/std::nullopt);
   }
 
   // y, to which the caller has written since.
-  static Tensor output_again(const Options& options, const variable_list& saved,
-                             const OptionalTensor& sizes, const Tensor& reserve) {
+  static Tensor output_again(const Options& options, const Inputs& inputs, const Tensor& reserve) {
     static const auto op = find_op<OutputAgainSignature>("fastrnn::output_again");
     at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(options.mode, saved[kX], sizes, optional(saved[kH0]), optional(saved[kC0]),
-                   at::TensorList(saved).slice(kWeights), reserve, options.num_layers,
-                   options.has_biases, options.bidirectional, options.batch_first, options.dropout);
+    return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
+                   reserve, options.num_layers, options.has_biases, options.bidirectional,
+                   options.batch_first, options.dropout);
   }
 };
 
@@ -133,24 +127,20 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout) {
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const bool records = wants_gradient(x, h0, c0, weights);
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const bool records = wants_gradient(inputs);
   // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp. Masks of dropout
   // follow vmap's randomness.
   const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
                                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
-  if (transformed || wants_tangent(x, h0, c0, weights)) {
-    if (dropout > 0) return recurrent_reference(options, {x, batch_sizes, h0, c0, weights});
-    static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
-    const auto [y, h_n, c_n, reserve] =
-        op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
-                batch_first, dropout, /*token=*/std::nullopt);
+  if (transformed || wants_tangent(inputs)) {
+    if (dropout > 0) return recurrent_reference(options, inputs);
+    const auto [y, h_n, c_n, reserve] = call_forward(options, inputs, /*token=*/std::nullopt);
     return {y, h_n, c_n};
   }
   if (!records) {
-    static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
     at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
-                   batch_first, dropout);
+    return call_recurrent(options, inputs);
   }
   const variable_list outputs = Recurrent::apply(x, h0, c0, weights, batch_sizes, options);
   return {outputs[0], outputs[1], outputs[2]};

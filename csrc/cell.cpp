@@ -41,12 +41,12 @@ std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
 std::tuple<Tensor, Tensor> cell_autograd(c10::string_view mode, const Tensor& x,
                                          const OptionalTensor& h0, const OptionalTensor& c0,
                                          at::TensorList weights, bool has_biases) {
-  static const auto op = find_op<CellSignature>("fastrnn::cell");
-  if (wants_gradient(x, h0, c0, weights) || wants_tangent(x, h0, c0, weights)) {
+  const Inputs inputs{x, {}, h0, c0, weights};
+  if (wants_gradient(inputs) || wants_tangent(inputs)) {
     return cell_of_recurrent(mode, x, h0, c0, weights, has_biases);
   }
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(mode, x, h0, c0, weights, has_biases);
+  return call_cell(mode, inputs, has_biases);
 }
 
 }  // namespace
@@ -54,9 +54,7 @@ std::tuple<Tensor, Tensor> cell_autograd(c10::string_view mode, const Tensor& x,
 std::tuple<Tensor, Tensor> cell_of_recurrent(c10::string_view mode, const Tensor& x,
                                              const OptionalTensor& h0, const OptionalTensor& c0,
                                              at::TensorList weights, bool has_biases) {
-  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
-  const auto run = [](auto&&... arguments) { return op.call(arguments...); };
-  return run_cell(run, mode, x, h0, c0, weights, has_biases);
+  return run_cell(call_recurrent, mode, x, h0, c0, weights, has_biases);
 }
 
 // x: (N, I) or (I); h0 and c0 (N, H), both without N if x is; zeros where none. weights: weight_ih,

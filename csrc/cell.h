@@ -31,7 +31,7 @@ inline at::Tensor unstacked(const at::Tensor& state) {
   return result;
 }
 
-// Calls `run`, which takes recurrent's arguments; returns h and c.
+// Calls `run`, which does what recurrent does; returns h and c.
 template <typename Run>
 std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mode,
                                             const at::Tensor& x, const OptionalTensor& h0,
@@ -41,9 +41,9 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
               " weights, got ", weights.size());
   check_cell_input(x);
   const auto [y, h_n, c_n] =
-      run(mode, x.unsqueeze(0), std::nullopt, as_stacked(h0), as_stacked(c0), weights,
-          /*num_layers=*/1, has_biases, /*bidirectional=*/false, /*batch_first=*/false,
-          /*dropout=*/0);
+      run(Options{mode, /*num_layers=*/1, has_biases, /*bidirectional=*/false,
+                  /*batch_first=*/false, /*dropout=*/0},
+          Inputs{x.unsqueeze(0), std::nullopt, as_stacked(h0), as_stacked(c0), weights});
   return {unstacked(h_n), mode == "LSTM" ? unstacked(c_n) : c_n};
 }
 

@@ -42,15 +42,22 @@ class Recorded : public Node {
   Options options;
   OptionalTensor batch_sizes;
 
+  // y and reserve: of the forward pass. Of y and the sizes copies are kept: the caller may write to
+  // them.
   void save(const Options& given, const OptionalTensor& sizes, const variable_list& inputs,
-            const variable_list& others) {
+            const Tensor& y, const Tensor& reserve) {
     mode_ = given.mode;
     options = given;
     options.mode = mode_;
-    batch_sizes = sizes;
     set_next_edges(torch::autograd::collect_next_edges(inputs));
     for (const Tensor& input : inputs) saved_.emplace_back(input, /*is_output=*/false);
-    for (const Tensor& other : others) saved_.emplace_back(other, /*is_output=*/false);
+    const Tensor copy = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      if (sizes.has_value()) batch_sizes = sizes->clone();
+      return y.clone();
+    }();
+    saved_.emplace_back(copy, /*is_output=*/false);
+    saved_.emplace_back(keeps_nothing(options) ? Tensor() : reserve, /*is_output=*/false);
   }
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -58,11 +65,16 @@ class Recorded : public Node {
   }
 
  protected:
-  // Those that were saved, the inputs first.
-  variable_list unpack() {
+  struct Saved {
+    variable_list inputs;
+    Tensor y, reserve;
+  };
+  Saved unpack() {
     variable_list tensors;
     for (const SavedVariable& variable : saved_) tensors.push_back(variable.unpack(getptr()));
-    return tensors;
+    const Tensor reserve = tensors.back(), y = *(tensors.end() - 2);
+    tensors.resize(tensors.size() - 2);
+    return {std::move(tensors), y, reserve_or_empty(reserve, y)};
   }
 
  private:
@@ -79,22 +91,17 @@ class ForwardNode : public Recorded {
 
   // Of y, h_n and c_n, to those of x, h0, c0 and the weights.
   variable_list apply(variable_list&& gradients) override {
-    static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const variable_list saved = unpack();
-    const size_t count = num_outputs();
-    const at::TensorList inputs = at::TensorList(saved).slice(0, count);
-    if (!any_defined(gradients)) return variable_list(count);
-    const Tensor& y = saved[count];
-    const Tensor reserve = reserve_or_empty(saved[count + 1], inputs[kX]);
+    const auto [inputs, y, reserve] = unpack();
+    if (!any_defined(gradients)) return variable_list(inputs.size());
     c10::List<bool> needs;
-    for (size_t i = 0; i < count; ++i) needs.push_back(task_should_compute_output(i));
-    const auto& [mode, num_layers, has_biases, bidirectional, batch_first, dropout] = options;
-    const variable_list wanted = op.call(
-        mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]), inputs[kX],
-        batch_sizes, optional(inputs[kH0]), optional(inputs[kC0]), inputs.slice(kFirstWeight), y,
-        reserve, num_layers, has_biases, bidirectional, batch_first, dropout, needs, std::nullopt);
+    for (size_t i = 0; i < inputs.size(); ++i) needs.push_back(task_should_compute_output(i));
+    const OptionalTensor h0 = optional(inputs[kH0]), c0 = optional(inputs[kC0]);
+    const at::TensorList weights = at::TensorList(inputs).slice(kFirstWeight);
+    const variable_list wanted =
+        call_backward(options, {inputs[kX], batch_sizes, h0, c0, weights}, as_gradients(gradients),
+                      y, reserve, needs, /*samples=*/std::nullopt);
     return in_places(wanted, needs);
   }
 };
@@ -147,12 +154,9 @@ variable_list differentiate(const Options& options, const OptionalTensor& batch_
                             std::optional<int64_t> tangent_samples, const std::vector<bool>& needs,
                             std::optional<int64_t> samples) {
   const PlainCall call(options, batch_sizes, values.slice(kOfForward), kept.reserve);
-  const auto of_outputs = [](at::TensorList tensors) {
-    return OutputGradients{optional(tensors[0]), optional(tensors[1]), optional(tensors[2])};
-  };
   return differentiate_reference_backward(
-      call.stack, call.inputs, call.noise, usable(call, kept), of_outputs(values),
-      {tangents.slice(kOfForward), of_outputs(tangents), tangent_samples}, needs, samples);
+      call.stack, call.inputs, call.noise, usable(call, kept), as_gradients(values),
+      {tangents.slice(kOfForward), as_gradients(tangents), tangent_samples}, needs, samples);
 }
 
 class BackwardNode : public Recorded {
@@ -167,11 +171,8 @@ class BackwardNode : public Recorded {
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const variable_list saved = unpack();
-    const at::TensorList inputs = at::TensorList(saved).slice(0, saved.size() - 2);
+    const auto [inputs, y, reserve] = unpack();
     if (!any_defined(gradients)) return variable_list(inputs.size());
-    const Tensor& y = saved[inputs.size()];
-    const Tensor reserve = reserve_or_empty(saved.back(), inputs[kOfForward + kX]);
     variable_list tangents(kOfForward);  // none of dy, dh_n and dc_n
     const variable_list of_forward = in_places(gradients, needs);
     tangents.insert(tangents.end(), of_forward.begin(), of_forward.end());
@@ -207,33 +208,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
                                                    int64_t num_layers, bool has_biases,
                                                    bool bidirectional, bool batch_first,
                                                    double dropout, const OptionalTensor& token) {
-  static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
-  const bool records = wants_gradient(x, h0, c0, weights);
-  // Copies: the caller may write to y and to the sizes.
-  Tensor kept;
-  OptionalTensor sizes;
-  auto [y, h_n, c_n, reserve] = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto results = op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases,
-                           bidirectional, batch_first, dropout, token);
-    if (records) {
-      kept = std::get<0>(results).clone();
-      if (batch_sizes.has_value()) sizes = batch_sizes->clone();
-    }
-    return results;
-  }();
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const variable_list inputs = list({x, batch_sizes, h0, c0, weights});
+  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const auto [y, h_n, c_n, reserve] = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(options, inputs, token);
+  }();
+  const variable_list all = list(inputs);
   variable_list tangents;
-  if (wants_tangent(x, h0, c0, weights)) {
-    const variable_list values = primals(inputs), given = tangents_of(inputs);
+  if (wants_tangent(inputs)) {
+    const variable_list values = primals(all), given = tangents_of(all);
     const PlainCall call(options, batch_sizes, values, reserve);
     const Kept kept = usable(call, {y, reserve});
     tangents = push_reference(call.stack, call.inputs, call.noise, kept, given);
   }
-  if (records) {
+  if (wants_gradient(inputs)) {
     const auto node = make_node<ForwardNode>();
-    node->save(options, sizes, inputs, {kept, keeps_nothing(options) ? Tensor() : reserve});
+    node->save(options, batch_sizes, all, y, reserve);
     for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
   }
   if (!tangents.empty()) set_tangents({y, h_n, c_n}, tangents);
@@ -247,29 +238,19 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                        const Tensor& reserve, int64_t num_layers, bool has_biases,
                        bool bidirectional, bool batch_first, double dropout,
                        const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
-  static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+  const Inputs of_call{x, batch_sizes, h0, c0, weights};
+  const variable_list of_forward = list(of_call);
   variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};
-  const variable_list of_forward = list({x, batch_sizes, h0, c0, weights});
   inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
   const auto any = [&](const auto& predicate) {
     return std::any_of(inputs.begin(), inputs.end(),
                        [&](const Tensor& t) { return t.defined() && predicate(t); });
   };
-  const bool records =
-      at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); });
-  // Copies: the caller may write to y and to the sizes.
-  Tensor kept;
-  OptionalTensor sizes;
   const variable_list results = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    if (records) {
-      kept = y.clone();
-      if (batch_sizes.has_value()) sizes = batch_sizes->clone();
-    }
-    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
-                   has_biases, bidirectional, batch_first, dropout, needs, samples);
+    return call_backward(options, of_call, {dy, dh_n, dc_n}, y, reserve, needs, samples);
   }();
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   std::vector<bool> given;  // which of them are in results
   for (size_t i = 0; i < needs.size(); ++i) given.push_back(needs[i] && of_forward[i].defined());
   variable_list tangents;
@@ -283,11 +264,11 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
       if (wanted[i]) tangents.push_back(found[i]);
     }
   }
-  if (records) {
+  if (at::GradMode::is_enabled() && any([](const Tensor& t) { return t.requires_grad(); })) {
     const auto node = make_node<BackwardNode>();
     node->needs = given;
     node->samples = samples;
-    node->save(options, sizes, inputs, {kept, keeps_nothing(options) ? Tensor() : reserve});
+    node->save(options, batch_sizes, inputs, y, reserve);
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
   if (!tangents.empty()) set_tangents(results, tangents);

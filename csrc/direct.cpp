@@ -156,12 +156,12 @@ PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const bool has_biases = read.boolean(), bidirectional = read.boolean();
     const bool batch_first = read.boolean();
     const double dropout = read.real();
-    if (read.ok() && covers(x) && knows_transforms({x, batch_sizes, h0, c0, weights}, dropout)) {
-      static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+    const Inputs inputs{x, batch_sizes, h0, c0, weights};
+    if (read.ok() && covers(x) && knows_transforms(inputs, dropout)) {
       auto [y, h_n, c_n] = [&] {
         const pybind11::gil_scoped_release no_gil;
-        return op.call(mode, x, batch_sizes, h0, c0, weights, num_layers, has_biases, bidirectional,
-                       batch_first, dropout);
+        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                              inputs);
       }();
       return wrap(std::move(y), std::move(h_n), std::move(c_n));
     }
@@ -179,11 +179,11 @@ PyObject* cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const OptionalTensor h0 = read.optional_tensor(), c0 = read.optional_tensor();
     const std::vector<Tensor> weights = read.parameters();
     const bool has_biases = read.boolean();
-    if (read.ok() && covers(x) && knows_transforms({x, {}, h0, c0, weights}, /*dropout=*/0)) {
-      static const auto op = find_op<CellSignature>("fastrnn::cell");
+    const Inputs inputs{x, {}, h0, c0, weights};
+    if (read.ok() && covers(x) && knows_transforms(inputs, /*dropout=*/0)) {
       auto [h, c] = [&] {
         const pybind11::gil_scoped_release no_gil;
-        return op.call(mode, x, h0, c0, weights, has_biases);
+        return call_cell(mode, inputs, has_biases);
       }();
       return wrap(std::move(h), std::move(c));
     }

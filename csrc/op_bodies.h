@@ -128,7 +128,7 @@ std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const Optional
                       std::vector<at::Tensor>(weights.size())};
   for (size_t i = 0; i < weights.size(); ++i) {
     // Without rows there is no run to fill them.
-    if (needs[3 + i]) {
+    if (needs[kFirstWeight + i]) {
       gradients.dweights[i] = stack.rows > 0 ? at::empty(sizes_of(weights[i]), x.options())
                                              : at::zeros(sizes_of(weights[i]), x.options());
     }

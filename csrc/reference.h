@@ -17,11 +17,6 @@ namespace fastrnn {
 std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
                                       const std::vector<at::Tensor>& noise);
 
-// Gradients of outputs, or their tangents; zeros where none is given.
-struct OutputGradients {
-  OptionalTensor y, h_n, c_n;
-};
-
 // Gradients of x, h0, c0 and the weights, as the op recurrent_backward; samples is that op's.
 std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
                                                const std::vector<at::Tensor>& noise,

@@ -45,6 +45,38 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// The ops, through the dispatcher.
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_recurrent(const Options& options,
+                                                                     const Inputs& inputs) {
+  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
+  return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
+                 options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
+                 options.dropout);
+}
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> call_forward(
+    const Options& options, const Inputs& inputs, const OptionalTensor& token) {
+  static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
+  return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
+                 options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
+                 options.dropout, token);
+}
+inline std::vector<at::Tensor> call_backward(const Options& options, const Inputs& inputs,
+                                             const OutputGradients& gradients, const at::Tensor& y,
+                                             const at::Tensor& reserve,
+                                             const c10::List<bool>& needs,
+                                             const std::optional<c10::SymInt>& samples) {
+  static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+  return op.call(options.mode, gradients.y, gradients.h_n, gradients.c_n, inputs.x,
+                 inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights, y, reserve,
+                 options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
+                 options.dropout, needs, samples);
+}
+inline std::tuple<at::Tensor, at::Tensor> call_cell(c10::string_view mode, const Inputs& inputs,
+                                                    bool has_biases) {
+  static const auto op = find_op<CellSignature>("fastrnn::cell");
+  return op.call(mode, inputs.x, inputs.h0, inputs.c0, inputs.weights, has_biases);
+}
+
 // As an op takes a tensor that may be undefined.
 inline OptionalTensor optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
@@ -88,6 +120,11 @@ std::vector<at::Tensor> in_places(const std::vector<at::Tensor>& gradients, cons
   return places;
 }
 
+// Gradients of y, h_n and c_n, of which some may be undefined.
+inline OutputGradients as_gradients(at::TensorList tensors) {
+  return {optional(tensors[0]), optional(tensors[1]), optional(tensors[2])};
+}
+
 // Whether there is a gradient at all: from none, as of torch's own operations, there come none.
 inline bool any_defined(at::TensorList gradients) {
   return std::any_of(gradients.begin(), gradients.end(),
@@ -96,17 +133,16 @@ inline bool any_defined(at::TensorList gradients) {
 
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
-bool any_argument(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                  at::TensorList weights, const Predicate& predicate) {
+bool any_argument(const Inputs& inputs, const Predicate& predicate) {
+  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   return predicate(x) || (h0.has_value() && predicate(*h0)) || (c0.has_value() && predicate(*c0)) ||
          std::any_of(weights.begin(), weights.end(), predicate);
 }
 
 // Whether autograd is to record a call on these.
-inline bool wants_gradient(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                           at::TensorList weights) {
+inline bool wants_gradient(const Inputs& inputs) {
   return at::GradMode::is_enabled() &&
-         any_argument(x, h0, c0, weights, [](const at::Tensor& t) { return t.requires_grad(); });
+         any_argument(inputs, [](const at::Tensor& t) { return t.requires_grad(); });
 }
 
 // Whether forward-mode AD is active, on whatever thread: its levels are the process's.
@@ -118,9 +154,8 @@ inline bool in_forward_ad() {
 inline bool has_tangent(const at::Tensor& t) { return t._fw_grad(/*level=*/0).defined(); }
 
 // Whether the results of a call on these are to have tangents.
-inline bool wants_tangent(const at::Tensor& x, const OptionalTensor& h0, const OptionalTensor& c0,
-                          at::TensorList weights) {
-  return in_forward_ad() && any_argument(x, h0, c0, weights, has_tangent);
+inline bool wants_tangent(const Inputs& inputs) {
+  return in_forward_ad() && any_argument(inputs, has_tangent);
 }
 
 }  // namespace fastrnn

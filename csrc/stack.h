@@ -28,6 +28,11 @@ struct Options {
   double dropout;
 };
 
+// Gradients of the ops' results, or their tangents; zeros where none is given.
+struct OutputGradients {
+  OptionalTensor y, h_n, c_n;
+};
+
 // Inputs and Options, checked: L layers of D directions over T steps of at most N rows; I, H, P as
 // in kernels.h.
 struct Stack {

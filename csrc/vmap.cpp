@@ -170,25 +170,25 @@ struct Below {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::FuncTorchBatched};
 };
 
-// recurrent, or recurrent_forward, of which `run` has the same arguments: x, batch_sizes, h0, c0
-// and weights. Results beyond y, h_n and c_n are all samples' together: a reserve.
+// recurrent or recurrent_forward, as `run` calls it. Results beyond y, h_n and c_n are all samples'
+// together: a reserve.
 template <typename Run>
 Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run) {
   const auto& [x, batch_sizes, h0, c0, weights] = inputs;
   const Samples samples;
   const Tensors all = list(inputs);
   const Below below;
-  if (!samples.has_any(all)) return run(x, batch_sizes, h0, c0, weights);
+  if (!samples.has_any(all)) return run(inputs);
   if (samples.count() == 0 || samples.has_any(weights)) {
     return samples.run_each(all, [&](const Tensors& one) {
-      return run(one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                 at::TensorList(one).slice(kFirstWeight));
+      return run({one[0], batch_sizes, optional(one[1]), optional(one[2]),
+                  at::TensorList(one).slice(kFirstWeight)});
     });
   }
   const FoldedCall call(inputs, options.batch_first);
   const Fold fold(samples, call.has_rows);
-  Tensors results = run(fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                        fold.join(c0, 1), weights);
+  Tensors results = run({fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
+                         fold.join(c0, 1), weights});
   results[0] = fold.split(results[0], call.axis);
   results[1] = fold.split(results[1], 1);
   if (options.mode == "LSTM") results[2] = fold.split(results[2], 1);
@@ -201,19 +201,15 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
                                              double dropout) {
-  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   // Masks of dropout follow vmap's randomness. (Sizes that are a sample's own the reference
   // refuses.)
   if (dropout > 0 || level_of(batch_sizes) > 0) return recurrent_reference(options, inputs);
-  const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights) {
-    const auto [y, h_n, c_n] = op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases,
-                                       bidirectional, batch_first, dropout);
+  const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
+    const auto [y, h_n, c_n] = call_recurrent(options, given);
     return Tensors{y, h_n, c_n};
-  };
-  const Tensors results = run_samples(options, inputs, run);
+  });
   return {results[0], results[1], results[2]};
 }
 
@@ -222,18 +218,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
     bool has_biases, bool bidirectional, bool batch_first, double dropout,
     const OptionalTensor& token) {
-  static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   TORCH_CHECK(dropout == 0, "fastrnn: recurrent_forward has no dropout under vmap; recurrent has");
-  const auto run = [&](const Tensor& x, const OptionalTensor& sizes, const OptionalTensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights) {
-    const auto [y, h_n, c_n, reserve] =
-        op.call(mode, x, sizes, h0, c0, weights, num_layers, has_biases, bidirectional, batch_first,
-                dropout, token);
+  const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
+    const auto [y, h_n, c_n, reserve] = call_forward(options, given, token);
     return Tensors{y, h_n, c_n, reserve};
-  };
-  const Tensors results = run_samples(options, inputs, run);
+  });
   return {results[0], results[1], results[2], results[3]};
 }
 
@@ -264,7 +255,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            const Tensor& reserve, int64_t num_layers, bool has_biases,
                            bool bidirectional, bool batch_first, double dropout,
                            const c10::List<bool>& needs, std::optional<c10::SymInt> given_samples) {
-  static const auto op = find_op<BackwardSignature>("fastrnn::recurrent_backward");
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights};
   Tensors all = list(inputs);
   const Tensors rest = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n), y, reserve};
@@ -272,18 +263,17 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   const Samples samples;
   const Below below;
   if (!samples.has_any(all)) {
-    return op.call(mode, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, reserve, num_layers,
-                   has_biases, bidirectional, batch_first, dropout, needs, given_samples);
+    return call_backward(options, inputs, {dy, dh_n, dc_n}, y, reserve, needs, given_samples);
   }
   // A reserve of each sample's own is what forward leaves where the weights are.
   if (samples.count() == 0 || samples.has_any(weights) || samples.has(reserve)) {
     return samples.run_each(all, [&](const Tensors& one) {
       const at::TensorList gradients = at::TensorList(one).slice(kFirstWeight + weights.size());
-      return op.call(mode, optional(gradients[0]), optional(gradients[1]), optional(gradients[2]),
-                     one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                     at::TensorList(one).slice(kFirstWeight, weights.size()), gradients[3],
-                     gradients[4], num_layers, has_biases, bidirectional, batch_first, dropout,
-                     needs, given_samples);
+      return call_backward(options,
+                           {one[0], batch_sizes, optional(one[1]), optional(one[2]),
+                            at::TensorList(one).slice(kFirstWeight, weights.size())},
+                           as_gradients(gradients), gradients[3], gradients[4], needs,
+                           given_samples);
     });
   }
   const FoldedCall call(inputs, batch_first);
@@ -295,14 +285,14 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                          std::any_of(of_forward.begin(), of_forward.end(), [](const Tensor& t) {
                            return t.defined() && level_of(unwrapped(t)) > 0;
                          });
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Tensor kept = is_folded ? repeat_folded_rows(options, inputs, reserve, count) : reserve;
   const OptionalTensor dc = mode == "LSTM" ? fold.join(dc_n, 1) : std::nullopt;
   Tensors results =
-      op.call(mode, fold.join(dy, call.axis), fold.join(dh_n, 1), dc, fold.join(x, call.axis),
-              call.sizes(inputs, samples), fold.join(h0, 1), fold.join(c0, 1), weights,
-              fold.join(y, call.axis), kept, num_layers, has_biases, bidirectional, batch_first,
-              dropout, needs, given_samples.has_value() ? *given_samples * count : count);
+      call_backward(options,
+                    {fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
+                     fold.join(c0, 1), weights},
+                    {fold.join(dy, call.axis), fold.join(dh_n, 1), dc}, fold.join(y, call.axis),
+                    kept, needs, given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
   if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
   if (needs[1] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;
@@ -317,24 +307,25 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
 
 std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const OptionalTensor& h0,
                                 const OptionalTensor& c0, at::TensorList weights, bool has_biases) {
-  static const auto op = find_op<CellSignature>("fastrnn::cell");
   const Inputs inputs{x, {}, h0, c0, weights};
   check_cell_input(x);
   const Samples samples;
   const Tensors all = list(inputs);
   const Below below;
-  if (!samples.has_any(all)) return op.call(mode, x, h0, c0, weights, has_biases);
+  if (!samples.has_any(all)) return call_cell(mode, inputs, has_biases);
   if (samples.count() == 0 || samples.has_any(weights)) {
     const Tensors results = samples.run_each(all, [&](const Tensors& one) {
-      const auto [h, c] = op.call(mode, one[0], optional(one[1]), optional(one[2]),
-                                  at::TensorList(one).slice(kFirstWeight), has_biases);
+      const auto [h, c] = call_cell(
+          mode,
+          {one[0], {}, optional(one[1]), optional(one[2]), at::TensorList(one).slice(kFirstWeight)},
+          has_biases);
       return Tensors{h, c};
     });
     return {results[0], results[1]};
   }
   const Fold fold(samples, /*has_rows=*/x.dim() == 2);
-  const auto [h, c] =
-      op.call(mode, fold.join(x, 0), fold.join(h0, 0), fold.join(c0, 0), weights, has_biases);
+  const auto [h, c] = call_cell(
+      mode, {fold.join(x, 0), {}, fold.join(h0, 0), fold.join(c0, 0), weights}, has_biases);
   return {fold.split(h, 0), mode == "LSTM" ? fold.split(c, 0) : c};
 }
 

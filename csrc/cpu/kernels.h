@@ -201,9 +201,7 @@ struct Kernels {
   int operand_unit;     // of which the operands of a part are a multiple
   bool reads_in_place;  // whether weights can be read where they lie
   // Whether rows of so many of w_ih or w_hh can, converted if need be.
-  bool reads_rows_in_place(int64_t k) const {
-    return depth == 1 || (!kIsComputed<E> && operand_unit == 1 && k % depth == 0);
-  }
+  bool (*reads_rows_in_place)(int64_t k);
 
   // Steps [s_begin, s_end) of the loop, each once and in order. The first call starts from the
   // initial state, the last, with s_end = T, also leaves the final one.

@@ -35,6 +35,7 @@ const Kernels<E>& kernel_table() {
                                        .parts = kParts<E>,
                                        .operand_unit = kOperandUnit,
                                        .reads_in_place = kIsOperand<E>,
+                                       .reads_rows_in_place = reads_rows<E>,
                                        .forward = forward<E>,
                                        .forward_scratch = forward_scratch<E>,
                                        .backward = backward<E>,
