@@ -38,7 +38,8 @@ test-cuda: build
 	$(BIN)/python -m pytest tests/test_cuda.py
 
 bench-cuda: build
-	$(BIN)/python benchmarks/gpu.py --output benchmarks/gpu.json
+	mkdir -p benchmarks/out
+	$(BIN)/python benchmarks/gpu.py --out benchmarks/out/gpu.json
 
 # The API, from the docstrings.
 docs: build

@@ -1,6 +1,6 @@
 """Times fastrnn on a GPU against torch.nn (cuDNN), both of fastrnn's paths.
 
-    python benchmarks/gpu.py --output gpu.json
+    python benchmarks/gpu.py --out gpu.json
 
 Results are compared before they are timed. Times are medians by torch.utils.benchmark, the
 implementations one after the other in rounds.
@@ -15,7 +15,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 import fastrnn
+from fastrnn.bench.arguments import file
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 # (T, N, I, H): one stream, small batches of the published comparisons, and large ones.
@@ -91,12 +91,12 @@ def time_row(kind: str, dtype: str, sizes: tuple[int, ...], mode: str) -> dict[s
 
 def main() -> int:
     """Runs the grid; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="JSON of all rows and the machine")
-    output = parser.parse_args().output
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=file, metavar="FILE", help="JSON of all rows and the machine")
+    output = parser.parse_args().out
     if not torch.cuda.is_available() or fastrnn.build_info()["cuda"] is None:
-        print("skipped: no GPU, or a build of fastrnn without CUDA")
-        return 0
+        print("there is no GPU, or fastrnn is built without CUDA", file=sys.stderr)
+        return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     print(f"{machine['gpu']}, torch {machine['torch']}; us, and torch.nn / fastrnn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -136,8 +137,10 @@ def main() -> None:
     """Measures and prints; writes latency.json."""
     arguments = parse_arguments()
     if arguments.peers:
-        from peers import step_with_onnxruntime
-
+        try:
+            from peers import step_with_onnxruntime
+        except ImportError as error:
+            sys.exit(f"--peers needs more packages: pip install onnx onnxruntime ({error})")
         STEPPERS["onnxruntime"] = step_with_onnxruntime
     torch.set_num_threads(arguments.threads)
     ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]

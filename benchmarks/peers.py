@@ -12,7 +12,6 @@ import itertools
 
 import numpy as np
 import onnxruntime
-import openvino
 import torch
 from onnxruntime import InferenceSession, OrtValue
 from torch import Tensor
@@ -93,6 +92,8 @@ def build_with_openvino(work: Workload) -> Step | None:
     """
     if not _does(work):
         return None
+    import openvino
+
     core = openvino.Core()
     model = core.read_model(make_model(work.shape, work.state).SerializeToString())
     settings = {
@@ -152,7 +153,17 @@ def step_with_onnxruntime(work: Workload) -> Step:
     return Step(run, results, own_threads=True)
 
 
-VERSIONS = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
+def versions() -> dict[str, str]:
+    """The version of each peer.
+
+    Raises:
+        ImportError: One is not installed.
+    """
+    import openvino
+
+    return {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
+
+
 PEERS: dict[str, Build] = {
     "onnxruntime": build_with_onnxruntime,
     "openvino": build_with_openvino,

@@ -1,6 +1,6 @@
 """Ratios as a picture; and, as a script, several saved runs side by side.
 
-python benchmarks/plot.py before.json after.json --out compare.png
+python benchmarks/plot.py before.json after.json
 """
 
 from __future__ import annotations
@@ -170,9 +170,17 @@ def main() -> None:
     """Prints each run's summary, then what changed from the first to the last; draws them all."""
     parser = argparse.ArgumentParser(description="Compare runs that run.py saved.")
     parser.add_argument("files", nargs="+", type=Path, help="results.json of one or more runs")
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="PNG to write")
+    default = Path(__file__).parent / "out" / "compare.png"
+    what = "PNG to write; default benchmarks/out/compare.png"
+    parser.add_argument("--out", type=Path, default=default, metavar="FILE", help=what)
     arguments = parser.parse_args()
-    runs = {str(path): load(path) for path in arguments.files}
+    runs = {}
+    for path in arguments.files:
+        try:
+            runs[str(path)] = load(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            parser.error(f"{path} is not a results.json that run.py wrote")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for name, records in runs.items():
         print(f"\n{name}", *ratio_summary(records), sep="\n")
     if len(runs) > 1:

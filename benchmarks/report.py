@@ -33,7 +33,7 @@ def header(implementations: list[str]) -> str:
     """The table's first line: times, ratios with their quartiles, fastrnn's rate."""
     baselines = [name for name in implementations if name != SUBJECT]
     times = "".join(f"{f'{name} us':>16}" for name in implementations)
-    ratios = "".join(f"{f'{name}/{SUBJECT}':>21}{'q1..q3':>14}" for name in baselines)
+    ratios = "".join(f"{f'{name}/{SUBJECT}':>21}  {'q1..q3':>16}" for name in baselines)
     return f"{'shape':<39} {'mode':<10}{'threads':>7}{times}{ratios}{'GFLOP/s':>9}{'of peak':>8}"
 
 
@@ -49,7 +49,7 @@ def row(record: Record, implementations: list[str]) -> str:
             continue
         spread = record.ratios.get(name)
         quartiles = f"{spread.q1:.2f}..{spread.q3:.2f}" if spread else ""
-        line += f"{f'{spread.median:.2f}' if spread else '-':>21}{quartiles:>14}"
+        line += f"{f'{spread.median:.2f}' if spread else '-':>21}  {quartiles:>16}"
     return f"{line}{record.gflops[SUBJECT]:>9.1f}{record.share:>8.0%}"
 
 

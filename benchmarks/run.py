@@ -17,7 +17,7 @@ from tqdm import tqdm
 import fastrnn
 import guard
 import trees
-from fastrnn.bench.arguments import seconds, thread_counts
+from fastrnn.bench.arguments import rate, seconds, thread_counts
 from fastrnn.bench.machine import machine
 from fastrnn.bench.shapes import Shape
 from fastrnn.bench.work import SUBJECT
@@ -46,7 +46,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_out(parser)
     spent = "per row; default 1.2, or 0.4 with --quick"
     add("--seconds", type=seconds, metavar="S", help=spent)
-    add("--peak-gflops", type=float, metavar="X", help="f32 FMA peak of a core, if known")
+    add("--peak-gflops", type=rate, metavar="X", help="f32 FMA peak of a core, if known")
     arguments = parser.parse_args(argv)
     if arguments.base and arguments.peers:
         parser.error("--base compares fastrnn with itself, --peers with others: one at a time")
@@ -63,10 +63,12 @@ def add_peers() -> dict[str, str]:
     """Registers the peers; returns their versions."""
     try:
         import peers
+
+        versions = peers.versions()
     except ImportError as error:
-        sys.exit(f"--peers needs more packages: pip install 'fastrnn[peers]' ({error})")
+        sys.exit(f"--peers needs more packages: pip install onnx onnxruntime openvino ({error})")
     IMPLEMENTATIONS.update(peers.PEERS)
-    return peers.VERSIONS
+    return versions
 
 
 def measure_all(shapes: list[Shape], arguments: argparse.Namespace, peak: Peak) -> list[Record]:

@@ -124,7 +124,7 @@ def _draw_sweep(
         _logarithmic(axes, "y", base)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    times.legend(fontsize=6)
+    times.legend(fontsize=8)
     ratios.set_xlabel(sweep.axis)
 
 
@@ -166,7 +166,7 @@ def draw_threads(path: Path, found: Found, counts: list[int], modes: list[str], 
             axes.set_xlabel("threads")
             axes.set_ylabel("speed over one thread's")
             axes.grid(alpha=0.3)
-    grid[0, 0].legend(fontsize=6)
+    grid[0, 0].legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(path, dpi=80)
     plt.close(figure)
@@ -210,7 +210,8 @@ def main() -> int:
     title = f"{about['machine']['processor']}, torch {torch.__version__}"
     for mode in modes:
         draw_sweeps(arguments.out / f"scaling-{mode}.png", found, mode, title)
-    draw_threads(arguments.out / "threads.png", found, counts, modes, title)
+    if len(counts) > 1:
+        draw_threads(arguments.out / "threads.png", found, counts, modes, title)
     records = list(found.values())
     command = shlex.join(["python", "benchmarks/scaling.py", *sys.argv[1:]])
     save(arguments.out / "scaling.json", records, command, about)

@@ -44,18 +44,19 @@ def add_options(parser: argparse.ArgumentParser, mode: str = "both") -> None:
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Adds the option that says where a run's files go."""
     default = Path(__file__).parent / "out"
-    where = "for the figures and the plots; default benchmarks/out"
+    where = "where the files go; default benchmarks/out"
     parser.add_argument("--out", type=Path, default=default, metavar="DIR", help=where)
 
 
 def choose_shapes(arguments: argparse.Namespace) -> list[Shape]:
     """The shapes named, drawn at random, or of the grid."""
     if arguments.shape:
-        return arguments.shape
-    if arguments.random is not None:
-        drawn = draw_shapes(arguments.random, arguments.seed)
-        return [shape for shape in drawn if re.search(arguments.filter, shape.id)]
-    return select(arguments.filter, arguments.quick)
+        shapes = arguments.shape
+    elif arguments.random is not None:
+        shapes = draw_shapes(arguments.random, arguments.seed)
+    else:
+        return select(arguments.filter, arguments.quick)
+    return [shape for shape in shapes if re.search(arguments.filter, shape.id)]
 
 
 def choose_modes(arguments: argparse.Namespace) -> tuple[str, ...]:

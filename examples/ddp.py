@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fastrnn
 
+if "RANK" not in os.environ:
+    sys.exit("run it by torchrun --nproc-per-node 2 examples/ddp.py")
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 lstm = DistributedDataParallel(fastrnn.LSTM(5, 8, batch_first=True))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fastrnn
+from fastrnn.bench.arguments import positive
 
 LAYERS = 2
 SIZES = [(16, 32), (64, 128), (64, 256), (128, 512)]  # features of a frame, hidden units
@@ -66,8 +67,8 @@ def compare(kind: str, features: int, hidden: int, count: int) -> None:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=2000)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--frames", type=positive, default=2000, help="of each row; default 2000")
+    parser.add_argument("--threads", type=positive, default=1, help="threads for torch; default 1")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

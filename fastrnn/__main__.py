@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fastrnn
-from fastrnn.bench.arguments import file, positive
+from fastrnn.bench.arguments import file, picture_problem, positive
 from fastrnn.bench.timing import alternate, cpu_timer, ratio
 
 EXTRA = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
@@ -169,12 +169,15 @@ def plot_runs(runs: list[Run], out: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for run, style in zip(runs, ["-", "--"], strict=True):
         label = f"{run.name}: test accuracy {run.accuracy:.1%}, {run.seconds:.1f} s"
-        axes.semilogy(range(1, len(run.losses) + 1), run.losses, style, linewidth=2, label=label)
+        epochs = range(1, len(run.losses) + 1)
+        axes.semilogy(epochs, run.losses, style, marker=".", linewidth=2, label=label)
     axes.set(title="Handwritten digits, read row by row", xlabel="epoch", ylabel="training loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out, dpi=120)
@@ -188,12 +191,16 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--epochs", type=positive, default=40, help="passes over the digits")
-    parser.add_argument("--out", type=file, default="fastrnn_demo.png", help="where the plot goes")
+    parser.add_argument(
+        "--out", type=file, default=Path("fastrnn_demo.png"), help="where the plot goes"
+    )
     parser.add_argument("--threads", type=positive, default=1, help="threads for torch")
     args = parser.parse_args()
     missing = [name for name, module in EXTRA.items() if find_spec(module) is None]
     if missing:
-        sys.exit(f"The demo needs {', '.join(missing)}: pip install 'fastrnn[demo]'.")
+        sys.exit(f"The demo needs more packages: pip install {' '.join(missing)}")
+    if problem := picture_problem(args.out):
+        parser.error(f"--out {problem}")
     torch.set_num_threads(args.threads)
 
     capability = fastrnn.build_info()["cpu_capability"]

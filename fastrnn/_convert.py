@@ -47,7 +47,8 @@ def convert(model: Model, inplace: bool = False) -> Model:
             everything else that the model holds are shared by both.
 
     Returns:
-        The converted model; `model` itself if inplace.
+        The converted model; `model` itself if inplace. (Type checkers take it to be of `model`'s
+        class, also where it is itself one of the four.)
 
     Raises:
         TypeError: `model` is not a module.
@@ -81,10 +82,17 @@ def revert(model: Model, inplace: bool = False) -> Model:
 
     Raises:
         TypeError: `model` is not a module.
+        ValueError: The weights of an RNN or LSTM have other sizes than its `input_size` and
+            `hidden_size` say, which torch.nn would compute with.
 
     Warns:
         UserWarning: Some modules are of a subclass of fastrnn's; they are left alone, and the
             warning names them. Or some were compiled, or objects lead to them, as for `convert`.
+
+    Example:
+        >>> model = fastrnn.convert(torch.nn.Sequential(torch.nn.LSTM(5, 8)))
+        >>> type(fastrnn.revert(model)[0])
+        <class 'torch.nn.modules.rnn.LSTM'>
     """
     return _swap(model, _PLAIN, inplace, swapped=())
 
@@ -121,9 +129,11 @@ def _swap(
             )
         model = twins.of(model)
     modules = list(model.named_modules())
-    for _, module in modules:
+    for name, module in modules:
         if type(module) in classes:
             _check_weights(module)
+            if type(module) in _PLAIN:
+                _check_sizes(name or "the model itself", module)
     left_alone = []
     for name, module in modules:
         if type(module) in classes:
@@ -171,6 +181,26 @@ def _check_weights(module: nn.Module) -> None:
         module._init_flat_weights()
     # Dropout of weights takes a parameter away, and sets its name before each call.
     check_flat_weights(module, module._flat_weights, set_later=True)
+
+
+def _check_sizes(name: str, module: nn.Module) -> None:
+    """Makes sure that weights have the sizes by which torch.nn's LSTM reads them, unchecked.
+
+    Raises:
+        ValueError: They have others.
+    """
+    if not isinstance(module, nn.RNNBase):
+        return
+    rows = module.hidden_size * (4 if module.mode == "LSTM" else 1)
+    width = module.proj_size or module.hidden_size
+    for weight, columns in (("weight_ih_l0", module.input_size), ("weight_hh_l0", width)):
+        given = module._parameters.get(weight)
+        # FSDP's first version keeps flat shards in the place of weights.
+        if given is not None and given.dim() == 2 and given.shape != (rows, columns):
+            raise ValueError(
+                f"{name}: {weight} is {tuple(given.shape)}, and by input_size and hidden_size, "
+                f"with which torch.nn computes, {(rows, columns)}: set them first"
+            )
 
 
 def _has_no_twin(module: nn.Module) -> bool:

@@ -67,6 +67,9 @@ class RNNCell(nn.RNNCell):
         device: The device of the parameters. Default: torch's.
         dtype: The dtype of the parameters. Default: torch's.
 
+    Raises:
+        TypeError: as torch.nn.RNNCell does.
+
     Source: Elman (1990), "Finding structure in time"; equations as in torch.nn.RNNCell.
 
     Example:
@@ -79,7 +82,7 @@ class RNNCell(nn.RNNCell):
 
     __prepare_scriptable__ = refuse_script
 
-    def forward(self, input: Any, hx: Tensor | None = None) -> Tensor:  # noqa: A002
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
         """Takes one step.
 
         Args:
@@ -116,6 +119,9 @@ class LSTMCell(nn.LSTMCell):
         device: The device of the parameters. Default: torch's.
         dtype: The dtype of the parameters. Default: torch's.
 
+    Raises:
+        TypeError: as torch.nn.LSTMCell does.
+
     Source: Hochreiter & Schmidhuber (1997); equations as in torch.nn.LSTMCell.
 
     Example:
@@ -131,7 +137,7 @@ class LSTMCell(nn.LSTMCell):
 
     def forward(
         self,
-        input: Any,  # noqa: A002
+        input: Tensor,  # noqa: A002
         hx: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Takes one step.

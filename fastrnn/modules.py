@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -228,38 +228,38 @@ class RNN(_Recurrent):
 
     _torch_class = nn.RNN
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            nonlinearity: str = "tanh",
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            device: Any = None,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the arguments of torch.nn.RNN."""
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if len(args) > 3:
-            self.nonlinearity = args[3]
-            args = args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(
-                f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
-        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            """Takes the arguments of torch.nn.RNN."""
+            if "proj_size" in kwargs:
+                raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+            if len(args) > 3:
+                self.nonlinearity = args[3]
+                args = args[:3] + args[4:]
+            else:
+                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+            if self.nonlinearity not in ("tanh", "relu"):
+                raise ValueError(
+                    f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
+                )
+            super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -338,8 +338,8 @@ class LSTM(_Recurrent):
     Example:
         >>> lstm = fastrnn.LSTM(5, 8, num_layers=2, batch_first=True)
         >>> output, (h_n, c_n) = lstm(torch.randn(1, 10, 5))
-        >>> output.shape, h_n.shape
-        (torch.Size([1, 10, 8]), torch.Size([2, 1, 8]))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([1, 10, 8]), torch.Size([2, 1, 8]), torch.Size([2, 1, 8]))
     """
 
     _torch_class = nn.LSTM
@@ -349,27 +349,27 @@ class LSTM(_Recurrent):
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
 
-    @overload
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None: ...
+    if TYPE_CHECKING:
 
-    @overload
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def __init__(
+            self,
+            input_size: int,
+            hidden_size: int,
+            num_layers: int = 1,
+            bias: bool = True,
+            batch_first: bool = False,
+            dropout: float = 0.0,
+            bidirectional: bool = False,
+            proj_size: int = 0,
+            device: Any = None,
+            dtype: torch.dtype | None = None,
+        ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes the arguments of torch.nn.LSTM."""
-        super().__init__("LSTM", *args, **kwargs)
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            """Takes the arguments of torch.nn.LSTM."""
+            super().__init__("LSTM", *args, **kwargs)
 
     @overload
     def forward(

@@ -59,6 +59,7 @@ def test_derivatives_and_transforms(tmp_path: Path, script: str, shape: str) -> 
     [
         *((script, "--seconds=-1", "time") for script in ("run", "load", "latency", "scaling")),
         ("run", "--random=-1", "whole number"),
+        ("run", "--peak-gflops=0", "above 0"),
         ("scaling", "--max-threads=0", "whole number"),
         ("load", "--shape=lstm", "not a shape id: 'lstm'"),
         ("run", "--shape=lstm", "not a shape id: 'lstm'"),

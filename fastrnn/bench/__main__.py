@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fastrnn
-from fastrnn.bench.arguments import file, positive, seconds, thread_counts
+from fastrnn.bench.arguments import file, picture_problem, positive, seconds, thread_counts
 from fastrnn.bench.machine import machine
 from fastrnn.bench.measure import MODES, Measurement, measure
 from fastrnn.bench.report import as_json, draw, sentence, table
@@ -65,7 +65,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.device == "cuda" and fastrnn.build_info()["cuda"] is None:
         parser.error("--device cuda: fastrnn is built without CUDA; build it with FASTRNN_CUDA=1")
     if arguments.plot and find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'fastrnn[bench]'")
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    if arguments.plot and (problem := picture_problem(arguments.plot)):
+        parser.error(f"--plot {problem}")
     if arguments.threads is None:
         arguments.threads = [torch.get_num_threads()]
     return arguments

@@ -29,9 +29,33 @@ def seconds(text: str) -> float:
     return value
 
 
+def rate(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def file(text: str) -> Path:
     """A file to write, in a folder that exists."""
     path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     return path
+
+
+def picture_problem(path: Path) -> str | None:
+    """Why matplotlib, which must be installed, cannot write that file, in words; None if it can."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    # Without a suffix matplotlib adds its own.
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        return f"{path}: matplotlib writes {', '.join(sorted(kinds))}"
+    return None

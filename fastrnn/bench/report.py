@@ -12,6 +12,7 @@ from fastrnn.bench.work import REFERENCE
 
 LABELS = {REFERENCE: "torch.nn"}  # what a reader knows an implementation as, if not by its name
 LEVEL = 0.02  # a difference too small to be worth a word
+WIDE = 1.5  # quartiles that are further apart than that leave the median in doubt
 
 
 def label(name: str) -> str:
@@ -37,11 +38,14 @@ def _number(value: float) -> str:
 def _against(name: str, ratio: Spread) -> str:
     """What comes after "fastrnn is"."""
     found = verdict(ratio)
+    quartiles = f" (quartiles {_number(ratio.q1)} to {_number(ratio.q3)}: not to be relied on)"
+    doubt = quartiles if ratio.q3 > WIDE * ratio.q1 else ""
     if found == "faster":
-        return f"{_number(ratio.median)} times as fast as {label(name)}"
+        return f"{_number(ratio.median)} times as fast as {label(name)}{doubt}"
     if found == "slower":
-        return f"slower than {label(name)}, taking {_number(1 / ratio.median)} times as long"
-    return f"level with {label(name)}"
+        times = _number(1 / ratio.median)
+        return f"slower than {label(name)}, taking {times} times as long{doubt}"
+    return f"level with {label(name)}{doubt}"
 
 
 def sentence(ratios: dict[str, Spread], where: str) -> str:
@@ -92,7 +96,7 @@ def as_json(
 
 
 def draw(path: Path, measurements: list[Measurement], names: list[str], title: str) -> None:
-    """Writes a picture: time of a call, a bar per implementation, a group per number of threads."""
+    """Writes a picture: time of a call, a point per implementation, groups by number of threads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,10 +114,14 @@ def draw(path: Path, measurements: list[Measurement], names: list[str], title: s
         medians = [spread.median * 1e6 for _, spread in shown]
         below = [(spread.median - spread.q1) * 1e6 for _, spread in shown]
         above = [(spread.q3 - spread.median) * 1e6 for _, spread in shown]
-        axes.bar(places, medians, width, yerr=[below, above], capsize=3, label=label(name))
+        axes.errorbar(places, medians, [below, above], fmt="o", capsize=4, label=label(name))
+        for place, median in zip(places, medians, strict=True):
+            axes.annotate(f"{median:,.3g}", (place, median), (6, 0), textcoords="offset points")
     threads = [found.threads for found in measurements]
     axes.set_xticks(range(len(threads)), [f"{n} thread{'s' * (n > 1)}" for n in threads])
-    axes.set(title=title, ylabel="us a call, with quartiles")
+    axes.set(title=title, ylabel="us a call, with quartiles", yscale="log")
+    axes.set_xlim(-0.5, len(threads) - 0.5)
+    axes.grid(axis="y", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
