@@ -58,7 +58,7 @@ def prepare(revision: str) -> Path:
         for library in libraries:
             shutil.copy2(library, tree / "fastrnn")
     else:
-        print(f"building {revision} ({commit[:12]}), about a minute", flush=True)
+        print(f"building {revision} ({commit[:12]}), some minutes", flush=True)
         _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tree)
     built.parent.mkdir(exist_ok=True)
     built.touch()

@@ -38,6 +38,14 @@ def test_page_is_markdown(page: Path) -> None:
     assert [row for row in table_rows if not row.rstrip().endswith("|")] == []
 
 
+def test_the_headline_is_the_tables() -> None:
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (?:RNN|LSTM) \| (\d\.\d, worst .*) \|$", text, re.M)
+    means = [float(mean) for row in rows for mean in re.findall(r"([\d.]+), worst", row)]
+    assert len(means) == 8
+    assert f"{min(means)} to {max(means)} times as fast as torch.nn on average" in text
+
+
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example(code: str, tmp_path: Path) -> None:
     process = run_python("-c", code, cwd=str(tmp_path), OMP_NUM_THREADS="1")
