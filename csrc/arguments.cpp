@@ -115,10 +115,13 @@ void parse_weights(const Inputs& inputs, int64_t num_layers, Stack& stack) {
 
   for (const at::Tensor& weight : weights) check_kind("a weight", weight, inputs.x);
   TORCH_CHECK(weights[1].dim() == 2, "fastrnn: weight_hh must have 2 dimensions");
-  stack.hidden = size_of(weights[1], 0) / gate_count(stack.cell);
+  const int64_t gate_rows = size_of(weights[1], 0), gates = gate_count(stack.cell);
+  stack.hidden = gate_rows / gates;
   stack.width = stack.projected ? size_of(weights[1], 1) : stack.hidden;
-  TORCH_CHECK(stack.hidden > 0 && stack.width > 0 && stack.input > 0,
-              "fastrnn: weight_hh, and x, must have columns");
+  TORCH_CHECK(stack.hidden > 0 && gate_rows % gates == 0 && stack.width > 0,
+              "fastrnn: weight_hh must have ", gates, " rows for each unit, and columns, got size ",
+              weights[1].sizes());
+  TORCH_CHECK(stack.input > 0, "fastrnn: x must have features");
   const int64_t per_strand = stack.weights_per_strand();
   for (int64_t i = 0; i < stack.strands(); ++i) {
     const at::TensorList strand = weights.slice(i * per_strand, per_strand);

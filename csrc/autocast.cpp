@@ -2,6 +2,7 @@
 // dtypes that torch.nn's modules have there. Transforms, which come before autocast, cast their
 // tensors themselves (fastrnn/_transforms.py), and by the op below their outputs.
 #include <ATen/Context.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -31,8 +32,21 @@ bool is_onednn(ScalarType x) {
          (x == at::kFloat || (x == at::kBFloat16 && has_bf16));
 }
 
+// Whether torch.nn.LSTM takes input for a padded batch: also packed sequences of one length. Of
+// sizes that are no numbers yet, as while a compiler traces, it is not known.
+bool is_padded(const OptionalTensor& batch_sizes) {
+  if (!batch_sizes.has_value()) return true;
+  const Tensor& sizes = *batch_sizes;
+  if (!sizes.is_cpu() || sizes.scalar_type() != at::kLong || sizes.dim() != 1 ||
+      at::isTensorSubclassLike(sizes) || sizes.numel() == 0) {
+    return false;
+  }
+  const auto rows = sizes.accessor<int64_t, 1>();
+  return rows[0] == rows[rows.size(0) - 1];  // they do not increase
+}
+
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
-// given. plain: neither packed nor a cell.
+// given. plain: padded, not empty, and not a cell's.
 Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarType c0,
                   ScalarType lower) {
   if (!lstm || (plain && !projected && is_onednn(x))) return {lower, lower};
@@ -40,16 +54,17 @@ Dtypes cpu_dtypes(bool lstm, bool plain, bool projected, ScalarType x, ScalarTyp
   return {projected ? lower : state, state};
 }
 
-// Outputs as torch.nn's modules give them. x and c0: the dtypes of the arguments; where there was
-// no c0, that of x.
+// Outputs as torch.nn's modules give them. plain: padded, and not a cell's. x and c0: the dtypes of
+// the arguments; where there was no c0, that of x.
 std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool projected, ScalarType x,
                                                 ScalarType c0, const Tensor& y, const Tensor& h_n,
                                                 const Tensor& c_n) {
   // Autocast leaves float64 alone.
   const ScalarType lower =
       x == at::kDouble ? x : at::autocast::get_autocast_dtype(y.device().type());
-  const Dtypes dtypes =
-      y.is_cpu() ? cpu_dtypes(lstm, plain, projected, x, c0, lower) : Dtypes{lower, lower};
+  const bool is_empty = TORCH_GUARD_OR_FALSE(y.sym_numel().sym_eq(0));
+  const Dtypes dtypes = y.is_cpu() ? cpu_dtypes(lstm, plain && !is_empty, projected, x, c0, lower)
+                                   : Dtypes{lower, lower};
   return {y.to(dtypes.y), h_n.to(dtypes.y), c_n.to(dtypes.c_n)};
 }
 
@@ -86,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
                                              double dropout) {
-  return run<device>(/*plain=*/!batch_sizes.has_value(),
+  return run<device>(/*plain=*/is_padded(batch_sizes),
                      {mode, num_layers, has_biases, bidirectional, batch_first, dropout},
                      {x, batch_sizes, h0, c0, weights});
 }

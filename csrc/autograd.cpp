@@ -53,6 +53,8 @@ bool saw_write(AutogradContext* ctx) {
 // The tensors that are saved, in order; the weights are last.
 enum Saved { kX, kH0, kC0, kY, kReserve, kWeights };
 
+// A C++ Function, which compiled autograd takes and torch.func refuses; the nodes of
+// derivatives.cpp, which do the same under torch.func, it does not take.
 struct Recurrent : torch::autograd::Function<Recurrent> {
   // The differentiable arguments come first: backward returns a gradient for each in this order.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& h0,

@@ -108,7 +108,7 @@ class BackwardMemory {
   const bool needs_dc_;
   const int64_t scratch_size_;
   std::vector<C*> scratch_;  // of each thread
-  Arena<C> arena_;
+  Arena<C> arena_;           // the last member: it fills pointers among the others
 };
 
 }  // namespace fastrnn

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,19 +14,25 @@
 
 namespace fastrnn {
 
-// Spins briefly, then yields, until the condition holds: on a machine with more threads than cores
-// a wait is slower, never stuck.
+// Spins briefly, then yields, then sleeps, until the condition holds: on a machine with more
+// threads than cores a wait is slower, never stuck. A thread of real-time priority yields to its
+// like alone, so unless it slept, one that it waits for might never run.
 template <typename Condition>
 void wait_until(const Condition& holds) {
-  constexpr int kSpins = 2000;  // some 20 us on a Zen 4
+  constexpr int kSpins = 2000;   // some 20 us on a Zen 4
+  constexpr int kYields = 1000;  // 200 us and more
   for (int i = 0; !holds(); ++i) {
-    if (i >= kSpins) {
-      sched_yield();
-      continue;
-    }
+    if (i < kSpins) {
 #if defined(__x86_64__)
-    __builtin_ia32_pause();
+      __builtin_ia32_pause();
 #endif
+    } else if (i < kSpins + kYields) {
+      sched_yield();
+    } else {
+      const timespec while_others_run{0, 50'000};
+      nanosleep(&while_others_run, nullptr);
+      i = kSpins + kYields;  // a long wait does not overflow it
+    }
   }
 }
 

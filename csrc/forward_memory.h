@@ -111,7 +111,7 @@ class ForwardMemory {
   const int64_t input_;  // the widest layer's
   const int64_t scratch_size_;
   C* scratch_ = nullptr;
-  Arena<C> arena_;
+  Arena<C> arena_;  // the last member: it fills pointers among the others
 };
 
 }  // namespace fastrnn

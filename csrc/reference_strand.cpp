@@ -47,7 +47,11 @@ Tensor transposed(const Tensor& weight) {
 Tensor multiply(const Tensor& rows, const Tensor& weight, std::optional<int64_t> samples) {
   if (!rows.defined() || !weight.defined()) return {};
   if (!samples.has_value()) return rows.mm(weight);
-  return by_sample(rows, *samples).bmm(weight).transpose(0, 1).flatten(0, 1);
+  // For flatten autograd's own vmap, which is not torch.func's, has no rule.
+  return by_sample(rows, *samples)
+      .bmm(weight)
+      .transpose(0, 1)
+      .reshape_symint({rows.sym_size(0), weight.sym_size(-1)});
 }
 
 // A bias's tangent in every row.

@@ -63,6 +63,7 @@ class ForwardRun {
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
   const ForwardPlan plan_;
+  const StepWork work_ = forward_work(stack_);
   ForwardMemory<E> memory_;
   const State<E> initial_h_, initial_c_;
   E* const final_h_;
@@ -159,7 +160,7 @@ void ForwardRun<E>::run_layer(int64_t first_strand) const {
   GroupBarrier barriers[2];
   run_team(plan_.threads, [&](const Member& member) {
     const Division division =
-        divide_layer(member.size, stack_, stack_.directions, plan_.panels, forward_work(stack_));
+        divide_layer(member.size, stack_, stack_.directions, plan_.panels, work_);
     if (member.index == 0) barriers[0].size = barriers[1].size = division.unit_parts;
     // Each direction by those who read it.
     const int group_size = member.size / division.direction_groups;

@@ -6,10 +6,10 @@ import copy
 import gc
 import warnings
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from functools import partial
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -213,7 +213,25 @@ def _has_no_twin(module: nn.Module) -> bool:
     return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
-_CONTAINERS: tuple[type[Any], ...] = (OrderedDict, dict, list, set, deque)
+_CONTAINERS: tuple[type[Any], ...] = (OrderedDict, defaultdict, dict, list, set, deque)
+
+
+def _empty(base: Any, container: Any) -> Any:
+    """Returns an empty container of the same class, by the methods of `base`."""
+    try:
+        twin = base.__new__(type(container))
+    except TypeError:  # the class is written in C
+        twin = copy.copy(container)
+        base.clear(twin)
+    if base is deque:
+        deque.__init__(twin, (), container.maxlen)
+    return twin
+
+
+def _slots(value: Any) -> list[MemberDescriptorType]:
+    """Returns the descriptors of an object's __slots__."""
+    of_classes = (vars(cls).values() for cls in type(value).__mro__)
+    return [m for members in of_classes for m in members if isinstance(m, MemberDescriptorType)]
 
 
 class _Twins:
@@ -242,9 +260,19 @@ class _Twins:
                     self.copies[id(weak)] = weakref.proxy(twin)
         for module in model.modules():
             if id(module) in self.copies:
-                twin = self.copies[id(module)]
-                for name, value in module.__dict__.items():
-                    twin.__dict__[name] = self.of(value)
+                self._copy_attributes(module, self.copies[id(module)])
+
+    def _copy_attributes(self, value: Any, twin: Any) -> None:
+        """Gives `twin` what an object has in its __dict__ and __slots__."""
+        attributes = getattr(value, "__dict__", {})
+        if attributes is value:  # a dict whose items are its attributes
+            twin.__dict__ = twin
+        else:
+            for name, attribute in attributes.items():
+                twin.__dict__[name] = self.of(attribute)
+        for slot in _slots(value):
+            if hasattr(value, slot.__name__):
+                slot.__set__(twin, self.of(slot.__get__(value)))
 
     def of(self, value: Any) -> Any:
         """Returns a module's twin, or a value that leads to twins as `value` to modules."""
@@ -298,9 +326,9 @@ class _Twins:
 
     def _container(self, base: Any, value: Any) -> Any:
         """The same of a container, by the methods of `base`: its own class may forbid them."""
-        container: Any = copy.copy(value)
+        container = _empty(base, value)
         self.copies[id(value)] = container  # before it is filled: it may hold itself
-        base.clear(container)
+        self._copy_attributes(value, container)
         if issubclass(base, dict):
             for key, item in value.items():
                 base.__setitem__(container, self.of(key), self.of(item))

@@ -75,11 +75,17 @@ class _Stack:
             raise RuntimeError(f"fastrnn: {num_layers} layers, but {len(weights)} weights")
         if weights[1].dim() != 2:
             raise RuntimeError("fastrnn: weight_hh must have 2 dimensions")
-        self.hidden = weights[1].size(0) // (4 if self.lstm else 1)
+        gates = 4 if self.lstm else 1
+        self.hidden = weights[1].size(0) // gates
         self.width = weights[1].size(1)
         self.layer_width = self.width * self.directions
-        if 0 in (self.hidden, self.width, x.size(-1)):
-            raise RuntimeError("fastrnn: weight_hh, and x, must have columns")
+        if 0 in (self.hidden, self.width) or _differ([self.hidden * gates], weights[1].shape[:1]):
+            raise RuntimeError(
+                f"fastrnn: weight_hh must have {gates} rows for each unit, and columns, got size "
+                f"{tuple(weights[1].shape)}"
+            )
+        if x.size(-1) == 0:
+            raise RuntimeError("fastrnn: x must have features")
         self._check_weights(weights, has_biases)
         self.batch: tuple[int | torch.SymInt, ...] = ()
         if batch_sizes is not None:

@@ -89,7 +89,7 @@ def recurrent(
     options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
-    plain = batch_sizes is None
+    plain = batch_sizes is None or _of_one_length(batch_sizes)
     return _run_any(options, batch_sizes, (x, h0, c0, *weights), dropout, plain=plain)
 
 
@@ -111,6 +111,11 @@ def cell(
     return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
+def _of_one_length(batch_sizes: Tensor) -> bool:
+    """Returns whether torch.nn takes packed sequences for a padded batch."""
+    return batch_sizes.dim() == 1 and len(set(batch_sizes.tolist())) == 1
+
+
 def _unwrapped(batch_sizes: Tensor) -> Tensor:
     """Sizes are data: no transform acts on them, though it may have wrapped them."""
     while _functorch.is_functorch_wrapped_tensor(batch_sizes):
@@ -127,7 +132,7 @@ def _run_any(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack with or without dropout, and as csrc/autocast.cpp does where that is on.
 
-    `plain` as there: whether the input is neither packed nor a cell's.
+    `plain` as there: whether the input is padded, or as good as that, and not a cell's.
     """
     x, _, c0, *weights = tensors
     assert x is not None

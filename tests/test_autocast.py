@@ -51,7 +51,13 @@ def dtypes(module: nn.RNNBase, inputs: Inputs) -> dict[str, torch.dtype] | None:
 
 @pytest.mark.parametrize("lower", LOWER, ids=str)
 @pytest.mark.parametrize(
-    "case", cases(L=[2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[False, True]), ids=str
+    "case",
+    [
+        *cases(L=[2], P=[0, 3], lengths=[None, (2, 7, 4), (7, 7, 7)], hx=[False, True]),
+        *cases(N=[1], lengths=[(7,)]),
+        *cases(N=[0]),
+    ],
+    ids=str,
 )
 def test_same_dtypes(case: Case, lower: torch.dtype) -> None:
     compared = 0

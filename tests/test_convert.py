@@ -180,6 +180,44 @@ class Forbidding(collections.OrderedDict[str, nn.Module]):
     clear = update
 
 
+class Attributes(dict[str, Any]):
+    """A dictionary whose items are its attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Frozen(list[Any]):
+    """A list that its own methods do not fill."""
+
+    __slots__ = ("lstm",)
+
+    def append(self, _: Any) -> None:
+        raise TypeError("not to be changed")
+
+    extend = append
+
+    def __copy__(self) -> None:
+        raise TypeError("not to be copied")
+
+
+def frozen(lstm: nn.LSTM) -> Frozen:
+    found = Frozen([1])
+    found.lstm = lstm
+    return found
+
+
+class WithSlots(Leading):
+    """Keeps what leads to the LSTM in a slot."""
+
+    __slots__ = ("lead",)
+
+    def __init__(self) -> None:
+        super().__init__(lambda model: model.lstm)
+        self.lead = (self.lstm,)
+
+
 class Held(list[nn.Module]):
     """A list of one module, which can be called."""
 
@@ -197,6 +235,21 @@ def test_what_leads_to_modules_leads_to_the_copys(lead: Callable[[Leading], Any]
     reverted = fastrnn.revert(converted)
     assert not takes_fused_path(lambda: reverted(x))
     torch.testing.assert_close(reverted(x), converted(x))
+
+
+def test_attributes_of_containers_and_slots_lead_to_the_copys() -> None:
+    model = WithSlots()
+    model.parts, model.frozen = Attributes(lstm=model.lstm, rate=0.1), frozen(model.lstm)
+    model.recent = collections.deque([1, 2], maxlen=2)
+    converted = fastrnn.convert(model)
+    assert converted.parts["lstm"] is converted.parts.lstm is converted.lstm
+    assert converted.frozen.lstm is converted.lead[0] is converted.lstm
+    assert type(converted.frozen) is Frozen and list(converted.frozen) == [1]
+    converted.parts.rate = 0.2
+    converted.recent.append(3)
+    assert converted.parts["rate"] == 0.2 and model.parts.rate == 0.1
+    assert (list(converted.recent), list(model.recent)) == ([2, 3], [1, 2])
+    assert type(model.lstm) is nn.LSTM and model.frozen.lstm is model.parts.lstm is model.lstm
 
 
 def test_weak_references_lead_to_the_copys() -> None:
@@ -242,6 +295,7 @@ SHARED = {
     "WeakMethod": lambda module: weakref.WeakMethod(module.forward),
     "SimpleNamespace, by a proxy": lambda module: types.SimpleNamespace(p=weakref.proxy(module)),
     "Partial": lambda module: Partial(module),
+    "function, of a defaultdict": lambda module: collections.defaultdict(lambda: module),
     "function, by its closure": lambda module: lambda x: module(x),
     "function, by a default": lambda module: lambda x, module=module: module(x),
     "function, by a default of a keyword": lambda module: lambda x, *, module=module: module(x),

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, autograd, nn
-from torch.func import grad, hessian, jacfwd, jacrev, jvp
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
@@ -78,6 +78,24 @@ def test_hessians_of_several_outputs(case: Case, name: str) -> None:
     truth = autograd.functional.hessian
     each = [truth(lambda x, i=i: outputs(theirs, x)[i], x) for i in range(len(result))]
     assert_same({name: result}, {name: torch.stack(each)}, factor=100)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_of_gradients_of_per_sample_gradients(kind: str) -> None:
+    """By autograd's own vmap, which is not torch.func's and has fewer rules."""
+    case = Case(kind, T=3, N=2, I=2, H=4, L=2, dtype=torch.float64)
+    module, x = build(fastrnn, case), make_inputs(case).x
+    weight = module.weight_hh_l0.detach().requires_grad_()
+
+    def total(weight: Tensor, x: Tensor) -> Tensor:
+        return functional_call(module, {"weight_hh_l0": weight}, (x,))[0].sin().sum()
+
+    gradients = vmap(grad(total), (None, 0))(weight, torch.stack([x, x.cos()]))
+    vectors = torch.randn(3, *gradients.shape, dtype=torch.float64)
+    derive = partial(autograd.grad, gradients, weight, retain_graph=True)
+    (batched,) = derive(vectors, is_grads_batched=True)
+    looped = torch.stack([derive(vector)[0] for vector in vectors])
+    assert_same({"batched": batched}, {"batched": looped})
 
 
 @pytest.mark.parametrize("kind", KINDS)

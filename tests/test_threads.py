@@ -27,6 +27,7 @@ from helpers import (
     cases,
     make_inputs,
     run,
+    run_python,
 )
 
 
@@ -248,3 +249,29 @@ def test_training_in_several_python_threads(case: Case) -> None:
     with ThreadPoolExecutor(8) as pool:
         for results in pool.map(lambda module: run(module, inputs), modules):
             assert_equal(results, expected)
+
+
+WAITS = """
+import os, resource, sys, torch, fastrnn
+
+torch.set_num_threads(2)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+torch.randn(1000, 1000) @ torch.randn(1000, 1000)  # torch's pool starts with the usual priority
+try:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+except PermissionError:
+    sys.exit(77)
+lstm, x = fastrnn.LSTM(256, 256), torch.randn(50, 1, 256)
+with torch.inference_mode():
+    lstm(x)
+print(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw)
+"""
+
+
+def test_a_caller_of_real_time_priority_lets_others_run() -> None:
+    """It sleeps where it waits for a thread that its yielding would not let run."""
+    process = run_python("-c", WAITS)
+    if process.returncode == 77:
+        pytest.skip("real-time priority is not allowed here")
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout) >= 20  # of 50 steps, after each of which it waits
