@@ -185,7 +185,7 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
   return {strands(), batch, state_width};
 }
 
-// The layout is that of ReserveParts, in buffers.h.
+// The layout is that of ReserveParts, in reserve.h.
 int64_t Stack::reserve_size() const {
   const int64_t per_strand = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
   const int64_t between_layers = layer_width() * (dropout > 0 ? 3 : 1);

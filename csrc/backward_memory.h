@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "arena.h"
 #include "backward_plan.h"
 #include "buffers.h"
 

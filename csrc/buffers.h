@@ -1,11 +1,10 @@
-// Views of tensors as the kernels see them, and the memory of a run.
+// Tensors as the kernels see them.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/SmallVector.h>
 
 #include <array>
 #include <vector>
@@ -83,50 +82,6 @@ inline void draw_dropout(at::Tensor& noise, double p) {
   }
 }
 
-// Hands out parts of one allocation, a guard behind each: what a kernel needs is worked out apart
-// from the kernel, and a write past it would otherwise be found, if ever, by another library.
-template <typename T>
-class Arena {
- public:
-  struct Part {
-    T** pointer;
-    int64_t elements;
-  };
-  using Parts = c10::SmallVector<Part, 16>;
-
-  // Leaves each part's memory in its pointer.
-  Arena(const Parts& parts, bool keeps) : memory_(bytes(parts), keeps) {
-    T* next = static_cast<T*>(memory_.data());
-    for (const Part& part : parts) {
-      *part.pointer = next;
-      next += padded(part.elements);
-      guards_.push_back(reinterpret_cast<uint64_t*>(next));
-      *guards_.back() = kGuard;
-      next += kLine;
-    }
-  }
-  // Raises c10::Error if a guard was overwritten.
-  void check() const {
-    for (const uint64_t* guard : guards_) {
-      TORCH_INTERNAL_ASSERT(*guard == kGuard, "fastrnn: a kernel wrote past its working memory");
-    }
-  }
-  // Parts start on cache lines.
-  static constexpr int64_t padded(int64_t elements) { return round_up(elements, kLine); }
-
- private:
-  static size_t bytes(const Parts& parts) {
-    int64_t total = 0;
-    for (const Part& part : parts) total += padded(part.elements) + kLine;
-    return static_cast<size_t>(total) * sizeof(T);
-  }
-
-  static constexpr int64_t kLine = 16;  // elements: a cache line of floats, two of doubles
-  static constexpr uint64_t kGuard = 0x7ff4f00dfeedbeef;
-  CallMemory memory_;
-  c10::SmallVector<uint64_t*, 16> guards_;
-};
-
 // x, y or dy as a sequence of rows, to be read.
 template <typename E>
 Sequence<const E> input_sequence(const Stack& stack, const at::Tensor& x) {
@@ -160,66 +115,6 @@ Sequence<E> columns_from(const Sequence<E>& sequence, int64_t column) {
 template <typename E>
 Sequence<const E> read_only(const Sequence<E>& sequence) {
   return {sequence.data, sequence.step_stride, sequence.row_stride};
-}
-
-// The parts of the reserve, in the order in which they lie there, as pointers or as tensors.
-template <typename Part>
-struct ReserveParts {
-  struct StrandParts {
-    Part gates, c_all, unprojected;
-  };
-  std::vector<StrandParts> parts;  // (L * D)
-  // (L), (rows, D * P) each; none of the last layer, whose output is y, and without dropout no
-  // noise and nothing dropped.
-  std::vector<Part> outputs, noise, dropped;
-
-  // take_at(offset, width): the part (rows, width) that lies `offset` elements from the start.
-  template <typename TakeAt>
-  ReserveParts(const Stack& stack, TakeAt&& take_at) {
-    int64_t offset = 0;
-    const auto take = [&](bool wanted, int64_t width) {
-      if (!wanted) return Part{};
-      const int64_t begin = offset;
-      offset += stack.rows * width;
-      return take_at(begin, width);
-    };
-    const bool lstm = stack.cell == Cell::lstm;
-    for (int64_t layer = 0; layer < stack.layers; ++layer) {
-      for (int64_t d = 0; d < stack.directions; ++d) {
-        const Part gates = take(lstm, 4 * stack.hidden);
-        const Part c_all = take(lstm, stack.hidden);
-        parts.push_back({gates, c_all, take(stack.projected, stack.hidden)});
-      }
-      outputs.push_back(take(layer + 1 < stack.layers, stack.layer_width()));
-      noise.push_back(take(stack.drops_after(layer), stack.layer_width()));
-      dropped.push_back(take(stack.drops_after(layer), stack.layer_width()));
-    }
-  }
-};
-
-template <typename E>
-struct Reserve : ReserveParts<E*> {
-  Reserve(const Stack& stack, E* first)
-      : ReserveParts<E*>(stack, [&](int64_t offset, int64_t) { return first + offset; }) {}
-};
-
-// The part of a reserve, which may be of one of so many copies of each row, as all copies have it:
-// (rows / copies, copies, width). It lies where that of all would, but for the number of copies.
-inline at::Tensor reserve_part(const Stack& stack, const at::Tensor& reserve, int64_t copies,
-                               int64_t offset, int64_t width) {
-  const int64_t rows = stack.rows / copies;
-  return reserve.narrow(0, offset / copies, rows * width)
-      .view({rows, 1, width})
-      .expand({rows, copies, width});
-}
-
-// Views of the reserve, or copies if samples share it; undefined where there is no such part.
-inline ReserveParts<at::Tensor> reserve_views(const Stack& stack, const at::Tensor& reserve) {
-  const int64_t given = reserve.sym_numel().guard_int(__FILE__, __LINE__);
-  const int64_t copies = given > 0 ? stack.reserve_size() / given : 1;
-  return {stack, [&](int64_t offset, int64_t width) {
-            return reserve_part(stack, reserve, copies, offset, width).reshape({stack.rows, width});
-          }};
 }
 
 // The weights of one strand.
@@ -279,17 +174,6 @@ inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence, int64_
 // Rows of step after step, of each of which row n is one of sample n % samples, by sample.
 inline at::Tensor by_sample(const at::Tensor& rows, int64_t samples) {
   return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
-}
-
-// The reserve of a batch whose rows were `copies` of each one of which the reserve is given.
-inline at::Tensor repeat_rows(const Stack& stack, const at::Tensor& reserve, int64_t copies) {
-  const at::Tensor repeated = empty_buffer(stack.reserve_size(), reserve.options());
-  const ReserveParts<at::Tensor> parts(stack, [&](int64_t offset, int64_t width) {
-    const at::Tensor part = repeated.narrow(0, offset, stack.rows * width);
-    part.view({-1, copies, width}).copy_(reserve_part(stack, reserve, copies, offset, width));
-    return part;
-  });
-  return repeated;
 }
 
 inline at::Tensor contiguous_state(const OptionalTensor& state) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "arena.h"
 #include "buffers.h"
 #include "forward_plan.h"
 

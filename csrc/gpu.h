@@ -4,6 +4,7 @@
 
 #include "buffers.h"
 #include "cuda/kernels.h"
+#include "reserve.h"
 
 namespace fastrnn::gpu {
 

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "buffers.h"
+#include "reserve.h"
 #include "signatures.h"
 
 namespace fastrnn {

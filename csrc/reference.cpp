@@ -7,6 +7,7 @@
 
 #include "buffers.h"
 #include "reference_strand.h"
+#include "reserve.h"
 #include "signatures.h"
 #include "vmap.h"
 

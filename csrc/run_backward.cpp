@@ -7,6 +7,7 @@
 #include <array>
 
 #include "backward_memory.h"
+#include "reserve.h"
 #include "weight_gradients.h"
 
 namespace fastrnn {

@@ -8,6 +8,7 @@
 #include <array>
 
 #include "forward_memory.h"
+#include "reserve.h"
 
 namespace fastrnn {
 namespace {

@@ -14,6 +14,7 @@
 #include "buffers.h"
 #include "cell.h"
 #include "reference.h"
+#include "reserve.h"
 #include "signatures.h"
 
 namespace fastrnn {

@@ -1,6 +1,6 @@
 """What test_fuzz.py runs in a process of its own: `python shapes_worker.py SEED CALLS`.
 
-Inference and training of random shapes, whose working memory has guards (Arena in csrc/buffers.h).
+Inference and training of random shapes, whose working memory has guards (Arena in csrc/arena.h).
 """
 
 import random

@@ -210,7 +210,13 @@ def test_tangents(case: Case, lower: torch.dtype) -> None:
 
 @pytest.mark.parametrize("lower", LOWER, ids=str)
 @pytest.mark.parametrize(
-    "case", cases(L=[2], D=[1, 2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]), ids=str
+    "case",
+    [
+        *cases(L=[2], D=[1, 2], P=[0, 3], lengths=[None, (2, 7, 4)], hx=[True]),
+        *cases(lengths=[(7, 7, 7)], hx=[True]),
+        *cases(N=[0], hx=[True]),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("bias", [False, True])
 def test_transforms_leave_the_results(bias: bool, case: Case, lower: torch.dtype) -> None:
