@@ -19,8 +19,8 @@ namespace fastrnn {
 // like alone, so unless it slept, one that it waits for might never run.
 template <typename Condition>
 void wait_until(const Condition& holds) {
-  constexpr int kSpins = 2000;   // some 20 us on a Zen 4
-  constexpr int kYields = 1000;  // 200 us and more
+  constexpr int kSpins = 2000;    // some 20 us on a Zen 4
+  constexpr int kYields = 20000;  // 5 to 10 ms: to wake from a sleep takes longer than most waits
   for (int i = 0; !holds(); ++i) {
     if (i < kSpins) {
 #if defined(__x86_64__)
