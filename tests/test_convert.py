@@ -580,18 +580,19 @@ def test_weights_other_than_the_parameters(inplace: bool) -> None:
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-@pytest.mark.parametrize("name", ["input_size", "hidden_size"])
+@pytest.mark.parametrize("name", ["input_size", "hidden_size", "weight_hh_l1_reverse"])
 @pytest.mark.parametrize("make", [fastrnn.RNN, fastrnn.LSTM, partial(fastrnn.LSTM, proj_size=3)])
 def test_sizes_that_are_not_the_weights(
     make: Callable[..., nn.RNNBase], name: str, inplace: bool
 ) -> None:
     """By which torch.nn's LSTM would read them."""
-    model = nn.Sequential(make(5, 8), nn.Identity())
-    setattr(model[0], name, 12)
-    with pytest.raises(ValueError, match=r"0: weight_.h_l0 is .*: set them first"):
+    model = nn.Sequential(make(5, 8, num_layers=2, bidirectional=True), nn.Identity())
+    right = getattr(model[0], name)
+    setattr(model[0], name, nn.Parameter(torch.ones(2, 2)) if "weight" in name else 12)
+    with pytest.raises(ValueError, match=r"0: weight_.h_l.* is .*: set them first"):
         fastrnn.revert(model, inplace=inplace)
     assert isinstance(model[0], type(make(5, 8)))
-    setattr(model[0], name, {"input_size": 5, "hidden_size": 8}[name])
+    setattr(model[0], name, right)
     assert fastrnn.revert(model, inplace=inplace)[0](torch.ones(3, 2, 5))[0].isfinite().all()
 
 
