@@ -24,9 +24,7 @@ std::tuple<at::Tensor, at::Tensor> cell(c10::string_view mode, const at::Tensor&
                                         const std::optional<at::Tensor>& h0,
                                         const std::optional<at::Tensor>& c0, at::TensorList weights,
                                         bool has_biases) {
-  static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
-  const auto run = [](auto&&... arguments) { return op.call(arguments...); };
-  return run_cell(run, mode, x, h0, c0, weights, has_biases);
+  return run_cell(call_recurrent, mode, x, h0, c0, weights, has_biases);
 }
 
 }  // namespace
