@@ -191,21 +191,24 @@ def _check_sizes(name: str, module: nn.Module) -> None:
     """
     if not isinstance(module, nn.RNNBase):
         return
-    suffixes = ("", "_reverse") if module.bidirectional else ("",)
-    rows = module.hidden_size * (4 if module.mode == "LSTM" else 1)
-    width = module.proj_size or module.hidden_size
-    for layer in range(module.num_layers):
-        features = module.input_size if layer == 0 else width * len(suffixes)
-        for weight, columns in (("weight_ih", features), ("weight_hh", width)):
-            for suffix in suffixes:
-                given = module._parameters.get(f"{weight}_l{layer}{suffix}")
-                # FSDP's first version keeps flat shards in the place of weights.
-                if given is not None and given.dim() == 2 and given.shape != (rows, columns):
-                    raise ValueError(
-                        f"{name}: {weight}_l{layer}{suffix} is {tuple(given.shape)}, and by "
-                        "input_size and hidden_size, with which torch.nn computes, "
-                        f"{(rows, columns)}: set them first"
-                    )
+    like_it = nn.RNNBase(
+        module.mode,
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        module.bias,
+        bidirectional=module.bidirectional,
+        proj_size=module.proj_size,
+        device="meta",
+    )
+    for weight, expected in like_it.named_parameters():
+        given = module._parameters.get(weight)
+        # FSDP's first version keeps flat shards in the place of weights.
+        if given is not None and given.dim() == 2 and given.shape != expected.shape:
+            raise ValueError(
+                f"{name}: {weight} is {tuple(given.shape)}, and by input_size and hidden_size, "
+                f"with which torch.nn computes, {tuple(expected.shape)}: set them first"
+            )
 
 
 def _has_no_twin(module: nn.Module) -> bool:

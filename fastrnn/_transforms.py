@@ -89,8 +89,7 @@ def recurrent(
     options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
-    plain = batch_sizes is None or _of_one_length(batch_sizes)
-    return _run_any(options, batch_sizes, (x, h0, c0, *weights), dropout, plain=plain)
+    return _run_any(options, batch_sizes, (x, h0, c0, *weights), dropout)
 
 
 def cell(
@@ -107,11 +106,11 @@ def cell(
     if c0 is not None:
         c0 = c0.unsqueeze(0)
     options = Options(mode, 1, has_biases, bidirectional=False, batch_first=False)
-    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), 0.0, plain=False)
+    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), 0.0, is_cell=True)
     return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
-def _of_one_length(batch_sizes: Tensor) -> bool:
+def of_one_length(batch_sizes: Tensor) -> bool:
     """Returns whether torch.nn takes packed sequences for a padded batch."""
     return batch_sizes.dim() == 1 and len(set(batch_sizes.tolist())) == 1
 
@@ -128,12 +127,9 @@ def _run_any(
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
     dropout: float,
-    plain: bool,
+    is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs a stack with or without dropout, and as csrc/autocast.cpp does where that is on.
-
-    `plain` as there: whether the input is padded, or as good as that, and not a cell's.
-    """
+    """Runs a stack with or without dropout, and as csrc/autocast.cpp does where that is on."""
     x, _, c0, *weights = tensors
     assert x is not None
     device = x.device.type
@@ -141,11 +137,11 @@ def _run_any(
         lower = torch.get_autocast_dtype(device)
         lowered = [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]
         with torch.autocast(device, enabled=False):
-            outputs = _run_any(options, batch_sizes, lowered, dropout, plain)
+            outputs = _run_any(options, batch_sizes, lowered, dropout)
         strands = options.num_layers * (2 if options.bidirectional else 1)
         return ops.autocast_outputs.default(
             options.mode == "LSTM",
-            plain,
+            not is_cell and (batch_sizes is None or of_one_length(batch_sizes)),
             len(weights) == strands * (5 if options.has_biases else 3),
             x.dtype,
             (x if c0 is None else c0).dtype,

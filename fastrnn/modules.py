@@ -120,10 +120,10 @@ class _Recurrent(nn.RNNBase):
 
         They take sequences of one length; others go step by step, where wrong sizes raise.
         """
-        x, sizes = packed.data, packed.batch_sizes
+        x = packed.data
         if not x.is_cpu or x.dtype == torch.float64 or self.proj_size > 0:
             return False
-        return torch._C._get_mkldnn_enabled() and bool((sizes == sizes[0]).all())
+        return torch._C._get_mkldnn_enabled() and _transforms.of_one_length(packed.batch_sizes)
 
 
 def _run(

@@ -8,10 +8,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vjp
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from helpers import (
-    Inputs,
-    call,
-)
+from helpers import Inputs, call
 
 Results = dict[str, Tensor]
 

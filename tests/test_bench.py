@@ -129,6 +129,16 @@ def test_cuda_in_a_build_without_it(monkeypatch: pytest.MonkeyPatch, capsys) -> 
         (Spread(1.2, 0.9, 1.3), "level", "level with torch.nn"),  # 1 is between the quartiles
         (Spread(0.8, 0.75, 1.1), "level", "level with torch.nn"),
         (
+            Spread(1.2, 0.9, 1.5),
+            "level",
+            "level with torch.nn (quartiles 0.90 to 1.50: not to be relied on)",
+        ),
+        (
+            Spread(0.8, 0.7, 1.1),
+            "level",
+            "level with torch.nn (quartiles 0.70 to 1.10: not to be relied on)",
+        ),
+        (
             Spread(1981.0, 12.0, 4059.0),
             "faster",
             "1981 times as fast as torch.nn (quartiles 12 to 4059: not to be relied on)",

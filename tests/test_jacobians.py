@@ -10,14 +10,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from helpers import (
-    KINDS,
-    Case,
-    assert_same,
-    build,
-    cases,
-    make_inputs,
-)
+from helpers import KINDS, Case, assert_same, build, cases, make_inputs
 
 COMPOSITIONS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "jacrev": jacrev,

@@ -19,17 +19,7 @@ from derivatives import (
     by_jvp_of_grad,
     with_tangent,
 )
-from helpers import (
-    KINDS,
-    Case,
-    Inputs,
-    assert_equal,
-    assert_same,
-    build,
-    call,
-    cases,
-    make_inputs,
-)
+from helpers import KINDS, Case, Inputs, assert_equal, assert_same, build, call, cases, make_inputs
 
 SMALL = {"T": [3], "N": [2], "I": [2], "H": [3], "dtype": [torch.float64], "hx": [True]}
 

@@ -18,26 +18,25 @@ def thread_counts(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
 
 
-def seconds(text: str) -> float:
-    """A time in seconds, less than a day."""
+def _between(text: str, limit: float, what: str) -> float:
+    """A number above 0 and below `limit`."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value < 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    if not 0 < value < limit:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
+
+
+def seconds(text: str) -> float:
+    """A time in seconds, less than a day."""
+    return _between(text, 86400, "a time in seconds")
 
 
 def rate(text: str) -> float:
     """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+    return _between(text, float("inf"), "a number above 0")
 
 
 def file(text: str) -> Path:
