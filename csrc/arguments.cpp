@@ -150,6 +150,16 @@ void check_states(const Inputs& inputs, const Stack& stack) {
   }
 }
 
+void check_masks(const Inputs& inputs, Stack& stack) {
+  stack.drops = inputs.masks.has_value();
+  if (!stack.drops) return;
+  check_kind("masks", *inputs.masks, inputs.x);
+  std::vector<int64_t> sizes = stack.output_sizes();
+  if (stack.batch_first) std::swap(sizes[0], sizes[1]);
+  sizes.insert(sizes.begin(), stack.layers - 1);
+  check_sizes("masks", *inputs.masks, sizes);
+}
+
 }  // namespace
 
 Stack check_arguments(const Options& options, const Inputs& inputs) {
@@ -157,16 +167,13 @@ Stack check_arguments(const Options& options, const Inputs& inputs) {
   stack.cell = parse_mode(options.mode);
   stack.directions = options.bidirectional ? 2 : 1;
   stack.has_biases = options.has_biases;
-  TORCH_CHECK(options.dropout >= 0 && options.dropout <= 1,
-              "fastrnn: dropout must be in [0, 1], got ", options.dropout);
-  stack.dropout = options.dropout;
   stack.contended = cores_contended();
   parse_input(inputs, options.batch_first, stack);
   parse_weights(inputs, options.num_layers, stack);
   check_states(inputs, stack);
+  check_masks(inputs, stack);
   // Nothing that is computed below may overflow: the largest buffer is the reserve, of which
-  // dropout takes three times the outputs more at most. In double, in which the product itself
-  // cannot.
+  // dropout takes twice the outputs at most. In double, in which the product itself cannot.
   const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.strands()) *
                           static_cast<double>(stack.layer_width() + 6 * stack.hidden);
   TORCH_CHECK(elements < 0x1p59, "fastrnn: x is too large");
@@ -188,7 +195,7 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
 // The layout is that of ReserveParts, in reserve.h.
 int64_t Stack::reserve_size() const {
   const int64_t per_strand = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
-  const int64_t between_layers = layer_width() * (dropout > 0 ? 3 : 1);
+  const int64_t between_layers = layer_width() * (drops ? 2 : 1);
   return rows * (strands() * per_strand + (layers - 1) * between_layers);
 }
 

@@ -70,20 +70,21 @@ std::tuple<Tensor, Tensor, Tensor> cast_outputs(bool lstm, bool plain, bool proj
 
 template <c10::DeviceType device>
 std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const Inputs& inputs) {
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const c10::impl::ExcludeDispatchKeyGuard below(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const ScalarType lower = at::autocast::get_autocast_dtype(device);
   const ScalarType computed = is_fused(lower) ? lower : at::kFloat;
   const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(computed, t, device); };
-  const auto cast_state = [&](const OptionalTensor& t) {
+  const auto cast_if_given = [&](const OptionalTensor& t) {
     return t.has_value() ? OptionalTensor(cast(*t)) : std::nullopt;
   };
   std::vector<Tensor> cast_weights;
   cast_weights.reserve(weights.size());
   for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
   const auto [y, h_n, c_n] =
-      call_recurrent(options, {cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights});
+      call_recurrent(options, {cast(x), batch_sizes, cast_if_given(h0), cast_if_given(c0),
+                               cast_weights, cast_if_given(masks)});
 
   const bool lstm = options.mode == "LSTM";
   const int64_t strands = options.num_layers * (options.bidirectional ? 2 : 1);
@@ -100,10 +101,10 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              const OptionalTensor& h0, const OptionalTensor& c0,
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
-                                             double dropout) {
+                                             const OptionalTensor& masks) {
   return run<device>(/*plain=*/is_padded(batch_sizes),
-                     {mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                     {x, batch_sizes, h0, c0, weights});
+                     {mode, num_layers, has_biases, bidirectional, batch_first},
+                     {x, batch_sizes, h0, c0, weights, masks});
 }
 
 template <c10::DeviceType device>

@@ -5,7 +5,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "reference.h"
 #include "signatures.h"
 
 namespace fastrnn {
@@ -21,7 +20,6 @@ void save(AutogradContext* ctx, const Options& options) {
   ctx->saved_data["has_biases"] = options.has_biases;
   ctx->saved_data["bidirectional"] = options.bidirectional;
   ctx->saved_data["batch_first"] = options.batch_first;
-  ctx->saved_data["dropout"] = options.dropout;
 }
 
 OptionalTensor saved_sizes(AutogradContext* ctx) {
@@ -31,9 +29,9 @@ OptionalTensor saved_sizes(AutogradContext* ctx) {
 
 // As they were saved; mode is ctx's.
 Options saved_options(AutogradContext* ctx) {
-  return {ctx->saved_data["mode"].toStringRef(),   ctx->saved_data["num_layers"].toInt(),
-          ctx->saved_data["has_biases"].toBool(),  ctx->saved_data["bidirectional"].toBool(),
-          ctx->saved_data["batch_first"].toBool(), ctx->saved_data["dropout"].toDouble()};
+  return {ctx->saved_data["mode"].toStringRef(), ctx->saved_data["num_layers"].toInt(),
+          ctx->saved_data["has_biases"].toBool(), ctx->saved_data["bidirectional"].toBool(),
+          ctx->saved_data["batch_first"].toBool()};
 }
 
 // Watches a tensor for writes, after which a saved variable would refuse to be read. An empty
@@ -51,7 +49,7 @@ bool saw_write(AutogradContext* ctx) {
 }
 
 // The tensors that are saved, in order; the weights are last.
-enum Saved { kX, kH0, kC0, kY, kReserve, kWeights };
+enum Saved { kX, kH0, kC0, kY, kReserve, kMasks, kWeights };
 
 // A C++ Function, which compiled autograd takes and torch.func refuses; the nodes of
 // derivatives.cpp, which do the same under torch.func, it does not take.
@@ -59,14 +57,17 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   // The differentiable arguments come first: backward returns a gradient for each in this order.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& h0,
                                const OptionalTensor& c0, at::TensorList weights,
-                               const OptionalTensor& batch_sizes, const Options& options) {
+                               const OptionalTensor& batch_sizes, const OptionalTensor& masks,
+                               const Options& options) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    OptionalTensor token;
-    if (options.dropout > 0) token = at::empty({0}, x.options());
-    auto [y, h_n, c_n, reserve] = call_forward(options, {x, batch_sizes, h0, c0, weights}, token);
+    auto [y, h_n, c_n, reserve] = call_forward(options, {x, batch_sizes, h0, c0, weights, masks});
     // An alias that is made below autograd has a version counter of its own.
-    variable_list saved = {x, tensor_of(h0), tensor_of(c0), at::alias(y),
-                           keeps_nothing(options) ? Tensor() : reserve};
+    variable_list saved = {x,
+                           tensor_of(h0),
+                           tensor_of(c0),
+                           at::alias(y),
+                           keeps_nothing(options) ? Tensor() : reserve,
+                           tensor_of(masks)};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     // Sizes are no data for hooks; and torch.nn reads them in the forward pass alone, after which
@@ -94,8 +95,8 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     if (any_defined(gradients)) {
       results = in_places(differentiate(ctx, gradients, saved, weights, needs), needs);
     }
-    // One for every argument of forward, undefined for the last two.
-    results.resize(inputs.size() + 2);
+    // One for every argument of forward, undefined for the last three.
+    results.resize(inputs.size() + 3);
     return results;
   }
 
@@ -107,7 +108,8 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     const Options options = saved_options(ctx);
     const OptionalTensor sizes = saved_sizes(ctx);
     const OptionalTensor h0 = optional(saved[kH0]), c0 = optional(saved[kC0]);
-    const Inputs inputs{saved[kX], sizes, h0, c0, weights};
+    const OptionalTensor masks = optional(saved[kMasks]);
+    const Inputs inputs{saved[kX], sizes, h0, c0, weights, masks};
     const Tensor reserve = reserve_or_empty(saved[kReserve], saved[kX]);
     const Tensor y = saw_write(ctx) ? output_again(options, inputs, reserve) : saved[kY];
     return call_backward(options, inputs, as_gradients(gradients), y, reserve, needs,
@@ -120,31 +122,29 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                    reserve, options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, options.dropout);
+                   options.batch_first, inputs.masks);
   }
 };
 
 std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const bool records = wants_gradient(inputs);
-  // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp. Masks of dropout
-  // follow vmap's randomness.
+  // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp.
   const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
                                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
   if (transformed || wants_tangent(inputs)) {
-    if (dropout > 0) return recurrent_reference(options, inputs);
-    const auto [y, h_n, c_n, reserve] = call_forward(options, inputs, /*token=*/std::nullopt);
+    const auto [y, h_n, c_n, reserve] = call_forward(options, inputs);
     return {y, h_n, c_n};
   }
   if (!records) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_recurrent(options, inputs);
   }
-  const variable_list outputs = Recurrent::apply(x, h0, c0, weights, batch_sizes, options);
+  const variable_list outputs = Recurrent::apply(x, h0, c0, weights, batch_sizes, masks, options);
   return {outputs[0], outputs[1], outputs[2]};
 }
 

@@ -38,6 +38,7 @@ inline void check_memory(const Inputs& inputs) {
   if (inputs.h0.has_value()) check_memory(*inputs.h0);
   if (inputs.c0.has_value()) check_memory(*inputs.c0);
   for (const at::Tensor& weight : inputs.weights) check_memory(weight);
+  if (inputs.masks.has_value()) check_memory(*inputs.masks);
 }
 
 // A tensor's elements as the kernels name their type.
@@ -71,15 +72,6 @@ auto with_element(at::ScalarType type, F&& f) {
 // The type that sums of elements are kept in.
 inline at::ScalarType compute_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Fills noise with 0 (probability p) and 1 / (1 - p).
-inline void draw_dropout(at::Tensor& noise, double p) {
-  if (p == 1) {
-    noise.zero_();
-  } else {
-    noise.bernoulli_(1 - p).div_(1 - p);
-  }
 }
 
 // x, y or dy as a sequence of rows, to be read.
@@ -174,6 +166,11 @@ inline at::Tensor as_rows(const Stack& stack, const at::Tensor& sequence, int64_
 // Rows of step after step, of each of which row n is one of sample n % samples, by sample.
 inline at::Tensor by_sample(const at::Tensor& rows, int64_t samples) {
   return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
+}
+
+// The mask of a layer's output, (rows, D * P).
+inline at::Tensor mask_of(const Stack& stack, const at::Tensor& masks, int64_t layer) {
+  return masks.select(0, layer).reshape({stack.rows, stack.layer_width()});
 }
 
 inline at::Tensor contiguous_state(const OptionalTensor& state) {

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> cell_cpu(c10::string_view mode, const Tensor& x,
   const OptionalTensor no_sizes;
   const Inputs inputs{sequence, no_sizes, h_start, c_start, weights};
   const Stack stack = check_arguments({mode, /*num_layers=*/1, has_biases, /*bidirectional=*/false,
-                                       /*batch_first=*/false, /*dropout=*/0},
+                                       /*batch_first=*/false},
                                       inputs);
   TORCH_CHECK(!stack.projected, "fastrnn: a cell has no projection");
   std::vector<int64_t> sizes = x.sizes().vec();

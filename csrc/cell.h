@@ -42,7 +42,7 @@ std::tuple<at::Tensor, at::Tensor> run_cell(const Run& run, c10::string_view mod
   check_cell_input(x);
   const auto [y, h_n, c_n] =
       run(Options{mode, /*num_layers=*/1, has_biases, /*bidirectional=*/false,
-                  /*batch_first=*/false, /*dropout=*/0},
+                  /*batch_first=*/false},
           Inputs{x.unsqueeze(0), std::nullopt, as_stacked(h0), as_stacked(c0), weights});
   return {unstacked(h_n), mode == "LSTM" ? unstacked(c_n) : c_n};
 }

@@ -42,10 +42,10 @@ class Recorded : public Node {
   Options options;
   OptionalTensor batch_sizes;
 
-  // y and reserve: of the forward pass. Of y and the sizes copies are kept: the caller may write to
-  // them.
-  void save(const Options& given, const OptionalTensor& sizes, const variable_list& inputs,
-            const Tensor& y, const Tensor& reserve) {
+  // call: of the forward pass, whose are y and reserve, too. Of y and the sizes copies are kept:
+  // the caller may write to them.
+  void save(const Options& given, const Inputs& call, const variable_list& inputs, const Tensor& y,
+            const Tensor& reserve) {
     mode_ = given.mode;
     options = given;
     options.mode = mode_;
@@ -53,11 +53,12 @@ class Recorded : public Node {
     for (const Tensor& input : inputs) saved_.emplace_back(input, /*is_output=*/false);
     const Tensor copy = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
-      if (sizes.has_value()) batch_sizes = sizes->clone();
+      if (call.batch_sizes.has_value()) batch_sizes = call.batch_sizes->clone();
       return y.clone();
     }();
     saved_.emplace_back(copy, /*is_output=*/false);
     saved_.emplace_back(keeps_nothing(options) ? Tensor() : reserve, /*is_output=*/false);
+    saved_.emplace_back(tensor_of(call.masks), /*is_output=*/false);
   }
   void release_variables() override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -68,18 +69,19 @@ class Recorded : public Node {
   struct Saved {
     variable_list inputs;
     Tensor y, reserve;
+    OptionalTensor masks;
   };
   Saved unpack() {
     variable_list tensors;
     for (const SavedVariable& variable : saved_) tensors.push_back(variable.unpack(getptr()));
-    const Tensor reserve = tensors.back(), y = *(tensors.end() - 2);
-    tensors.resize(tensors.size() - 2);
-    return {std::move(tensors), y, reserve_or_empty(reserve, y)};
+    const auto rest = tensors.end() - 3;
+    const Tensor y = rest[0], reserve = reserve_or_empty(rest[1], y);
+    return {{tensors.begin(), rest}, y, reserve, optional(rest[2])};
   }
 
  private:
   std::string mode_;
-  std::vector<SavedVariable> saved_;
+  std::vector<SavedVariable> saved_;  // inputs, y, reserve, masks
 };
 
 // Places in the lists that are saved: of forward's, and of backward's after its three gradients.
@@ -93,15 +95,15 @@ class ForwardNode : public Recorded {
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const auto [inputs, y, reserve] = unpack();
+    const auto [inputs, y, reserve, masks] = unpack();
     if (!any_defined(gradients)) return variable_list(inputs.size());
     c10::List<bool> needs;
     for (size_t i = 0; i < inputs.size(); ++i) needs.push_back(task_should_compute_output(i));
     const OptionalTensor h0 = optional(inputs[kH0]), c0 = optional(inputs[kC0]);
     const at::TensorList weights = at::TensorList(inputs).slice(kFirstWeight);
     const variable_list wanted =
-        call_backward(options, {inputs[kX], batch_sizes, h0, c0, weights}, as_gradients(gradients),
-                      y, reserve, needs, /*samples=*/std::nullopt);
+        call_backward(options, {inputs[kX], batch_sizes, h0, c0, weights, masks},
+                      as_gradients(gradients), y, reserve, needs, /*samples=*/std::nullopt);
     return in_places(wanted, needs);
   }
 };
@@ -111,21 +113,19 @@ std::optional<int64_t> as_number(const std::optional<c10::SymInt>& value) {
   return value->guard_int(__FILE__, __LINE__);
 }
 
-// A call's x, h0, c0 and weights as the reference takes them.
+// A call's arguments, of which these are x, h0, c0 and the weights, as the reference takes them.
 struct PlainCall {
   OptionalTensor sizes, h0, c0;
   Inputs inputs;
   Stack stack;
-  variable_list noise;
 
   PlainCall(const Options& options, const OptionalTensor& batch_sizes, at::TensorList arguments,
-            const Tensor& reserve)
+            const OptionalTensor& masks)
       : sizes(unwrapped(batch_sizes)),
         h0(optional(arguments[kH0])),
         c0(optional(arguments[kC0])),
-        inputs{arguments[kX], sizes, h0, c0, arguments.slice(kFirstWeight)},
-        stack(check_arguments(options, inputs)),
-        noise(reserved_noise(stack, reserve)) {}
+        inputs{arguments[kX], sizes, h0, c0, arguments.slice(kFirstWeight), masks},
+        stack(check_arguments(options, inputs)) {}
   PlainCall(const PlainCall&) = delete;
 };
 
@@ -143,19 +143,19 @@ bool is_constant(const Tensor& tensor) {
 
 // What the fused run left, if it may serve in place of another: it has no derivatives.
 Kept usable(const PlainCall& call, const Kept& kept) {
-  const variable_list inputs = list(call.inputs);
+  const variable_list inputs = list_all(call.inputs);
   return std::all_of(inputs.begin(), inputs.end(), is_constant) ? kept : Kept();
 }
 
 // Derivatives of a call of recurrent_backward on `values`, which are dy, dh_n, dc_n, x, h0, c0 and
 // the weights; as differentiate_reference_backward.
 variable_list differentiate(const Options& options, const OptionalTensor& batch_sizes,
-                            at::TensorList values, const Kept& kept, at::TensorList tangents,
-                            std::optional<int64_t> tangent_samples, const std::vector<bool>& needs,
-                            std::optional<int64_t> samples) {
-  const PlainCall call(options, batch_sizes, values.slice(kOfForward), kept.reserve);
+                            at::TensorList values, const OptionalTensor& masks, const Kept& kept,
+                            at::TensorList tangents, std::optional<int64_t> tangent_samples,
+                            const std::vector<bool>& needs, std::optional<int64_t> samples) {
+  const PlainCall call(options, batch_sizes, values.slice(kOfForward), masks);
   return differentiate_reference_backward(
-      call.stack, call.inputs, call.noise, usable(call, kept), as_gradients(values),
+      call.stack, call.inputs, usable(call, kept), as_gradients(values),
       {tangents.slice(kOfForward), as_gradients(tangents), tangent_samples}, needs, samples);
 }
 
@@ -171,15 +171,15 @@ class BackwardNode : public Recorded {
   variable_list apply(variable_list&& gradients) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const auto [inputs, y, reserve] = unpack();
+    const auto [inputs, y, reserve, masks] = unpack();
     if (!any_defined(gradients)) return variable_list(inputs.size());
     variable_list tangents(kOfForward);  // none of dy, dh_n and dc_n
     const variable_list of_forward = in_places(gradients, needs);
     tangents.insert(tangents.end(), of_forward.begin(), of_forward.end());
     std::vector<bool> wanted;
     for (size_t i = 0; i < inputs.size(); ++i) wanted.push_back(task_should_compute_output(i));
-    return differentiate(options, batch_sizes, inputs, {y, reserve}, tangents, as_number(samples),
-                         wanted, std::nullopt);
+    return differentiate(options, batch_sizes, inputs, masks, {y, reserve}, tangents,
+                         as_number(samples), wanted, std::nullopt);
   }
 };
 
@@ -201,30 +201,27 @@ void set_tangents(const variable_list& results, at::TensorList tangents) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const Tensor& x,
-                                                   const OptionalTensor& batch_sizes,
-                                                   const OptionalTensor& h0,
-                                                   const OptionalTensor& c0, at::TensorList weights,
-                                                   int64_t num_layers, bool has_biases,
-                                                   bool bidirectional, bool batch_first,
-                                                   double dropout, const OptionalTensor& token) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
+    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const auto [y, h_n, c_n, reserve] = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(options, inputs, token);
+    return call_forward(options, inputs);
   }();
   const variable_list all = list(inputs);
   variable_list tangents;
   if (wants_tangent(inputs)) {
     const variable_list values = primals(all), given = tangents_of(all);
-    const PlainCall call(options, batch_sizes, values, reserve);
+    const PlainCall call(options, batch_sizes, values, masks);
     const Kept kept = usable(call, {y, reserve});
-    tangents = push_reference(call.stack, call.inputs, call.noise, kept, given);
+    tangents = push_reference(call.stack, call.inputs, kept, given);
   }
   if (wants_gradient(inputs)) {
     const auto node = make_node<ForwardNode>();
-    node->save(options, batch_sizes, all, y, reserve);
+    node->save(options, inputs, all, y, reserve);
     for (const Tensor& output : {y, h_n, c_n}) torch::autograd::set_history(output, node);
   }
   if (!tangents.empty()) set_tangents({y, h_n, c_n}, tangents);
@@ -236,10 +233,10 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                        const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
                        const Tensor& reserve, int64_t num_layers, bool has_biases,
-                       bool bidirectional, bool batch_first, double dropout,
+                       bool bidirectional, bool batch_first, const OptionalTensor& masks,
                        const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs of_call{x, batch_sizes, h0, c0, weights};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Inputs of_call{x, batch_sizes, h0, c0, weights, masks};
   const variable_list of_forward = list(of_call);
   variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};
   inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
@@ -257,9 +254,9 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   if (in_forward_ad() && any(has_tangent)) {
     std::vector<bool> wanted(kOfForward, false);
     wanted.insert(wanted.end(), given.begin(), given.end());
-    const variable_list found =
-        differentiate(options, batch_sizes, primals(inputs), {y._fw_primal(/*level=*/0), reserve},
-                      tangents_of(inputs), std::nullopt, wanted, as_number(samples));
+    const variable_list found = differentiate(
+        options, batch_sizes, primals(inputs), masks, {y._fw_primal(/*level=*/0), reserve},
+        tangents_of(inputs), std::nullopt, wanted, as_number(samples));
     for (size_t i = 0; i < wanted.size(); ++i) {
       if (wanted[i]) tangents.push_back(found[i]);
     }
@@ -268,7 +265,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
     const auto node = make_node<BackwardNode>();
     node->needs = given;
     node->samples = samples;
-    node->save(options, batch_sizes, inputs, y, reserve);
+    node->save(options, of_call, inputs, y, reserve);
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
   }
   if (!tangents.empty()) set_tangents(results, tangents);

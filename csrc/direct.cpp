@@ -1,8 +1,9 @@
 // The ops recurrent and cell as Python functions for plain calls, past torch.ops, whose reading of
-// arguments takes longer than a small call computes. Where a call is not plain they return
-// NotImplemented, and the caller goes through torch.ops. A library of its own: the ops need no
-// Python.
+// arguments takes longer than a small call computes; and the masks of dropout likewise. Where a
+// call is not plain they return NotImplemented, and the caller goes through torch.ops. A library of
+// its own: the ops need no Python.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -28,17 +29,21 @@ bool is_plain_context() {
   return (included - usual).empty() && !at::impl::torch_function_mode_enabled() && !in_forward_ad();
 }
 
-// Whether no transform of torch.func is active, or vmap alone, of inputs or states.
-bool knows_transforms(const Inputs& inputs, double dropout) {
-  if (!c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) {
-    return true;
-  }
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+// Whether a transform of torch.func is active.
+bool is_transformed() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
+
+// Whether none is, or vmap alone, of inputs or states.
+bool knows_transforms(const Inputs& inputs) {
+  if (!is_transformed()) return true;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const auto is_plain = [](const Tensor& tensor) { return !is_differentiated(tensor); };
-  const int64_t level = std::max({level_of(x), level_of(h0), level_of(c0)});
-  return dropout == 0 && level_of(batch_sizes) == 0 && level > level_of(weights) && is_plain(x) &&
+  const int64_t level = std::max({level_of(x), level_of(h0), level_of(c0), level_of(masks)});
+  return level_of(batch_sizes) == 0 && level > level_of(weights) && is_plain(x) &&
          (!h0.has_value() || is_plain(*h0)) && (!c0.has_value() || is_plain(*c0)) &&
-         std::all_of(weights.begin(), weights.end(), is_plain);
+         std::all_of(weights.begin(), weights.end(), is_plain) &&
+         (!masks.has_value() || is_plain(*masks));
 }
 
 // Whether the ops are to compute on x: what fastrnn._fused.can_fuse says of plain calls, but that a
@@ -90,6 +95,10 @@ class Reader {
     }
     return result;
   }
+  double real() {
+    PyObject* const object = take();
+    return accept(object && PyFloat_CheckExact(object)) ? PyFloat_AS_DOUBLE(object) : 0;
+  }
   int64_t integer() {
     PyObject* const object = take();
     if (!accept(object && PyLong_CheckExact(object))) return 0;
@@ -102,10 +111,6 @@ class Reader {
     PyObject* const object = take();
     accept(object == Py_True || object == Py_False);
     return object == Py_True;
-  }
-  double real() {
-    PyObject* const object = take();
-    return accept(object && PyFloat_CheckExact(object)) ? PyFloat_AS_DOUBLE(object) : 0;
   }
 
  private:
@@ -155,13 +160,12 @@ PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const int64_t num_layers = read.integer();
     const bool has_biases = read.boolean(), bidirectional = read.boolean();
     const bool batch_first = read.boolean();
-    const double dropout = read.real();
-    const Inputs inputs{x, batch_sizes, h0, c0, weights};
-    if (read.ok() && covers(x) && knows_transforms(inputs, dropout)) {
+    const OptionalTensor masks = read.optional_tensor();
+    const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+    if (read.ok() && covers(x) && knows_transforms(inputs)) {
       auto [y, h_n, c_n] = [&] {
         const pybind11::gil_scoped_release no_gil;
-        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                              inputs);
+        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
       }();
       return wrap(std::move(y), std::move(h_n), std::move(c_n));
     }
@@ -180,12 +184,42 @@ PyObject* cell(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const std::vector<Tensor> weights = read.parameters();
     const bool has_biases = read.boolean();
     const Inputs inputs{x, {}, h0, c0, weights};
-    if (read.ok() && covers(x) && knows_transforms(inputs, /*dropout=*/0)) {
+    if (read.ok() && covers(x) && knows_transforms(inputs)) {
       auto [h, c] = [&] {
         const pybind11::gil_scoped_release no_gil;
         return call_cell(mode, inputs, has_biases);
       }();
       return wrap(std::move(h), std::move(c));
+    }
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+// The masks of `count` layers, of x's steps by width, where nothing is to see that they are drawn:
+// one after the other, as torch.nn does, so that under the same seed they are its.
+PyObject* draw_masks(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
+  HANDLE_TH_ERRORS
+  if (is_plain_context() && !is_transformed()) {
+    Reader read(arguments, given);
+    const Tensor x = read.tensor();
+    const bool batch_first = read.boolean();
+    const int64_t count = read.integer(), width = read.integer();
+    const double dropout = read.real();
+    if (read.ok() && covers(x) && x.dim() > (batch_first ? 2 : 0)) {
+      std::vector<int64_t> sizes = x.sizes().vec();
+      sizes.back() = width;
+      if (batch_first) std::swap(sizes[0], sizes[1]);
+      sizes.insert(sizes.begin(), count);
+      Tensor masks = [&] {
+        const pybind11::gil_scoped_release no_gil;
+        at::AutoDispatchBelowADInplaceOrView guard;
+        if (dropout == 1) return at::zeros(sizes, x.options());
+        const Tensor drawn = at::empty(sizes, x.options());
+        for (int64_t layer = 0; layer < count; ++layer) drawn[layer].bernoulli_(1 - dropout);
+        return drawn.div_(1 - dropout);
+      }();
+      return THPVariable_Wrap(std::move(masks));
     }
   }
   Py_RETURN_NOTIMPLEMENTED;
@@ -206,6 +240,7 @@ PyMODINIT_FUNC PyInit__direct() {
   static PyMethodDef methods[] = {
       method("recurrent", recurrent, "torch.ops.fastrnn.recurrent, or NotImplemented."),
       method("cell", cell, "torch.ops.fastrnn.cell, or NotImplemented."),
+      method("draw_masks", draw_masks, "Masks of dropout, or NotImplemented."),
       {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_direct", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

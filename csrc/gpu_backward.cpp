@@ -149,7 +149,7 @@ at::Tensor differentiate_input(const Stack& stack, const Layer& layer, int64_t i
 void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
                   const at::Tensor& reserve, const Gradients& gradients) {
   check_memory(inputs);
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const cuda::Stream stream = current_stream();
   const cuda::Element element = element_of(x.scalar_type());
   const at::TensorOptions given = x.options();
@@ -207,7 +207,7 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     }
     if (l == 0 && !gradients.dx.defined()) break;
     output_gradient = differentiate_input(stack, layer, stack.layer_input(l), given);
-    if (dropped) output_gradient.mul_(kept.noise[l - 1]);
+    if (dropped) output_gradient.mul_(mask_of(stack, *masks, l - 1));
   }
   if (gradients.dx.defined()) copy_rows(stack, output_gradient, gradients.dx);
 }

@@ -110,20 +110,18 @@ void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, in
   }
 }
 
-// Dropout of a layer's output; in place, unless both are kept.
-at::Tensor drop(const Stack& stack, const ReserveParts<at::Tensor>* kept, int64_t l,
-                const at::Tensor& output) {
-  at::Tensor noise = kept ? kept->noise[l] : at::empty_like(output);
+// A layer's output times its mask; in place, unless both are kept.
+at::Tensor drop(const ReserveParts<at::Tensor>* kept, int64_t l, const at::Tensor& output,
+                const at::Tensor& mask) {
   at::Tensor dropped = kept ? kept->dropped[l] : output;
-  draw_dropout(noise, stack.dropout);
-  return at::mul_out(dropped, output, noise);
+  return at::mul_out(dropped, output, mask);
 }
 
 }  // namespace
 
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
   check_memory(inputs);
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const auto& [y, h_n, c_n, reserve] = outputs;
   const cuda::Stream stream = current_stream();
   const cuda::Element element = element_of(x.scalar_type());
@@ -169,7 +167,8 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
       run_stepwise(stack, layer, computed, stream);
     }
 
-    input = stack.drops_after(l) ? drop(stack, kept, l, layer.output) : layer.output;
+    input = stack.drops_after(l) ? drop(kept, l, layer.output, mask_of(stack, *masks, l))
+                                 : layer.output;
     if (last && stack.batch_first) copy_rows(stack, layer.output, y);
   }
   if (c.defined() && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);

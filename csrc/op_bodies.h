@@ -29,9 +29,9 @@ template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/false);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/false);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n)};
 }
 
@@ -39,10 +39,9 @@ template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout,
-    const OptionalTensor& /*token*/) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights}, /*training=*/true);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/true);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
 
@@ -89,17 +88,15 @@ inline at::Tensor working_copy(const OptionalTensor& gradient, bool wanted, at::
 }
 
 template <typename Backend>
-std::vector<at::Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
-                                           const OptionalTensor& dh_n, const OptionalTensor& dc_n,
-                                           const at::Tensor& x, const OptionalTensor& batch_sizes,
-                                           const OptionalTensor& h0, const OptionalTensor& c0,
-                                           at::TensorList weights, const at::Tensor& y,
-                                           const at::Tensor& reserve, int64_t num_layers,
-                                           bool has_biases, bool bidirectional, bool batch_first,
-                                           double dropout, const c10::List<bool>& needs_list,
-                                           std::optional<int64_t> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+std::vector<at::Tensor> recurrent_backward(
+    c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
+    const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
+    const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
+    bool batch_first, const OptionalTensor& masks, const c10::List<bool>& needs_list,
+    std::optional<int64_t> samples) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack = check_arguments(options, inputs);
   check_like("dy", dy, x, stack.output_sizes());
   const std::vector<int64_t> h_sizes = stack.state_sizes(stack.width);
@@ -160,10 +157,9 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                         const OptionalTensor& c0, at::TensorList weights, const at::Tensor& reserve,
                         int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
-                        double dropout) {
-  const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                      {x, batch_sizes, h0, c0, weights});
+                        const OptionalTensor& masks) {
+  const Stack stack = check_arguments({mode, num_layers, has_biases, bidirectional, batch_first},
+                                      {x, batch_sizes, h0, c0, weights, masks});
   const at::Tensor kept = checked_reserve(reserve, x, stack, /*samples=*/1);
   const bool alone = stack.layers == 1;
   const at::Tensor input = alone ? x : reserved_input(stack, kept);
@@ -174,11 +170,8 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
   const at::TensorList last =
       weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_strand());
   const Options options{mode,
-                        /*num_layers=*/1,
-                        has_biases,
-                        bidirectional,
-                        /*batch_first=*/alone && batch_first,
-                        /*dropout=*/0};
+                        /*num_layers=*/1, has_biases, bidirectional,
+                        /*batch_first=*/alone && batch_first};
   const at::Tensor y = run<Backend>(options, {input, batch_sizes, h, c, last}, false).y;
   return stack.batch_first && !alone ? y.transpose(0, 1).contiguous() : y;
 }

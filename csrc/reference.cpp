@@ -38,8 +38,11 @@ struct Passed {
 // A stack's forward pass.
 class Forward {
  public:
-  Forward(const Stack& stack, const Inputs& inputs, const Tensors& noise, const Kept& kept = {})
-      : stack_(stack), weights_(inputs.weights), noise_(noise), options_(inputs.x.options()) {
+  Forward(const Stack& stack, const Inputs& inputs, const Kept& kept = {})
+      : stack_(stack),
+        weights_(inputs.weights),
+        masks_(inputs.masks),
+        options_(inputs.x.options()) {
     const std::vector<CellState> initial = states(inputs.h0, inputs.c0);
     std::optional<ReserveParts<Tensor>> reserved;
     if (kept.y.defined()) reserved.emplace(reserve_views(stack, kept.reserve));
@@ -97,20 +100,20 @@ class Forward {
 
   // A layer's output as the next meets it, or what the next brought to it as it meets the layer.
   Tensor drop(int64_t layer, const Tensor& rows) const {
-    return stack_.drops_after(layer) ? rows * noise_[layer] : rows;
+    return stack_.drops_after(layer) ? rows * mask_of(stack_, *masks_, layer) : rows;
   }
 
   const Stack& stack_;
   const at::TensorList weights_;
-  const Tensors& noise_;
+  const OptionalTensor& masks_;
   const at::TensorOptions options_;
 };
 
 // And the passes of tangents and gradients that follow it.
 class Derivatives : public Forward {
  public:
-  Derivatives(const Stack& stack, const Inputs& inputs, const Tensors& noise, const Kept& kept = {})
-      : Forward(stack, inputs, noise, kept) {
+  Derivatives(const Stack& stack, const Inputs& inputs, const Kept& kept = {})
+      : Forward(stack, inputs, kept) {
     for (int64_t s = 0; s < stack.strands(); ++s) {
       slopes_.push_back(plain::differentiate(strand(s), outputs.strands[s]));
     }
@@ -241,36 +244,21 @@ Tensors input_gradients(const Stack& stack, const Passed<plain::Gradients>& pull
   return gradients;
 }
 
-// The noise of a run, drawn as draw_dropout draws it, but out of place: in place, vmap would refuse
-// to draw for each sample.
-std::vector<Tensor> draw_noise(const Stack& stack, const at::TensorOptions& options) {
-  std::vector<Tensor> noise;
-  for (int64_t layer = 0; stack.drops_after(layer); ++layer) {
-    const Tensor kept = at::empty({stack.rows, stack.layer_width()}, options);
-    noise.push_back(stack.dropout == 1
-                        ? at::zeros_like(kept)
-                        : at::bernoulli(kept, 1 - stack.dropout).div_(1 - stack.dropout));
-  }
-  return noise;
-}
-
 }  // namespace
 
-std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs,
-                                  const std::vector<Tensor>& noise) {
-  const Passed<plain::Outputs> outputs = Forward(stack, inputs, noise).outputs;
+std::vector<Tensor> run_reference(const Stack& stack, const Inputs& inputs) {
+  const Passed<plain::Outputs> outputs = Forward(stack, inputs).outputs;
   const CellState last = join_states(stack, outputs.strands, &plain::Outputs::last);
   return {as_sequence(stack, outputs.rows, stack.layer_width()), last.h,
           last.c.defined() ? last.c : at::zeros({0}, inputs.x.options())};
 }
 
 std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
-                                           const std::vector<Tensor>& noise,
                                            const OutputGradients& gradients,
                                            const std::vector<bool>& needs,
                                            std::optional<int64_t> samples) {
   check_needs(needs, inputs.weights);
-  const Derivatives passes(stack, inputs, noise);
+  const Derivatives passes(stack, inputs);
   const Tensors found =
       input_gradients(stack, passes.pull(gradients, needs[0]), passes.outputs, needs, samples);
   const Tensors given = list(inputs);
@@ -281,18 +269,19 @@ std::vector<Tensor> run_reference_backward(const Stack& stack, const Inputs& inp
   return wanted;
 }
 
-std::vector<Tensor> push_reference(const Stack& stack, const Inputs& inputs,
-                                   const std::vector<Tensor>& noise, const Kept& kept,
+std::vector<Tensor> push_reference(const Stack& stack, const Inputs& inputs, const Kept& kept,
                                    at::TensorList tangents) {
-  const Derivatives passes(stack, inputs, noise, kept);
+  const Derivatives passes(stack, inputs, kept);
   return output_tangents(stack, passes.push(tangents, /*samples=*/std::nullopt));
 }
 
-std::vector<Tensor> differentiate_reference_backward(
-    const Stack& stack, const Inputs& inputs, const std::vector<Tensor>& noise, const Kept& kept,
-    const OutputGradients& gradients, const SecondTangents& tangents,
-    const std::vector<bool>& needs, std::optional<int64_t> samples) {
-  const Derivatives passes(stack, inputs, noise, kept);
+std::vector<Tensor> differentiate_reference_backward(const Stack& stack, const Inputs& inputs,
+                                                     const Kept& kept,
+                                                     const OutputGradients& gradients,
+                                                     const SecondTangents& tangents,
+                                                     const std::vector<bool>& needs,
+                                                     std::optional<int64_t> samples) {
+  const Derivatives passes(stack, inputs, kept);
   Passed<plain::Tangents> pushed = passes.push(tangents.of_inputs, tangents.samples);
   Tensors results = output_tangents(stack, pushed);
   const std::vector<bool> input_needs(needs.begin() + results.size(), needs.end());
@@ -309,23 +298,6 @@ std::vector<Tensor> differentiate_reference_backward(
     if (!needs[i]) results[i].reset();
   }
   return results;
-}
-
-std::tuple<Tensor, Tensor, Tensor> recurrent_reference(const Options& options,
-                                                       const Inputs& inputs) {
-  const OptionalTensor sizes = unwrapped(inputs.batch_sizes);
-  const Inputs plain{inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights};
-  const Stack stack = check_arguments(options, plain);
-  const std::vector<Tensor> outputs =
-      run_reference(stack, plain, draw_noise(stack, inputs.x.options()));
-  return {outputs[0].contiguous(), outputs[1], outputs[2]};
-}
-
-std::vector<Tensor> reserved_noise(const Stack& stack, const Tensor& reserve) {
-  if (stack.dropout == 0) return {};
-  TORCH_CHECK(reserve.sym_numel() <= stack.reserve_size(),
-              "fastrnn: no masks of dropout for samples of another level of vmap");
-  return reserve_views(stack, reserve).noise;
 }
 
 }  // namespace fastrnn

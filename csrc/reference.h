@@ -5,21 +5,17 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <tuple>
 #include <vector>
 
 #include "stack.h"
 
 namespace fastrnn {
 
-// Outputs y, h_n, c_n, as the op recurrent; noise: what each layer's output but the last is
-// multiplied with, (rows, D * P) each; not read without dropout.
-std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs,
-                                      const std::vector<at::Tensor>& noise);
+// Outputs y, h_n, c_n, as the op recurrent.
+std::vector<at::Tensor> run_reference(const Stack& stack, const Inputs& inputs);
 
 // Gradients of x, h0, c0 and the weights, as the op recurrent_backward; samples is that op's.
 std::vector<at::Tensor> run_reference_backward(const Stack& stack, const Inputs& inputs,
-                                               const std::vector<at::Tensor>& noise,
                                                const OutputGradients& gradients,
                                                const std::vector<bool>& needs,
                                                std::optional<int64_t> samples);
@@ -32,8 +28,7 @@ struct Kept {
 
 // Tangents of x, h0, c0 and the weights, undefined where there are none, to those of y, h_n and c_n
 // (undefined for Elman).
-std::vector<at::Tensor> push_reference(const Stack& stack, const Inputs& inputs,
-                                       const std::vector<at::Tensor>& noise, const Kept& kept,
+std::vector<at::Tensor> push_reference(const Stack& stack, const Inputs& inputs, const Kept& kept,
                                        at::TensorList tangents);
 
 // Tangents, as push_reference takes them, and those of gradients that run_reference_backward takes.
@@ -50,15 +45,7 @@ struct SecondTangents {
 // tangents of what it returns, to which tangents of dy, dh_n and dc_n add theirs.
 // samples: of weights' gradients that are returned.
 std::vector<at::Tensor> differentiate_reference_backward(
-    const Stack& stack, const Inputs& inputs, const std::vector<at::Tensor>& noise,
-    const Kept& kept, const OutputGradients& gradients, const SecondTangents& tangents,
-    const std::vector<bool>& needs, std::optional<int64_t> samples);
-
-// The op recurrent, dropout and all.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent_reference(const Options& options,
-                                                                   const Inputs& inputs);
-
-// The noise that a forward pass kept in its reserve; none without dropout.
-std::vector<at::Tensor> reserved_noise(const Stack& stack, const at::Tensor& reserve);
+    const Stack& stack, const Inputs& inputs, const Kept& kept, const OutputGradients& gradients,
+    const SecondTangents& tangents, const std::vector<bool>& needs, std::optional<int64_t> samples);
 
 }  // namespace fastrnn

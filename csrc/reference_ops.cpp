@@ -17,7 +17,7 @@ OptionalTensor as_tensor(const at::OptionalIntArrayRef& batch_sizes) {
                        {static_cast<int64_t>(batch_sizes->size())}, at::kLong);
 }
 
-// The op reference: without dropout, which draws at random.
+// The op reference: without masks.
 std::tuple<Tensor, Tensor, Tensor> reference(c10::string_view mode, const Tensor& x,
                                              at::OptionalIntArrayRef batch_sizes,
                                              const OptionalTensor& h0, const OptionalTensor& c0,
@@ -26,13 +26,13 @@ std::tuple<Tensor, Tensor, Tensor> reference(c10::string_view mode, const Tensor
                                              bool batch_first) {
   const OptionalTensor sizes = as_tensor(batch_sizes);
   const Inputs inputs{x, sizes, h0, c0, weights};
-  const Stack stack = check_arguments(
-      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
-  const std::vector<Tensor> outputs = run_reference(stack, inputs, {});
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+  const std::vector<Tensor> outputs = run_reference(stack, inputs);
   return {outputs[0], outputs[1], outputs[2]};
 }
 
-// The op reference_backward: what recurrent_backward gives, without dropout.
+// The op reference_backward: what recurrent_backward gives, without masks.
 std::vector<Tensor> reference_backward(c10::string_view mode, const OptionalTensor& dy,
                                        const OptionalTensor& dh_n, const OptionalTensor& dc_n,
                                        const Tensor& x, at::OptionalIntArrayRef batch_sizes,
@@ -43,18 +43,17 @@ std::vector<Tensor> reference_backward(c10::string_view mode, const OptionalTens
                                        std::optional<int64_t> samples) {
   const OptionalTensor sizes = as_tensor(batch_sizes);
   const Inputs inputs{x, sizes, h0, c0, weights};
-  const Stack stack = check_arguments(
-      {mode, num_layers, has_biases, bidirectional, batch_first, /*dropout=*/0}, inputs);
-  return run_reference_backward(stack, inputs, {}, {dy, dh_n, dc_n}, needs.vec(), samples);
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+  return run_reference_backward(stack, inputs, {dy, dh_n, dc_n}, needs.vec(), samples);
 }
 
 // The op check: raises what recurrent would, before a transform rearranges the arguments.
 void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch_sizes,
            const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-           int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
-           double dropout) {
+           int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first) {
   const OptionalTensor sizes = as_tensor(batch_sizes);
-  check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+  check_arguments({mode, num_layers, has_biases, bidirectional, batch_first},
                   {x, sizes, h0, c0, weights});
 }
 
@@ -64,25 +63,24 @@ std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTens
                                        const Tensor& x, const OptionalTensor& batch_sizes,
                                        const OptionalTensor& h0, const OptionalTensor& c0,
                                        at::TensorList weights, const Tensor& /*y*/,
-                                       const Tensor& reserve, int64_t num_layers, bool has_biases,
-                                       bool bidirectional, bool batch_first, double dropout,
-                                       const c10::List<bool>& needs,
+                                       const Tensor& /*reserve*/, int64_t num_layers,
+                                       bool has_biases, bool bidirectional, bool batch_first,
+                                       const OptionalTensor& masks, const c10::List<bool>& needs,
                                        std::optional<int64_t> samples) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
-  return run_reference_backward(stack, inputs, reserved_noise(stack, reserve), {dy, dh_n, dc_n},
-                                needs.vec(), samples);
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+  return run_reference_backward(stack, inputs, {dy, dh_n, dc_n}, needs.vec(), samples);
 }
 
 Tensor output_again(c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                    const Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-                    bool batch_first, double dropout) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
+                    const Tensor& /*reserve*/, int64_t num_layers, bool has_biases,
+                    bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
-  return run_reference(stack, inputs, reserved_noise(stack, reserve))[0].contiguous();
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+  return run_reference(stack, inputs)[0].contiguous();
 }
 
 }  // namespace
@@ -102,8 +100,7 @@ TORCH_LIBRARY_FRAGMENT(fastrnn, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "check(str mode, Tensor x, int[]? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, "
-      "int num_layers, bool has_biases, bool bidirectional, bool batch_first, float dropout) "
-      "-> ()");
+      "int num_layers, bool has_biases, bool bidirectional, bool batch_first) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, CompositeImplicitAutograd, m) {

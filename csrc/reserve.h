@@ -17,9 +17,9 @@ struct ReserveParts {
     Part gates, c_all, unprojected;
   };
   std::vector<StrandParts> parts;  // (L * D)
-  // (L), (rows, D * P) each; none of the last layer, whose output is y, and without dropout no
-  // noise and nothing dropped.
-  std::vector<Part> outputs, noise, dropped;
+  // (L), (rows, D * P) each: as a layer left them, and as the next met them. None of the last
+  // layer, whose output is y, and nothing dropped without masks.
+  std::vector<Part> outputs, dropped;
 
   // take_at(offset, width): the part (rows, width) that lies `offset` elements from the start.
   template <typename TakeAt>
@@ -39,7 +39,6 @@ struct ReserveParts {
         parts.push_back({gates, c_all, take(stack.projected, stack.hidden)});
       }
       outputs.push_back(take(layer + 1 < stack.layers, stack.layer_width()));
-      noise.push_back(take(stack.drops_after(layer), stack.layer_width()));
       dropped.push_back(take(stack.drops_after(layer), stack.layer_width()));
     }
   }
@@ -65,6 +64,7 @@ inline at::Tensor reserve_part(const Stack& stack, const at::Tensor& reserve, in
 inline ReserveParts<at::Tensor> reserve_views(const Stack& stack, const at::Tensor& reserve) {
   const int64_t given = reserve.sym_numel().guard_int(__FILE__, __LINE__);
   const int64_t copies = given > 0 ? stack.reserve_size() / given : 1;
+  TORCH_CHECK(given * copies == stack.reserve_size(), "the reserve is of another run");
   return {stack, [&](int64_t offset, int64_t width) {
             return reserve_part(stack, reserve, copies, offset, width).reshape({stack.rows, width});
           }};

@@ -35,7 +35,8 @@ class BackwardRun {
         reserve_(stack, const_cast<E*>(elements<E>(reserve))) {}
 
   // Rows of dy, x and y are contiguous.
-  void run(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& y) {
+  void run(const at::Tensor& dy, const at::Tensor& x, const OptionalTensor& masks,
+           const at::Tensor& y) {
     Sequence<const E> output_gradient =
         dy.defined() ? input_sequence<E>(stack_, dy) : Sequence<const E>{};
     for (int64_t layer = stack_.layers - 1; layer >= 0; --layer) {
@@ -47,9 +48,8 @@ class BackwardRun {
         run_direction(direction);
       }
       if (layer > 0 && stack_.drops_after(layer - 1)) {
-        E* const noise = reserve_.noise[layer - 1];
-        const std::array<int64_t, 1> size = {stack_.rows * stack_.layer_width()};
-        between_[layer % 2].mul_(at::from_blob(noise, size, x.options()));
+        const at::Tensor mask = mask_of(stack_, *masks, layer - 1);
+        between_[layer % 2].view(mask.sizes()).mul_(mask);
       }
       output_gradient = read_only(input_gradient);
     }
@@ -303,7 +303,7 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
   const at::Tensor dy = gradients.dy.defined() ? rows_contiguous(gradients.dy) : gradients.dy;
   with_element(inputs.x.scalar_type(), [&](auto element) {
     BackwardRun<decltype(element)> run(stack, h0, c0, weights, reserve, gradients);
-    run.run(dy, rows_contiguous(inputs.x), rows_contiguous(y));
+    run.run(dy, rows_contiguous(inputs.x), inputs.masks, rows_contiguous(y));
   });
 }
 

@@ -39,13 +39,15 @@ class ForwardRun {
     }
   }
 
-  void run(const at::Tensor& x, const at::Tensor& y) {
+  void run(const at::Tensor& x, const OptionalTensor& masks, const at::Tensor& y) {
     Sequence<const E> input = input_sequence<E>(stack_, x);
     for (int64_t layer = 0; layer < stack_.layers; ++layer) {
       Sequence<E> output = output_of(layer, y);
       for (int64_t d = 0; d < stack_.directions; ++d) set_up(layer, d, input, output);
       if (!plan_.diagonal) run_layer(layer * stack_.directions);
-      if (stack_.drops_after(layer)) output.data = drop(layer, output.data, y.options());
+      if (stack_.drops_after(layer)) {
+        output.data = drop(layer, output.data, mask_of(stack_, *masks, layer));
+      }
       input = read_only(output);
     }
     if (plan_.diagonal) run_diagonally();
@@ -59,7 +61,7 @@ class ForwardRun {
   void pack_gates(int64_t strand, const Member& member) const;
   void run_layer(int64_t first_strand) const;
   void run_diagonally() const;
-  E* drop(int64_t layer, E* output, const at::TensorOptions& options);
+  E* drop(int64_t layer, E* output, const at::Tensor& mask);
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
@@ -204,23 +206,15 @@ void ForwardRun<E>::run_diagonally() const {
   });
 }
 
-// Dropout of a layer's output: drawn as torch.nn does, over (rows, D * P) in order, so that a seed
-// gives the same masks. Returns where the result is.
+// Multiplies a layer's output with its mask; in place, unless both are kept. Returns where the
+// result is.
 template <typename E>
-E* ForwardRun<E>::drop(int64_t layer, E* output, const at::TensorOptions& options) {
-  const std::array<int64_t, 2> sizes = {stack_.rows, stack_.layer_width()};
-  const auto view = [&](E* data) { return at::from_blob(data, sizes, options); };
-  if (!reserve_) {
-    at::Tensor noise = at::empty(sizes, options);
-    draw_dropout(noise, stack_.dropout);
-    view(output).mul_(noise);
-    return output;
-  }
-  at::Tensor noise = view(reserve_->noise[layer]);
-  draw_dropout(noise, stack_.dropout);
-  at::Tensor dropped = view(reserve_->dropped[layer]);
-  at::mul_out(dropped, view(output), noise);
-  return reserve_->dropped[layer];
+E* ForwardRun<E>::drop(int64_t layer, E* output, const at::Tensor& mask) {
+  const auto view = [&](E* data) { return at::from_blob(data, mask.sizes(), mask.options()); };
+  E* const dropped = reserve_ ? reserve_->dropped[layer] : output;
+  at::Tensor result = view(dropped);
+  at::mul_out(result, view(output), mask);
+  return dropped;
 }
 
 }  // namespace
@@ -233,7 +227,7 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
   const at::Tensor h0 = contiguous_state(inputs.h0), c0 = contiguous_state(inputs.c0);
   with_element(inputs.x.scalar_type(), [&](auto element) {
     ForwardRun<decltype(element)> run(stack, h0, c0, weights, outputs, steps_before);
-    run.run(rows_contiguous(inputs.x), outputs.y);
+    run.run(rows_contiguous(inputs.x), inputs.masks, outputs.y);
   });
   steps_before += stack.steps;
 }

@@ -16,25 +16,24 @@ namespace fastrnn {
 using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks);
 using ForwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout,
-    const OptionalTensor& token);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks);
 using BackwardSignature = std::vector<at::Tensor>(
     c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
     const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, double dropout, const c10::List<bool>& needs,
+    bool batch_first, const OptionalTensor& masks, const c10::List<bool>& needs,
     std::optional<c10::SymInt> samples);
 using OutputAgainSignature = at::Tensor(c10::string_view mode, const at::Tensor& x,
                                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                                         const OptionalTensor& c0, at::TensorList weights,
                                         const at::Tensor& reserve, int64_t num_layers,
                                         bool has_biases, bool bidirectional, bool batch_first,
-                                        double dropout);
+                                        const OptionalTensor& masks);
 using CellSignature = std::tuple<at::Tensor, at::Tensor>(c10::string_view mode, const at::Tensor& x,
                                                          const OptionalTensor& h0,
                                                          const OptionalTensor& c0,
@@ -51,14 +50,14 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_recurrent(const Optio
   static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
   return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 options.dropout);
+                 inputs.masks);
 }
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> call_forward(
-    const Options& options, const Inputs& inputs, const OptionalTensor& token) {
+    const Options& options, const Inputs& inputs) {
   static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
   return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 options.dropout, token);
+                 inputs.masks);
 }
 inline std::vector<at::Tensor> call_backward(const Options& options, const Inputs& inputs,
                                              const OutputGradients& gradients, const at::Tensor& y,
@@ -69,7 +68,7 @@ inline std::vector<at::Tensor> call_backward(const Options& options, const Input
   return op.call(options.mode, gradients.y, gradients.h_n, gradients.c_n, inputs.x,
                  inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights, y, reserve,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 options.dropout, needs, samples);
+                 inputs.masks, needs, samples);
 }
 inline std::tuple<at::Tensor, at::Tensor> call_cell(c10::string_view mode, const Inputs& inputs,
                                                     bool has_biases) {
@@ -92,6 +91,13 @@ inline std::vector<at::Tensor> list(const Inputs& inputs) {
 }
 
 constexpr int64_t kFirstWeight = 3;  // its place in list()
+
+// And the masks, which are not differentiated.
+inline std::vector<at::Tensor> list_all(const Inputs& inputs) {
+  std::vector<at::Tensor> all = list(inputs);
+  all.push_back(tensor_of(inputs.masks));
+  return all;
+}
 
 // Whether the reserve of a run has no elements, whatever its input is. It is then not saved: hooks
 // of saved tensors meet data alone.
@@ -134,7 +140,7 @@ inline bool any_defined(at::TensorList gradients) {
 // Whether predicate(tensor) holds for one of an op's differentiable arguments.
 template <typename Predicate>
 bool any_argument(const Inputs& inputs, const Predicate& predicate) {
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   return predicate(x) || (h0.has_value() && predicate(*h0)) || (c0.has_value() && predicate(*c0)) ||
          std::any_of(weights.begin(), weights.end(), predicate);
 }

@@ -12,12 +12,14 @@
 namespace fastrnn {
 
 using OptionalTensor = std::optional<at::Tensor>;
+inline const OptionalTensor kNone;
 
 // The ops' tensors, as ops.cpp describes them. Refers to the caller's.
 struct Inputs {
   const at::Tensor& x;
   const OptionalTensor &batch_sizes, &h0, &c0;
   at::TensorList weights;
+  const OptionalTensor& masks = kNone;
 };
 
 // Their other arguments.
@@ -25,7 +27,6 @@ struct Options {
   c10::string_view mode;
   int64_t num_layers;
   bool has_biases, bidirectional, batch_first;
-  double dropout;
 };
 
 // Gradients of the ops' results, or their tangents; zeros where none is given.
@@ -40,10 +41,10 @@ struct Stack {
   int64_t layers, directions;
   bool has_biases, projected;
   bool packed, batched, batch_first;
+  bool drops;  // there are masks of dropout
   int64_t steps, batch, input, hidden, width;
   int64_t rows;                               // of all steps together
   std::vector<int64_t> batch_sizes, offsets;  // packed only, (T) each
-  double dropout;
   bool contended;  // threads had better not wait for each other: see contention.h
 
   Schedule schedule() const {
@@ -61,7 +62,7 @@ struct Stack {
     return others > first ? others : first;
   }
   int64_t weights_per_strand() const { return 2 + 2 * has_biases + projected; }
-  bool drops_after(int64_t layer) const { return dropout > 0 && layer + 1 < layers; }
+  bool drops_after(int64_t layer) const { return drops && layer + 1 < layers; }
 
   std::vector<int64_t> output_sizes() const;
   std::vector<int64_t> state_sizes(int64_t state_width) const;  // of h_n (P) and c_n (H)

@@ -153,13 +153,15 @@ class Fold {
 // How a stack's call is folded.
 struct FoldedCall {
   bool packed, has_rows;
-  int64_t axis;  // of rows in x and y; without rows, of samples
+  int64_t axis;       // of rows in x and y; without rows, of samples
+  int64_t mask_axis;  // likewise, in the masks
 
   FoldedCall(const Inputs& inputs, bool batch_first) : packed(inputs.batch_sizes.has_value()) {
     const int64_t dims = inputs.x.dim();
     TORCH_CHECK(dims == 2 || dims == 3, "fastrnn: x must have 2 or 3 dimensions, got ", dims);
     has_rows = packed || dims == 3;
     axis = packed || batch_first ? 0 : 1;
+    mask_axis = packed ? 1 : 2;
   }
   OptionalTensor sizes(const Inputs& inputs, const Samples& samples) const {
     return packed ? OptionalTensor(inputs.batch_sizes->mul(samples.count())) : std::nullopt;
@@ -171,25 +173,39 @@ struct Below {
   c10::impl::ExcludeDispatchKeyGuard guard{c10::DispatchKey::FuncTorchBatched};
 };
 
+// One sample's call, of which `all` begins as list_all.
+struct SampleCall {
+  OptionalTensor h0, c0, masks;
+  Inputs inputs;
+
+  SampleCall(const Inputs& of_all, at::TensorList all)
+      : h0(optional(all[1])),
+        c0(optional(all[2])),
+        masks(optional(all[kFirstWeight + of_all.weights.size()])),
+        inputs{all[0], of_all.batch_sizes, h0, c0, all.slice(kFirstWeight, of_all.weights.size()),
+               masks} {}
+  SampleCall(const SampleCall&) = delete;
+};
+
 // recurrent or recurrent_forward, as `run` calls it. Results beyond y, h_n and c_n are all samples'
 // together: a reserve.
 template <typename Run>
 Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run) {
-  const auto& [x, batch_sizes, h0, c0, weights] = inputs;
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const Samples samples;
-  const Tensors all = list(inputs);
+  TORCH_CHECK(!samples.has(tensor_of(batch_sizes)),
+              "fastrnn: batch_sizes must be the same for all samples of vmap");
+  const Tensors all = list_all(inputs);
   const Below below;
   if (!samples.has_any(all)) return run(inputs);
   if (samples.count() == 0 || samples.has_any(weights)) {
-    return samples.run_each(all, [&](const Tensors& one) {
-      return run({one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                  at::TensorList(one).slice(kFirstWeight)});
-    });
+    return samples.run_each(
+        all, [&](const Tensors& one) { return run(SampleCall(inputs, one).inputs); });
   }
   const FoldedCall call(inputs, options.batch_first);
   const Fold fold(samples, call.has_rows);
   Tensors results = run({fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                         fold.join(c0, 1), weights});
+                         fold.join(c0, 1), weights, fold.join(masks, call.mask_axis)});
   results[0] = fold.split(results[0], call.axis);
   results[1] = fold.split(results[1], 1);
   if (options.mode == "LSTM") results[2] = fold.split(results[2], 1);
@@ -201,12 +217,9 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              const OptionalTensor& h0, const OptionalTensor& c0,
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
-                                             double dropout) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  // Masks of dropout follow vmap's randomness. (Sizes that are a sample's own the reference
-  // refuses.)
-  if (dropout > 0 || level_of(batch_sizes) > 0) return recurrent_reference(options, inputs);
+                                             const OptionalTensor& masks) {
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
     const auto [y, h_n, c_n] = call_recurrent(options, given);
     return Tensors{y, h_n, c_n};
@@ -217,13 +230,11 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, double dropout,
-    const OptionalTensor& token) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  TORCH_CHECK(dropout == 0, "fastrnn: recurrent_forward has no dropout under vmap; recurrent has");
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
-    const auto [y, h_n, c_n, reserve] = call_forward(options, given, token);
+    const auto [y, h_n, c_n, reserve] = call_forward(options, given);
     return Tensors{y, h_n, c_n, reserve};
   });
   return {results[0], results[1], results[2], results[3]};
@@ -234,8 +245,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
 Tensor repeat_folded_rows(const Options& options, const Inputs& inputs, const Tensor& reserve,
                           const c10::SymInt& count) {
   const OptionalTensor sizes = unwrapped(inputs.batch_sizes);
-  const Stack stack =
-      check_arguments(options, {inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights});
+  const Stack stack = check_arguments(
+      options, {inputs.x, sizes, inputs.h0, inputs.c0, inputs.weights, inputs.masks});
   if (stack.reserve_size() == 0) return reserve;
   const c10::SymInt folded = reserve.sym_numel() / stack.reserve_size();
   Tensors parts;
@@ -254,11 +265,12 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                            const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
                            const Tensor& reserve, int64_t num_layers, bool has_biases,
-                           bool bidirectional, bool batch_first, double dropout,
+                           bool bidirectional, bool batch_first, const OptionalTensor& masks,
                            const c10::List<bool>& needs, std::optional<c10::SymInt> given_samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights};
-  Tensors all = list(inputs);
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+  Tensors all = list_all(inputs);
+  const size_t of_call = all.size();
   const Tensors rest = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n), y, reserve};
   all.insert(all.end(), rest.begin(), rest.end());
   const Samples samples;
@@ -269,18 +281,15 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   // A reserve of each sample's own is what forward leaves where the weights are.
   if (samples.count() == 0 || samples.has_any(weights) || samples.has(reserve)) {
     return samples.run_each(all, [&](const Tensors& one) {
-      const at::TensorList gradients = at::TensorList(one).slice(kFirstWeight + weights.size());
-      return call_backward(options,
-                           {one[0], batch_sizes, optional(one[1]), optional(one[2]),
-                            at::TensorList(one).slice(kFirstWeight, weights.size())},
-                           as_gradients(gradients), gradients[3], gradients[4], needs,
-                           given_samples);
+      const at::TensorList gradients = at::TensorList(one).slice(of_call);
+      return call_backward(options, SampleCall(inputs, one).inputs, as_gradients(gradients),
+                           gradients[3], gradients[4], needs, given_samples);
     });
   }
   const FoldedCall call(inputs, batch_first);
   const Fold fold(samples, call.has_rows);
   const c10::SymInt& count = samples.count();
-  const Tensors of_forward = list(inputs);
+  const Tensors of_forward = list_all(inputs);
   // Where other levels' samples are folded into the shared reserve, the op cannot tell them apart.
   const bool is_folded = !samples.has_any(of_forward) &&
                          std::any_of(of_forward.begin(), of_forward.end(), [](const Tensor& t) {
@@ -291,7 +300,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   Tensors results =
       call_backward(options,
                     {fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
-                     fold.join(c0, 1), weights},
+                     fold.join(c0, 1), weights, fold.join(masks, call.mask_axis)},
                     {fold.join(dy, call.axis), fold.join(dh_n, 1), dc}, fold.join(y, call.axis),
                     kept, needs, given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;

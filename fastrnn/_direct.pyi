@@ -1,4 +1,4 @@
-"""The ops `fastrnn::recurrent` and `fastrnn::cell` for plain calls: see csrc/direct.cpp.
+"""The ops `recurrent` and `cell` for plain calls, and masks of dropout: see csrc/direct.cpp.
 
 The weights are given as a module's `_parameters`, and the names of those that are wanted. Returns
 NotImplemented where the call is to go through torch.ops, and under torch.compile cannot be traced.
@@ -21,9 +21,17 @@ def recurrent(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    dropout: float,
+    masks: Tensor | None,
     /,
 ) -> tuple[Tensor, Tensor, Tensor] | NotImplementedType: ...
+def draw_masks(
+    x: Tensor,
+    batch_first: bool,
+    count: int,
+    width: int,
+    dropout: float,
+    /,
+) -> Tensor | NotImplementedType: ...
 def cell(
     mode: str,
     x: Tensor,

@@ -34,6 +34,11 @@ def _differ(sizes: Any, others: Any) -> bool:
     return any(size != other for size, other in numbers)
 
 
+def _check_size(name: str, tensor: Tensor, size: tuple[int | torch.SymInt, ...]) -> None:
+    if tensor.dim() != len(size) or _differ(tensor.shape, size):
+        raise RuntimeError(f"fastrnn: {name} must have size {size}, got {tuple(tensor.shape)}")
+
+
 class _Stack:
     """Sizes of a stack; names as in csrc/stack.h. Takes the arguments of `recurrent_forward`."""
 
@@ -49,20 +54,17 @@ class _Stack:
         has_biases: bool,
         bidirectional: bool,
         batch_first: bool,
-        dropout: float,
-        token: Tensor | None = None,
+        masks: Tensor | None,
     ) -> None:
         if mode not in _MODES:
             raise RuntimeError(f"fastrnn: mode must be one of {_MODES}, got {mode}")
-        if not 0 <= dropout <= 1:
-            raise RuntimeError(f"fastrnn: dropout must be in [0, 1], got {dropout}")
         if x is None or x.layout is not torch.strided or x.dtype not in FUSED_DTYPES:
             raise RuntimeError(f"fastrnn: x must be a dense tensor of one of {FUSED_DTYPES}")
-        _check_kinds(x, batch_sizes, (h0, c0, *weights))
+        _check_kinds(x, batch_sizes, (h0, c0, masks, *weights))
         if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
             raise RuntimeError(f"fastrnn: x must have 2 or 3 dimensions, got {x.dim()}")
         self.x = x
-        self.dropout = dropout
+        self.drops = masks is not None
         self.layers = num_layers
         self.directions = 2 if bidirectional else 1
         self.strands = num_layers * self.directions
@@ -107,11 +109,10 @@ class _Stack:
         for state, size in zip((h0, c0), (self.width, self.hidden), strict=True):
             if state is None:
                 continue
-            expected = (self.strands, *self.batch, size)
-            if state.dim() != len(expected) or _differ(state.shape, expected):
-                raise RuntimeError(
-                    f"fastrnn: a state has size {tuple(state.shape)}, expected {expected}"
-                )
+            _check_size("a state", state, (self.strands, *self.batch, size))
+        if masks is not None:
+            batch = self.batch if x.dim() == 3 else ()
+            _check_size("masks", masks, (num_layers - 1, steps, *batch, self.layer_width))
 
     def _check_weights(self, weights: list[Tensor], has_biases: bool) -> None:
         gates = self.hidden * (4 if self.lstm else 1)
@@ -127,9 +128,7 @@ class _Stack:
                 sizes["weight_hr"] = (self.width, self.hidden)
             of_strand = weights[strand * count : (strand + 1) * count]
             for (name, size), weight in zip(sizes.items(), of_strand, strict=True):
-                if weight.dim() != len(size) or _differ(weight.shape, size):
-                    found = tuple(weight.shape)
-                    raise RuntimeError(f"fastrnn: {name} must have size {size}, got {found}")
+                _check_size(name, weight, size)
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         y = self.x.new_empty((*self.x.shape[:-1], self.layer_width))
@@ -140,7 +139,7 @@ class _Stack:
     def reserve(self) -> Tensor:
         per_strand = 5 * self.hidden if self.lstm else 0
         per_strand += self.hidden if self.projected else 0
-        between_layers = self.layer_width * (3 if self.dropout > 0 else 1)
+        between_layers = self.layer_width * (2 if self.drops else 1)
         kept = self.strands * per_strand + (self.layers - 1) * between_layers
         return self.x.new_empty((self.rows * kept,))
 
@@ -173,12 +172,12 @@ def _recurrent_backward(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    dropout: float,
+    masks: Tensor | None,
     needs: list[bool],
     samples: int | None = None,
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
-    _check_kinds(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, *inputs))
+    _check_kinds(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, masks, *inputs))
     of_samples = () if samples is None else (samples,)
     return [
         given.new_empty(given.shape if i < 3 else (*of_samples, *given.shape))
@@ -200,7 +199,7 @@ def _output_again(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    dropout: float,
+    masks: Tensor | None,
 ) -> Tensor:
-    _check_kinds(x, batch_sizes, (h0, c0, reserve, *weights))
+    _check_kinds(x, batch_sizes, (h0, c0, reserve, masks, *weights))
     return x.new_empty((*x.shape[:-1], weights[1].size(1) * (2 if bidirectional else 1)))

@@ -78,7 +78,7 @@ def _recurrent_backward(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    dropout: float,
+    masks: Any,
     needs: list[bool],
     samples: int | None = None,
     **_: Any,

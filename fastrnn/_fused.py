@@ -145,9 +145,7 @@ def _call_untraced(op: Callable[..., Any], *arguments: Any) -> None:
     try:
         # Detached, as autocast would keep its casts of parameters, which are not traced either.
         detached = tree_map_only(Tensor, Tensor.detach, arguments)
-        x = detached[1]
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            op(*detached)
+        op(*detached)
     finally:
         torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 

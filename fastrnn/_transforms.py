@@ -1,20 +1,19 @@
 """The fused stack under torch.func's transforms and forward-mode AD.
 
-The ops know the transforms themselves (csrc/vmap.cpp, derivatives.cpp). What they do not is done
-here, where the modules come while a transform is active: autocast, and dropout under vmap.
+The ops know the transforms themselves (csrc/vmap.cpp, derivatives.cpp), but not under autocast:
+that is done here, where the modules come while a transform is active.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
-from torch.nn.functional import dropout as drop
 
 ops = torch.ops.fastrnn
 
@@ -23,7 +22,7 @@ MaybeTensor = Tensor | None
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of the ops that are not tensors, as in csrc/stack.h, but for dropout."""
+    """The arguments of the ops that are not tensors, as in csrc/stack.h."""
 
     mode: str
     num_layers: int
@@ -36,9 +35,9 @@ class Options:
         op: Callable[..., Any],
         batch_sizes: Tensor | list[int] | None,
         tensors: Sequence[MaybeTensor],
-        dropout: float,
+        *masks: MaybeTensor,
     ) -> Any:
-        """Calls `op` on `tensors`: x, h0, c0 and the weights."""
+        """Calls `op` on `tensors`, x, h0, c0 and the weights, and on masks if it takes them."""
         x, h0, c0, *weights = tensors
         return op(
             self.mode,
@@ -51,7 +50,7 @@ class Options:
             self.has_biases,
             self.bidirectional,
             self.batch_first,
-            dropout,
+            *masks,
         )
 
 
@@ -81,7 +80,7 @@ def recurrent(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    dropout: float,
+    masks: MaybeTensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack as the op `fastrnn::recurrent` does, and is seen by every transform."""
     if torch.compiler.is_dynamo_compiling():
@@ -89,7 +88,7 @@ def recurrent(
     options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
-    return _run_any(options, batch_sizes, (x, h0, c0, *weights), dropout)
+    return _run_any(options, batch_sizes, (x, h0, c0, *weights), masks)
 
 
 def cell(
@@ -106,7 +105,7 @@ def cell(
     if c0 is not None:
         c0 = c0.unsqueeze(0)
     options = Options(mode, 1, has_biases, bidirectional=False, batch_first=False)
-    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), 0.0, is_cell=True)
+    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), None, is_cell=True)
     return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
@@ -126,18 +125,21 @@ def _run_any(
     options: Options,
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
-    dropout: float,
+    masks: MaybeTensor,
     is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs a stack with or without dropout, and as csrc/autocast.cpp does where that is on."""
+    """Runs a stack, and as csrc/autocast.cpp does where autocast is on."""
     x, _, c0, *weights = tensors
     assert x is not None
     device = x.device.type
     if torch.is_autocast_enabled(device):
-        lower = torch.get_autocast_dtype(device)
-        lowered = [t if t is None or t.dtype == torch.float64 else t.to(lower) for t in tensors]
+        dtype = torch.get_autocast_dtype(device)
+
+        def lower(t: MaybeTensor) -> MaybeTensor:
+            return t if t is None or t.dtype == torch.float64 else t.to(dtype)
+
         with torch.autocast(device, enabled=False):
-            outputs = _run_any(options, batch_sizes, lowered, dropout)
+            outputs = _run_any(options, batch_sizes, [*map(lower, tensors)], lower(masks))
         strands = options.num_layers * (2 if options.bidirectional else 1)
         return ops.autocast_outputs.default(
             options.mode == "LSTM",
@@ -149,37 +151,5 @@ def _run_any(
         )
     # Raises what recurrent would, before a transform rearranges the arguments.
     sizes = None if batch_sizes is None else batch_sizes.tolist()
-    options.call(ops.check.default, sizes, tensors, dropout)
-    if dropout > 0:
-        return _run_with_dropout(options, batch_sizes, tensors, dropout)
-    return options.call(ops.recurrent.default, batch_sizes, tensors, 0.0)
-
-
-def _run_with_dropout(
-    options: Options, batch_sizes: MaybeTensor, tensors: Sequence[MaybeTensor], dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer by layer, with torch's own dropout between them, whose masks follow vmap's randomness.
-
-    Drawn over (T, N, ...) as torch.nn does, so that a seed gives the same masks.
-    """
-    x, h0, c0, *weights = tensors
-    assert x is not None
-    swaps = options.batch_first and x.dim() == 3
-    if swaps:
-        x = x.transpose(0, 1)
-    layer_options = replace(options, num_layers=1, batch_first=False)
-    directions = 2 if options.bidirectional else 1
-    count = len(weights) // options.num_layers
-    final = []
-    for layer in range(options.num_layers):
-        if layer > 0:
-            x = drop(x, dropout)
-        h, c = (
-            None if state is None else state[layer * directions : (layer + 1) * directions]
-            for state in (h0, c0)
-        )
-        of_layer = (x, h, c, *weights[layer * count : (layer + 1) * count])
-        x, *states = layer_options.call(ops.recurrent.default, batch_sizes, of_layer, 0.0)
-        final.append(states)
-    h_n, c_n = (torch.cat(states) for states in zip(*final, strict=True))
-    return (x.transpose(0, 1) if swaps else x), h_n, c_n
+    options.call(ops.check.default, sizes, tensors)
+    return options.call(ops.recurrent.default, batch_sizes, tensors, masks)

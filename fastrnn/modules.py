@@ -132,13 +132,15 @@ def _run(
     batch_sizes: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Runs the fused op: y, h_n, c_n; or None where torch.nn is to compute.
 
     Raises:
         RuntimeError: The op does not take these arguments.
     """
-    dropout = module.dropout if module.training else 0.0
+    if module.training and module.dropout != 0 and masks is None and module.num_layers > 1:
+        return _run_with_dropout(module, x, batch_sizes, h0, c0)
     if not (is_dynamo_compiling() or fx_traces()):
         outputs = _direct.recurrent(
             module.mode,
@@ -152,7 +154,7 @@ def _run(
             module.bias,
             module.bidirectional,
             module.batch_first,
-            dropout,
+            masks,
         )
         if outputs is not NotImplemented:
             return outputs
@@ -172,8 +174,52 @@ def _run(
         module.bias,
         module.bidirectional,
         module.batch_first,
-        dropout,
+        masks,
     )
+
+
+def _run_with_dropout(
+    module: _Recurrent,
+    x: Any,
+    batch_sizes: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As `_run`. What raises leaves the generator as it was: torch.nn, if it computes, draws."""
+    if not can_fuse(x, h0, c0):
+        return None
+    before = torch.get_rng_state() if x.is_cpu and not is_dynamo_compiling() else None
+    try:
+        return _run(module, x, batch_sizes, h0, c0, _draw_masks(module, x, batch_sizes))
+    except REFUSALS:
+        if before is not None:
+            torch.set_rng_state(before)
+        raise
+
+
+def _draw_masks(module: _Recurrent, x: Tensor, batch_sizes: Tensor | None) -> Tensor:
+    """Draws what dropout multiplies the output of each layer but the last with, as the op takes it.
+
+    Under the same seed they are torch.nn's.
+
+    Raises:
+        ValueError: The probability of dropout is none.
+    """
+    dropout, count = module.dropout, module.num_layers - 1
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be in [0, 1], got {dropout}")
+    width = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
+    batch_first = module.batch_first and batch_sizes is None and x.dim() == 3
+    if not is_dynamo_compiling():
+        masks = _direct.draw_masks(x, batch_first, count, width, dropout)
+        if masks is not NotImplemented:
+            return masks
+    sizes = (*(x.shape[1::-1] if batch_first else x.shape[:-1]), width)
+    ones = torch.ones(sizes, dtype=x.dtype, device=x.device)
+    if dropout == 1:
+        return ones.new_zeros(count, *sizes)
+    # An op that compilers know to draw at random, and that heeds the randomness of vmap.
+    return torch.stack([torch.native_dropout(ones, dropout, True)[0] for _ in range(count)])
 
 
 def _torch_reads_past(hx: Any) -> bool:

@@ -67,6 +67,8 @@ def draw_arguments(rng: random.Random) -> Arguments:
         x, batch = normal(T, I), []
     else:
         x = normal(N, T, I) if batch_first else normal(T, N, I)
+    drops = layers > 1 and rng.random() < 0.3
+    rows = (T, N) if kind == "padded" else x.shape[:1]
     states = rng.random() < 0.6
     stacked = layers * directions
     return {
@@ -80,7 +82,7 @@ def draw_arguments(rng: random.Random) -> Arguments:
         "has_biases": has_biases,
         "bidirectional": directions == 2,
         "batch_first": batch_first,
-        "dropout": 0.0,
+        "masks": normal(layers - 1, *rows, directions * width) if drops else None,
     }
 
 
@@ -97,7 +99,7 @@ def expected(arguments: Arguments) -> tuple[Tensor, ...]:
     if unbatched:
         x = x.unsqueeze(1)
     stacked = a["num_layers"] * (2 if a["bidirectional"] else 1)
-    steps_first = a["batch_first"] and not unbatched
+    steps_first = a["batch_first"] and not unbatched and sizes is None
     batch = int(sizes[0]) if sizes is not None else x.size(0 if steps_first else 1)
     hidden = weights[0].size(0) // (4 if lstm else 1)
 
@@ -107,14 +109,26 @@ def expected(arguments: Arguments) -> tuple[Tensor, ...]:
         return given.unsqueeze(1) if unbatched else given
 
     h0 = state(a["h0"], weights[1].size(1))
-    hx: Any = (h0, state(a["c0"], hidden)) if lstm else h0
+    c0 = state(a["c0"], hidden)
     function = getattr(torch._VF, mode.lower())
     flags = bool(a["has_biases"]), bool(a["bidirectional"])
-    options = (weights, flags[0], a["num_layers"], 0.0, False, flags[1])
-    if sizes is not None:
-        results = function(x, sizes, hx, *options)
-    else:
-        results = function(x, hx, *options, bool(steps_first))
+    per_layer, directions = len(weights) // a["num_layers"], 1 + flags[1]
+    states = []
+    for layer in range(a["num_layers"]):
+        if layer > 0 and a["masks"] is not None:
+            mask = a["masks"][layer - 1].double()
+            mask = mask.unsqueeze(1) if unbatched else mask
+            x = x * (mask.transpose(0, 1) if steps_first else mask)
+        strands = slice(layer * directions, (layer + 1) * directions)
+        of_layer = weights[layer * per_layer : (layer + 1) * per_layer]
+        options = (of_layer, flags[0], 1, 0.0, False, flags[1])
+        hx: Any = (h0[strands], c0[strands]) if lstm else h0[strands]
+        if sizes is not None:
+            x, *final = function(x, sizes, hx, *options)
+        else:
+            x, *final = function(x, hx, *options, bool(steps_first))
+        states.append(final)
+    results = [x, *map(torch.cat, zip(*states, strict=True))]
     return tuple(result.squeeze(1) for result in results) if unbatched else tuple(results)
 
 
@@ -130,7 +144,7 @@ def assert_near(ours: Tensor, truth: Tensor) -> None:
 def check_outputs(arguments: Arguments, outputs: Any) -> None:
     """Asserts that the outputs of a call that was accepted are right."""
     x = arguments["x"]
-    if x.is_meta or arguments["dropout"] not in (None, 0):
+    if x.is_meta:
         assert outputs[0].size(-2 if x.dim() > 1 else 0) == x.size(-2 if x.dim() > 1 else 0)
         return
     if arguments["num_layers"] > 0 and x.numel() == 0:
@@ -142,9 +156,10 @@ def check_outputs(arguments: Arguments, outputs: Any) -> None:
 
 
 def as_list(arguments: Arguments) -> Arguments:
-    """Returns arguments with sizes as the ops `reference` and `check` take them."""
+    """Returns arguments as the ops `reference` and `check` take them, with no masks."""
+    given = {name: value for name, value in arguments.items() if name != "masks"}
     sizes = arguments["batch_sizes"]
-    return arguments | {"batch_sizes": sizes.tolist() if isinstance(sizes, Tensor) else sizes}
+    return given | {"batch_sizes": sizes.tolist() if isinstance(sizes, Tensor) else sizes}
 
 
 def call_recurrent(rng: random.Random, changes: int) -> Check:
@@ -156,18 +171,15 @@ def call_recurrent(rng: random.Random, changes: int) -> Check:
 
 
 def call_reference(rng: random.Random, changes: int) -> Check:
-    """Calls reference, which knows no dropout."""
-    arguments = change(rng, draw_arguments(rng), changes)
-    arguments["dropout"] = 0.0
-    given = as_list(arguments)
-    del given["dropout"]
-    outputs = ops.reference(**given)
+    """Calls reference, which takes no masks."""
+    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None}
+    outputs = ops.reference(**as_list(arguments))
     return lambda: check_outputs(arguments, outputs)
 
 
 def call_check(rng: random.Random, changes: int) -> Check:
     """Calls check, which must refuse what recurrent refuses."""
-    arguments = change(rng, draw_arguments(rng), changes)
+    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None}
     ops.check(**as_list(arguments))
 
     def check() -> None:
@@ -202,7 +214,7 @@ def call_cell(rng: random.Random, changes: int) -> Check:
     outputs = ops.cell(**given)
     stacked = {k: v[None] if isinstance(v, Tensor) else v for k, v in given.items()}
     stacked |= {"batch_sizes": None, "num_layers": 1, "bidirectional": False}
-    stacked |= {"batch_first": False, "dropout": 0.0}
+    stacked |= {"batch_first": False, "masks": None}
 
     def check() -> None:
         h, c = outputs
@@ -220,8 +232,6 @@ def is_projected(arguments: Arguments) -> bool:
 def call_backward(rng: random.Random, changes: int) -> Check:
     """Calls recurrent_backward."""
     arguments = draw_arguments(rng)
-    if rng.random() < 0.3:
-        arguments["dropout"] = 0.5
     y, h_n, c_n, reserve = ops.recurrent_forward(**arguments)
     lstm = arguments["mode"] == "LSTM"
     inputs = [arguments["x"], arguments["h0"], arguments["c0"], *arguments["weights"]]
@@ -253,7 +263,7 @@ def call_backward(rng: random.Random, changes: int) -> Check:
         assert len(results) == sum(wanted)
         # A rounding to 16 bits may take an element across relu's corner, and its gradient with it.
         cornered = arguments["mode"] == "RNN_RELU" and y.element_size() == 2
-        if not (changes or arguments["dropout"] or cornered):
+        if not (changes or cornered):
             of_inputs, of_weights = results[: sum(needs[:3])], results[sum(needs[:3]) :]
             if "samples" in given:
                 of_weights = [gradient.sum(0) for gradient in of_weights]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,6 +123,17 @@ def make_inputs(case: Case, seed: int = 1, scale: float = 1.0) -> Inputs:
     h0 = draw(case.L * case.D, *batch, case.P or case.H)
     c0 = draw(case.L * case.D, *batch, case.H) if case.kind == "LSTM" else None
     return Inputs(x, case.lengths, h0, c0)
+
+
+def draw_masks(case: Case, x: Tensor) -> Tensor | None:
+    """Draws what dropout multiplies layers' outputs with, as torch.nn does, as the ops take it."""
+    if case.dropout == 0:
+        return None
+    steps = x.shape[:-1]
+    if case.batch_first and x.dim() == 3:
+        steps = (steps[1], steps[0])
+    ones = torch.ones(*steps, (case.P or case.H) * case.D, dtype=x.dtype)
+    return torch.stack([F.dropout(ones, case.dropout) for _ in range(case.L - 1)])
 
 
 def call(module: nn.RNNBase, inputs: Inputs) -> dict[str, Tensor]:

@@ -455,7 +455,7 @@ def test_batch_sizes_whose_memory_was_freed() -> None:
             True,
             False,
             False,
-            0.0,
+            None,
         )
 
 

@@ -144,3 +144,25 @@ def test_calls_on_the_same_input_draw_masks_of_their_own(kind: str, backend: str
     assert not torch.equal(first, second)
     (first - second).square().sum().backward()
     assert module.weight_hh_l0.grad.norm() > 0
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_frozen_calls_on_the_same_input_draw_masks_of_their_own(kind: str) -> None:
+    module = getattr(fastrnn, kind)(6, 10, 2, dropout=0.5)
+    with torch._inductor.config.patch(freezing=True), torch.no_grad():
+        compiled = torch.compile(lambda x: (module(x)[0], module(x)[0]))
+        first, second = compiled(torch.randn(5, 3, 6))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_recomputation_of_all_but_random_ops_meets_the_same_masks(backend: str) -> None:
+    module = fastrnn.RNN(6, 10, 3, dropout=0.5, nonlinearity="relu", bias=False)
+    x = torch.rand(5, 3, 6, requires_grad=True)
+    # Inductor's own random numbers torch draws again, those of nn.Dropout too.
+    fallback = torch._inductor.config.patch(fallback_random=True)
+    with torch._functorch.config.patch(aggressive_recomputation=True), fallback:
+        y, _ = torch.compile(module, fullgraph=True, backend=backend)(x)
+        y.sum().backward()
+    assert y.any()
+    torch.testing.assert_close((x * x.grad).sum(), y.sum())  # Euler: y is homogeneous in x

@@ -228,7 +228,7 @@ def test_compile(lengths: tuple[int, ...] | None, backend: str) -> None:
 def test_fakes_are_laid_out_like_the_real_ones(case: Case) -> None:
     ours, _, inputs = ours_and_theirs(case)
     for x in (inputs.x, inputs.x.transpose(0, 1).contiguous().transpose(0, 1)):
-        arguments = (case.kind, x, None, None, None, ours._flat_weights, 2, True, True, True, 0.0)
+        arguments = (case.kind, x, None, None, None, ours._flat_weights, 2, True, True, True, None)
         torch.library.opcheck(
             torch.ops.fastrnn.recurrent, arguments, test_utils=("test_schema", "test_faketensor")
         )

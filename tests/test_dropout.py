@@ -1,5 +1,7 @@
 """Dropout between layers: the masks of torch.nn under the same seed."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -70,6 +72,28 @@ def test_masks_are_drawn_anew_each_call(kind: str) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)
     first, second = call(module, inputs), call(module, inputs)
     assert not torch.equal(first["y"], second["y"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_raises_draws_nothing(kind: str) -> None:
+    module = build(fastrnn, Case(kind, L=2, dropout=0.5))
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError):
+        module(torch.zeros(7, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dropout", [-0.5, 1.5, float("nan"), None, "a"], ids=str)
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_what_is_no_probability_is_refused_in_torch_nn_words(kind: str, dropout: Any) -> None:
+    errors = []
+    for package in (fastrnn, nn):
+        module = getattr(package, kind)(5, 8, num_layers=2, dropout=0.5)
+        module.dropout = dropout
+        with pytest.raises((RuntimeError, TypeError)) as raised:
+            module(torch.zeros(7, 3, 5))
+        errors.append((raised.type, str(raised.value)))
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("case", cases(L=[2], dropout=[0.5, 1.0], lengths=[None, LENGTHS]), ids=str)

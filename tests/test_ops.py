@@ -19,6 +19,7 @@ from helpers import (
     build,
     call,
     cases,
+    draw_masks,
     make_inputs,
 )
 
@@ -46,7 +47,7 @@ def op_arguments(case: Case, requires_grad: bool = False) -> dict[str, Any]:
         "has_biases": case.bias,
         "bidirectional": case.D == 2,
         "batch_first": case.batch_first,
-        "dropout": case.dropout,
+        "masks": draw_masks(case, x),
     }
 
 
@@ -116,6 +117,7 @@ def test_strides(case: Case) -> None:
 def test_dropout(case: Case) -> None:
     arguments = op_arguments(case)
     torch.manual_seed(0)
+    arguments["masks"] = draw_masks(case, arguments["x"])
     y, h_n, _ = ops.recurrent(**arguments)
     module = build(nn, case)
     torch.manual_seed(0)
@@ -178,7 +180,7 @@ def test_projection_as_wide_as_hidden(has_biases: bool) -> None:
     shapes = [(4 * H, H), (4 * H, H), *[(4 * H,)] * (2 * has_biases), (H, H)]
     weights = [torch.randn(shape) for shape in shapes * layers]
     arguments = ("LSTM", torch.randn(5, 3, H), None, None, None, weights, layers)
-    arguments = (*arguments, has_biases, False, False, 0.0)
+    arguments = (*arguments, has_biases, False, False, None)
     reserve = ops.recurrent_forward(*arguments)[-1]
     assert reserve.numel() == 5 * 3 * (layers * (5 + 1) * H + (layers - 1) * H)
     torch.library.opcheck(ops.recurrent_forward.default, arguments)

@@ -145,7 +145,7 @@ def test_sizes_are_free_once_they_are_read(inference: bool, path: str) -> None:
         with torch.inference_mode(inference):
             sizes = torch.tensor([3, 2, 1])
         if package is fastrnn and path == "op":
-            weights, options = list(module.parameters()), (1, True, False, False, 0.0)
+            weights, options = list(module.parameters()), (1, True, False, False, None)
             y, *_ = torch.ops.fastrnn.recurrent_forward(
                 "LSTM", of_x, sizes, None, None, weights, *options
             )

@@ -19,7 +19,18 @@ from derivatives import (
     by_jvp_of_grad,
     with_tangent,
 )
-from helpers import KINDS, Case, Inputs, assert_equal, assert_same, build, call, cases, make_inputs
+from helpers import (
+    KINDS,
+    Case,
+    Inputs,
+    assert_equal,
+    assert_same,
+    build,
+    call,
+    cases,
+    draw_masks,
+    make_inputs,
+)
 
 SMALL = {"T": [3], "N": [2], "I": [2], "H": [3], "dtype": [torch.float64], "hx": [True]}
 
@@ -89,10 +100,11 @@ def test_forward_mode_through_the_op_of_a_cell(kind: str, trained: bool) -> None
 def test_forward_mode_through_the_op_when_all_is_dropped(case: Case) -> None:
     module, x = build(fastrnn, case), make_inputs(case).x
     weights = list(module.requires_grad_(False).parameters())
+    masks = draw_masks(case, x)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         y, *_ = torch.ops.fastrnn.recurrent(
-            case.kind, dual, None, None, None, weights, 2, True, False, False, 1.0
+            case.kind, dual, None, None, None, weights, 2, True, False, False, masks
         )
         primal, tangent = forward_ad.unpack_dual(y)
     assert primal.isfinite().all()

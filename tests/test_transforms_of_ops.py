@@ -97,21 +97,6 @@ def test_gradient_under_dropout_that_is_transformed(options: dict[str, bool]) ->
     assert_close(found, tuple(torch.stack([g, -2 * g, 3 * g]) for g in expected))
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("LSTM", "LSTM"), ("RNN", "RNN_TANH")])
-def test_outputs_under_dropout_are_laid_out_as_without_vmap(kind: str, mode: str) -> None:
-    """A program may view y as it could where it was made, and is given an empty c_n of an RNN."""
-    ours = getattr(fastrnn, kind)(4, 5, num_layers=2, batch_first=True, dtype=torch.float64)
-    weights, x = [p.detach() for p in ours.parameters()], draw(kind)
-
-    def outputs(x: Tensor) -> tuple[Tensor, ...]:
-        options = (2, True, False, True, 0.5)
-        y, h_n, c_n = torch.ops.fastrnn.recurrent(mode, x, None, None, None, weights, *options)
-        return y.view(-1), h_n, c_n
-
-    many = vmap(outputs, randomness="different")(torch.stack([x, x]))
-    assert [t.shape[1:] for t in many] == [t.shape for t in outputs(x)]
-
-
 @pytest.mark.parametrize("kind", MODULES)
 def test_jacobian_of_nothing(kind: str) -> None:
     ours, theirs = build_both(kind)
@@ -153,8 +138,8 @@ def test_states_that_are_not_given_have_no_gradients(
     ops = torch.ops.fastrnn
     x, weights = draw(kind), [p.detach() for p in build_both(kind)[0].parameters()]
     inputs, options = (x, None, None, None, weights), (1, True, False, False)
-    y, *_, reserve = ops.recurrent_forward(mode, *inputs, *options, 0.0)
-    kept = {"y": y, "reserve": reserve, "dropout": 0.0} if name == "recurrent_backward" else {}
+    y, *_, reserve = ops.recurrent_forward(mode, *inputs, *options, None)
+    kept = {"y": y, "reserve": reserve, "masks": None} if name == "recurrent_backward" else {}
     keys = ("num_layers", "has_biases", "bidirectional", "batch_first")
     results = []
     for of_states in (False, True):
@@ -184,7 +169,7 @@ def test_jacobian_of_all_results_of_an_rnn(kind: str) -> None:
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         if kind == "RNN":
-            options = (1, True, False, False, 0.0)
+            options = (1, True, False, False, None)
             return ops.recurrent("RNN_TANH", x, None, None, None, weights, *options)
         return ops.cell("RNN_TANH", x, None, None, weights, True)
 
@@ -192,19 +177,6 @@ def test_jacobian_of_all_results_of_an_rnn(kind: str) -> None:
     *found, of_nothing = jacrev(run)(x)
     assert_close(found, list(jacfwd(lambda x: run(x)[:-1])(x)))
     assert of_nothing.shape == (0, *x.shape)
-
-
-def test_packed_gradient_under_dropout() -> None:
-    """Of one layer, which drops nothing."""
-    weights = [p.detach() for p in build_both("LSTM")[0].parameters()]
-    x, sizes = draw("LSTM").flatten(0, 1), torch.tensor([3, 2, 1])
-
-    def total(x: Tensor, dropout: float) -> Tensor:
-        options = (1, True, False, False, dropout)
-        y, *_ = torch.ops.fastrnn.recurrent("LSTM", x, sizes, None, None, weights, *options)
-        return y.square().sum()
-
-    assert_close(grad(total)(x, 0.5), grad(total)(x, 0.0))
 
 
 def test_only_wanted_gradients_are_computed() -> None:
@@ -244,7 +216,8 @@ def test_second_derivatives_of_gradients_of_one_run_with_dropout(kind: str) -> N
     module = make(3, 4, num_layers=3, bidirectional=True).double()
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     wanted = [x, *module.parameters()]
-    options = (3, True, True, False, 0.5)
+    masks = torch.bernoulli(torch.full((2, 5, 2, 8), 0.5)).double() * 2
+    options = (3, True, True, False, masks)
     y, *_ = torch.ops.fastrnn.recurrent_forward(kind, x, None, None, None, wanted[1:], *options)
 
     def gradients(v: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 import fastrnn
 import helpers
-from helpers import DTYPES, KINDS, Case, Recorder, build, cases, make_inputs
+from helpers import DTYPES, KINDS, Case, Recorder, build, cases, draw_masks, make_inputs
 
 SAMPLES = 3
 Results = dict[str, Tensor]
@@ -236,6 +237,63 @@ def test_gradients_of_x_over_weights(kind: str) -> None:
     assert_same(vmap(gradient)(weights), expected)
 
 
+@pytest.mark.parametrize("beside", ["nothing", "x", "weights"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *cases(T=[4], N=[2], H=[9], L=[3], D=[2], P=[0, 3], batch_first=[False, True]),
+        *cases(T=[4], N=[None], H=[9], L=[2], batch_first=[False, True]),
+        *cases(T=[4], N=[3], H=[9], L=[2], lengths=[(4, 2, 1)]),
+    ],
+    ids=str,
+)
+def test_over_masks_of_dropout(case: Case, beside: str) -> None:
+    case = replace(case, dropout=0.5)
+    x, weights = make_inputs(case).x, [p.detach() for p in build(nn, case).parameters()]
+    sizes = None
+    if case.lengths:
+        x, sizes, *_ = pack_padded_sequence(x, case.lengths)
+    masks = torch.stack([draw_masks(case, x) for _ in range(SAMPLES)])
+    factors = {name: torch.ones(SAMPLES) for name in ("x", "weights")}
+    if beside in factors:
+        factors[beside] = torch.linspace(0.8, 1.1, SAMPLES)
+
+    def derive(masks: Tensor, of_x: Tensor, of_weights: Tensor) -> Results:
+        def total(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, Results]:
+            options = (case.L, True, case.D == 2, case.batch_first, masks)
+            outputs = torch.ops.fastrnn.recurrent(
+                case.kind, x, sizes, None, None, weights, *options
+            )
+            return outputs[0].square().sum(), dict(zip(("y", "h_n", "c_n"), outputs, strict=True))
+
+        at, given = of_x * x, [of_weights * weight for weight in weights]
+        (dx, dweights), outputs = grad(total, argnums=(0, 1), has_aux=True)(at, given)
+        along = (torch.ones_like(at),)
+        _, tangent = jvp(lambda x: total(x, given)[1]["y"], (at,), along)
+        _, second = jvp(lambda x: grad(total, has_aux=True)(x, given)[0], (at,), along)
+        gradients = {"dx": dx, **{f"dw{i}": dw for i, dw in enumerate(dweights)}}
+        return outputs | gradients | {"tangent": tangent, "second": second}
+
+    columns = (masks, factors["x"], factors["weights"])
+    in_dims = (0, *(0 if name == beside else None for name in factors))
+    given = [
+        column if dim == 0 else column[0] for column, dim in zip(columns, in_dims, strict=True)
+    ]
+    assert_same(vmap(derive, in_dims)(*given), loop(derive, *columns))
+
+
+def test_sizes_of_steps_that_are_a_samples_own() -> None:
+    weights = [p.detach() for p in build(nn, Case("LSTM")).parameters()]
+    x, sizes = torch.randn(6, 5), torch.tensor([[3, 2, 1], [2, 2, 2]])
+
+    def run(sizes: Tensor) -> Tensor:
+        inputs, options = (x, sizes, None, None, weights), (1, True, False, False, None)
+        return torch.ops.fastrnn.recurrent("LSTM", *inputs, *options)[0]
+
+    with pytest.raises(RuntimeError, match="batch_sizes must be the same"):
+        vmap(run)(sizes)
+
+
 @pytest.mark.parametrize("name", ["LSTM", "RNN", "LSTMCell"])
 def test_a_tensor_that_has_left_vmap(name: str) -> None:
     module, kept = getattr(fastrnn, name)(5, 8), []
@@ -249,7 +307,7 @@ def test_a_tensor_that_has_left_vmap(name: str) -> None:
 def test_samples_of_too_few_dimensions(name: str) -> None:
     """Samples as many as features, which would do for the dimension that is missing."""
     weights = [p.detach() for p in build(fastrnn, Case("RNN_TANH", I=5)).parameters()]
-    states, options = [None] * 3, (1, True, False, False, 0.0)
+    states, options = [None] * 3, (1, True, False, False, None)
     if name == "cell":
         states, options = [None] * 2, (True,)
 
@@ -258,18 +316,6 @@ def test_samples_of_too_few_dimensions(name: str) -> None:
 
     with pytest.raises(RuntimeError, match="dimensions"):
         vmap(run)(torch.randn(5) if name == "cell" else torch.randn(5, 7))
-
-
-def test_dropout_of_the_op_of_a_forward_pass() -> None:
-    """Which draws for the whole batch, whatever vmap's randomness is."""
-    weights = [p.detach() for p in build(fastrnn, Case("LSTM", L=2)).parameters()]
-
-    def run(x: Tensor) -> Tensor:
-        states, options = [None] * 3, (2, True, False, False, 0.5)
-        return torch.ops.fastrnn.recurrent_forward("LSTM", x, *states, weights, *options)[0]
-
-    with pytest.raises(RuntimeError, match="no dropout under vmap"):
-        vmap(run, randomness="different")(torch.randn(SAMPLES, 4, 2, 5))
 
 
 @pytest.mark.parametrize("rows", [(), (2,)], ids=["unbatched", "batched"])
@@ -402,19 +448,22 @@ def calls_of(function: Callable[[], object]) -> dict[str, int]:
     return {r.name: len(r.calls) for r in recorders if r.calls}
 
 
-@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3], hx=[True]), ids=str)
+@pytest.mark.parametrize(
+    "case", cases(N=[1], L=[2], D=[2], P=[0, 3], hx=[True], dropout=[0.0, 0.5]), ids=str
+)
 def test_over_inputs_and_states_is_one_fused_call(case: Case) -> None:
     module, arguments = build(fastrnn, case), (samples_of(case), states_of(case))
+    f = vmap(module, randomness="different")
     with torch.no_grad():
-        assert calls_of(lambda: vmap(module)(*arguments)) == {"fastrnn::recurrent": 1}
+        assert calls_of(lambda: f(*arguments)) == {"fastrnn::recurrent": 1}
 
 
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["weights", "inputs", "both"])
-@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3]), ids=str)
+@pytest.mark.parametrize("case", cases(N=[1], L=[2], D=[2], P=[0, 3], dropout=[0.0, 0.5]), ids=str)
 def test_gradients_are_one_fused_call(case: Case, argnums: Any) -> None:
     module, x = build(fastrnn, case).requires_grad_(False), samples_of(case)
     loss = grad(lambda w, x: sum_of_squares(module, w, x), argnums)
-    f = vmap(loss, in_dims=(None, 0))
+    f = vmap(loss, in_dims=(None, 0), randomness="different")
     counts = calls_of(lambda: f(dict(module.named_parameters()), x))
     assert counts == {"fastrnn::recurrent_forward": 1, "fastrnn::recurrent_backward": 1}
 
