@@ -150,14 +150,19 @@ void check_states(const Inputs& inputs, const Stack& stack) {
   }
 }
 
-void check_masks(const Inputs& inputs, Stack& stack) {
+void check_masks(const Inputs& inputs, double dropout, Stack& stack) {
+  TORCH_CHECK(dropout >= 0 && dropout <= 1, "fastrnn: dropout must be in [0, 1], got ", dropout);
+  stack.dropout = dropout;
   stack.drops = inputs.masks.has_value();
   if (!stack.drops) return;
-  check_kind("masks", *inputs.masks, inputs.x);
+  const at::Tensor& masks = *inputs.masks;
+  TORCH_CHECK(masks.defined() && masks.device() == inputs.x.device() &&
+                  masks.scalar_type() == at::kBool && masks.layout() == at::kStrided,
+              "fastrnn: masks must be a dense tensor of bool on ", inputs.x.device());
   std::vector<int64_t> sizes = stack.output_sizes();
   if (stack.batch_first) std::swap(sizes[0], sizes[1]);
   sizes.insert(sizes.begin(), stack.layers - 1);
-  check_sizes("masks", *inputs.masks, sizes);
+  check_sizes("masks", masks, sizes);
 }
 
 }  // namespace
@@ -171,9 +176,9 @@ Stack check_arguments(const Options& options, const Inputs& inputs) {
   parse_input(inputs, options.batch_first, stack);
   parse_weights(inputs, options.num_layers, stack);
   check_states(inputs, stack);
-  check_masks(inputs, stack);
-  // Nothing that is computed below may overflow: the largest buffer is the reserve, of which
-  // dropout takes twice the outputs at most. In double, in which the product itself cannot.
+  check_masks(inputs, options.dropout, stack);
+  // Nothing that is computed below may overflow: the largest buffer is the reserve. In double, in
+  // which the product itself cannot.
   const double elements = static_cast<double>(stack.rows) * static_cast<double>(stack.strands()) *
                           static_cast<double>(stack.layer_width() + 6 * stack.hidden);
   TORCH_CHECK(elements < 0x1p59, "fastrnn: x is too large");
@@ -195,8 +200,7 @@ std::vector<int64_t> Stack::state_sizes(int64_t state_width) const {
 // The layout is that of ReserveParts, in reserve.h.
 int64_t Stack::reserve_size() const {
   const int64_t per_strand = (cell == Cell::lstm ? 5 * hidden : 0) + (projected ? hidden : 0);
-  const int64_t between_layers = layer_width() * (drops ? 2 : 1);
-  return rows * (strands() * per_strand + (layers - 1) * between_layers);
+  return rows * (strands() * per_strand + (layers - 1) * layer_width());
 }
 
 }  // namespace fastrnn

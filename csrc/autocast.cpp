@@ -82,9 +82,8 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const
   std::vector<Tensor> cast_weights;
   cast_weights.reserve(weights.size());
   for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
-  const auto [y, h_n, c_n] =
-      call_recurrent(options, {cast(x), batch_sizes, cast_if_given(h0), cast_if_given(c0),
-                               cast_weights, cast_if_given(masks)});
+  const auto [y, h_n, c_n] = call_recurrent(
+      options, {cast(x), batch_sizes, cast_if_given(h0), cast_if_given(c0), cast_weights, masks});
 
   const bool lstm = options.mode == "LSTM";
   const int64_t strands = options.num_layers * (options.bidirectional ? 2 : 1);
@@ -101,9 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              const OptionalTensor& h0, const OptionalTensor& c0,
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
-                                             const OptionalTensor& masks) {
+                                             const OptionalTensor& masks, double dropout) {
   return run<device>(/*plain=*/is_padded(batch_sizes),
-                     {mode, num_layers, has_biases, bidirectional, batch_first},
+                     {mode, num_layers, has_biases, bidirectional, batch_first, dropout},
                      {x, batch_sizes, h0, c0, weights, masks});
 }
 

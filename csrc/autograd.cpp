@@ -20,6 +20,7 @@ void save(AutogradContext* ctx, const Options& options) {
   ctx->saved_data["has_biases"] = options.has_biases;
   ctx->saved_data["bidirectional"] = options.bidirectional;
   ctx->saved_data["batch_first"] = options.batch_first;
+  ctx->saved_data["dropout"] = options.dropout;
 }
 
 OptionalTensor saved_sizes(AutogradContext* ctx) {
@@ -29,9 +30,9 @@ OptionalTensor saved_sizes(AutogradContext* ctx) {
 
 // As they were saved; mode is ctx's.
 Options saved_options(AutogradContext* ctx) {
-  return {ctx->saved_data["mode"].toStringRef(), ctx->saved_data["num_layers"].toInt(),
-          ctx->saved_data["has_biases"].toBool(), ctx->saved_data["bidirectional"].toBool(),
-          ctx->saved_data["batch_first"].toBool()};
+  return {ctx->saved_data["mode"].toStringRef(),   ctx->saved_data["num_layers"].toInt(),
+          ctx->saved_data["has_biases"].toBool(),  ctx->saved_data["bidirectional"].toBool(),
+          ctx->saved_data["batch_first"].toBool(), ctx->saved_data["dropout"].toDouble()};
 }
 
 // Watches a tensor for writes, after which a saved variable would refuse to be read. An empty
@@ -122,15 +123,16 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                    reserve, options.num_layers, options.has_biases, options.bidirectional,
-                   options.batch_first, inputs.masks);
+                   options.batch_first, inputs.masks, options.dropout);
   }
 };
 
 std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const bool records = wants_gradient(inputs);
   // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp.

@@ -168,11 +168,6 @@ inline at::Tensor by_sample(const at::Tensor& rows, int64_t samples) {
   return rows.view({-1, samples, rows.size(1)}).transpose(0, 1);
 }
 
-// The mask of a layer's output, (rows, D * P).
-inline at::Tensor mask_of(const Stack& stack, const at::Tensor& masks, int64_t layer) {
-  return masks.select(0, layer).reshape({stack.rows, stack.layer_width()});
-}
-
 inline at::Tensor contiguous_state(const OptionalTensor& state) {
   return state.has_value() ? state->contiguous() : at::Tensor();
 }

@@ -201,11 +201,14 @@ void set_tangents(const variable_list& results, at::TensorList tangents) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const Tensor& x,
+                                                   const OptionalTensor& batch_sizes,
+                                                   const OptionalTensor& h0,
+                                                   const OptionalTensor& c0, at::TensorList weights,
+                                                   int64_t num_layers, bool has_biases,
+                                                   bool bidirectional, bool batch_first,
+                                                   const OptionalTensor& masks, double dropout) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const auto [y, h_n, c_n, reserve] = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -234,8 +237,9 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
                        const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
                        const Tensor& reserve, int64_t num_layers, bool has_biases,
                        bool bidirectional, bool batch_first, const OptionalTensor& masks,
-                       const c10::List<bool>& needs, std::optional<c10::SymInt> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+                       double dropout, const c10::List<bool>& needs,
+                       std::optional<c10::SymInt> samples) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs of_call{x, batch_sizes, h0, c0, weights, masks};
   const variable_list of_forward = list(of_call);
   variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};

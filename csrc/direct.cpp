@@ -3,7 +3,6 @@
 // call is not plain they return NotImplemented, and the caller goes through torch.ops. A library of
 // its own: the ops need no Python.
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -161,11 +160,13 @@ PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const bool has_biases = read.boolean(), bidirectional = read.boolean();
     const bool batch_first = read.boolean();
     const OptionalTensor masks = read.optional_tensor();
+    const double dropout = read.real();
     const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
     if (read.ok() && covers(x) && knows_transforms(inputs)) {
       auto [y, h_n, c_n] = [&] {
         const pybind11::gil_scoped_release no_gil;
-        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                              inputs);
       }();
       return wrap(std::move(y), std::move(h_n), std::move(c_n));
     }
@@ -214,10 +215,10 @@ PyObject* draw_masks(PyObject*, PyObject* const* arguments, Py_ssize_t given) {
       Tensor masks = [&] {
         const pybind11::gil_scoped_release no_gil;
         at::AutoDispatchBelowADInplaceOrView guard;
-        if (dropout == 1) return at::zeros(sizes, x.options());
-        const Tensor drawn = at::empty(sizes, x.options());
+        Tensor drawn = at::empty(sizes, x.options().dtype(at::kBool));
+        if (dropout == 1) return drawn.zero_();
         for (int64_t layer = 0; layer < count; ++layer) drawn[layer].bernoulli_(1 - dropout);
-        return drawn.div_(1 - dropout);
+        return drawn;
       }();
       return THPVariable_Wrap(std::move(masks));
     }

@@ -5,6 +5,7 @@
 #include <ATen/ops/mul.h>
 #include <ATen/record_function.h>
 
+#include "dropout.h"
 #include "gpu.h"
 
 namespace fastrnn::gpu {
@@ -110,13 +111,6 @@ void set_directions(const Stack& stack, const ReserveParts<at::Tensor>* kept, in
   }
 }
 
-// A layer's output times its mask; in place, unless both are kept.
-at::Tensor drop(const ReserveParts<at::Tensor>* kept, int64_t l, const at::Tensor& output,
-                const at::Tensor& mask) {
-  at::Tensor dropped = kept ? kept->dropped[l] : output;
-  return at::mul_out(dropped, output, mask);
-}
-
 }  // namespace
 
 void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& outputs) {
@@ -167,8 +161,11 @@ void run_forward(const Stack& stack, const Inputs& inputs, const Outputs& output
       run_stepwise(stack, layer, computed, stream);
     }
 
-    input = stack.drops_after(l) ? drop(kept, l, layer.output, mask_of(stack, *masks, l))
-                                 : layer.output;
+    input = layer.output;
+    if (stack.drops_after(l)) {
+      if (kept) input = at::empty_like(layer.output);
+      drop(stack, *masks, l, layer.output, input);
+    }
     if (last && stack.batch_first) copy_rows(stack, layer.output, y);
   }
   if (c.defined() && !c.is_alias_of(c_n)) c_n.view(c.sizes()).copy_(c);

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "buffers.h"
+#include "dropout.h"
 #include "reserve.h"
 #include "signatures.h"
 
@@ -29,8 +31,9 @@ template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/false);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n)};
 }
@@ -39,8 +42,9 @@ template <typename Backend>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/true);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
@@ -93,9 +97,9 @@ std::vector<at::Tensor> recurrent_backward(
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
     const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, const OptionalTensor& masks, const c10::List<bool>& needs_list,
-    std::optional<int64_t> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+    bool batch_first, const OptionalTensor& masks, double dropout,
+    const c10::List<bool>& needs_list, std::optional<int64_t> samples) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack = check_arguments(options, inputs);
   check_like("dy", dy, x, stack.output_sizes());
@@ -144,10 +148,15 @@ std::vector<at::Tensor> recurrent_backward(
 
 // The last layer's input, which a forward pass kept, as an x without batch_first. There are two
 // layers or more.
-inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve) {
-  const ReserveParts<at::Tensor> kept = reserve_views(stack, reserve);
+inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve,
+                                 const OptionalTensor& masks) {
   const int64_t below = stack.layers - 2;
-  const at::Tensor& rows = stack.drops_after(below) ? kept.dropped[below] : kept.outputs[below];
+  at::Tensor rows = reserve_views(stack, reserve).outputs[below];
+  if (stack.drops) {
+    const at::Tensor output = rows;
+    rows = at::empty_like(output);
+    drop(stack, *masks, below, output, rows);
+  }
   if (stack.packed || !stack.batched) return rows;
   return rows.view({stack.steps, stack.batch, stack.layer_width()});
 }
@@ -157,12 +166,13 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                         const OptionalTensor& c0, at::TensorList weights, const at::Tensor& reserve,
                         int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
-                        const OptionalTensor& masks) {
-  const Stack stack = check_arguments({mode, num_layers, has_biases, bidirectional, batch_first},
-                                      {x, batch_sizes, h0, c0, weights, masks});
+                        const OptionalTensor& masks, double dropout) {
+  const Stack stack =
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+                      {x, batch_sizes, h0, c0, weights, masks});
   const at::Tensor kept = checked_reserve(reserve, x, stack, /*samples=*/1);
   const bool alone = stack.layers == 1;
-  const at::Tensor input = alone ? x : reserved_input(stack, kept);
+  const at::Tensor input = alone ? x : reserved_input(stack, kept, masks);
   const auto of_last = [&](const OptionalTensor& state) {
     return state.has_value() ? OptionalTensor(state->slice(0, -stack.directions)) : state;
   };

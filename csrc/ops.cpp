@@ -9,9 +9,10 @@ namespace fastrnn {
 
 // Dimensions are torch.nn's. x: (T, N, I), with batch_first (N, T, I), unbatched (T, I), or, with
 // batch_sizes, the data of a PackedSequence (rows, I). h0 (L * D, N, P) and c0 (L * D, N, H), both
-// without N for unbatched x; zeros where none. weights: torch.nn's _flat_weights. masks: what
-// dropout multiplies the output of each layer but the last with, (L - 1, T, N, D * P) also with
-// batch_first, for other x (L - 1, T or rows, D * P). Returns y, h_n, c_n; c_n is empty for Elman.
+// without N for unbatched x; zeros where none. weights: torch.nn's _flat_weights. masks: which
+// elements of the outputs of all layers but the last dropout keeps, (L - 1, T, N, D * P) also with
+// batch_first, for other x (L - 1, T or rows, D * P); they are divided by 1 - dropout. Returns y,
+// h_n, c_n; c_n is empty for Elman.
 TORCH_LIBRARY(fastrnn, m) {
   // batch_sizes are read on the host: in a CUDA graph that Inductor makes, later calls would run
   // with those of the first. Ops whose outputs have N, which they alone tell, it leaves out anyway.
@@ -19,14 +20,15 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def(
       "recurrent(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, int num_layers, bool has_biases, bool bidirectional, bool batch_first, "
-      "Tensor? masks) -> (Tensor y, Tensor h_n, Tensor c_n)",
+      "Tensor? masks=None, float dropout=0.) -> (Tensor y, Tensor h_n, Tensor c_n)",
       {at::Tag::pt2_compliant_tag});
   // As recurrent; the reserve holds what recurrent_backward needs beside the arguments and y,
   // Stack::reserve_size() elements, of which there may be none.
   m.def(
       "recurrent_forward(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, int num_layers, bool has_biases, bool bidirectional, bool batch_first, "
-      "Tensor? masks) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)",
+      "Tensor? masks=None, float dropout=0.) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor reserve)",
       {at::Tag::pt2_compliant_tag});
   // Gradients of x, h0, c0 and each weight: of those that are given and that needs asks for, in
   // this order. samples: the batch holds so many, row n one of sample n % samples; gradients of
@@ -36,13 +38,13 @@ TORCH_LIBRARY(fastrnn, m) {
       "recurrent_backward(str mode, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
       "Tensor? batch_sizes, Tensor? h0, Tensor? c0, Tensor[] weights, Tensor y, Tensor reserve, "
       "int num_layers, bool has_biases, bool bidirectional, bool batch_first, Tensor? masks, "
-      "bool[] needs, SymInt? samples=None) -> Tensor[]",
+      "float dropout, bool[] needs, SymInt? samples=None) -> Tensor[]",
       reads_sizes);
   // y of recurrent_forward once more: only the last layer is computed, whose input the reserve has.
   m.def(
       "output_again(str mode, Tensor x, Tensor? batch_sizes, Tensor? h0, Tensor? c0, "
       "Tensor[] weights, Tensor reserve, int num_layers, bool has_biases, bool bidirectional, "
-      "bool batch_first, Tensor? masks) -> Tensor",
+      "bool batch_first, Tensor? masks=None, float dropout=0.) -> Tensor",
       reads_sizes);
   m.def("cpu_capability() -> str", cpu_capability);
   m.def("amx_dtypes() -> str[]", amx_dtypes);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "buffers.h"
+#include "dropout.h"
 #include "reference_strand.h"
 #include "reserve.h"
 #include "signatures.h"
@@ -100,7 +101,9 @@ class Forward {
 
   // A layer's output as the next meets it, or what the next brought to it as it meets the layer.
   Tensor drop(int64_t layer, const Tensor& rows) const {
-    return stack_.drops_after(layer) ? rows * mask_of(stack_, *masks_, layer) : rows;
+    return stack_.drops_after(layer)
+               ? rows * mask_of(stack_, *masks_, layer) * dropout_scale(stack_, rows.scalar_type())
+               : rows;
   }
 
   const Stack& stack_;

@@ -58,28 +58,27 @@ void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch
 }
 
 // recurrent_backward under autograd's own vmap, and output_again under any.
-std::vector<Tensor> recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
-                                       const OptionalTensor& dh_n, const OptionalTensor& dc_n,
-                                       const Tensor& x, const OptionalTensor& batch_sizes,
-                                       const OptionalTensor& h0, const OptionalTensor& c0,
-                                       at::TensorList weights, const Tensor& /*y*/,
-                                       const Tensor& /*reserve*/, int64_t num_layers,
-                                       bool has_biases, bool bidirectional, bool batch_first,
-                                       const OptionalTensor& masks, const c10::List<bool>& needs,
-                                       std::optional<int64_t> samples) {
+std::vector<Tensor> recurrent_backward(
+    c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
+    const OptionalTensor& dc_n, const Tensor& x, const OptionalTensor& batch_sizes,
+    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const Tensor& /*y*/,
+    const Tensor& /*reserve*/, int64_t num_layers, bool has_biases, bool bidirectional,
+    bool batch_first, const OptionalTensor& masks, double dropout, const c10::List<bool>& needs,
+    std::optional<int64_t> samples) {
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
   return run_reference_backward(stack, inputs, {dy, dh_n, dc_n}, needs.vec(), samples);
 }
 
 Tensor output_again(c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
                     const Tensor& /*reserve*/, int64_t num_layers, bool has_biases,
-                    bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+                    bool bidirectional, bool batch_first, const OptionalTensor& masks,
+                    double dropout) {
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first}, inputs);
+      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
   return run_reference(stack, inputs)[0].contiguous();
 }
 

@@ -17,9 +17,7 @@ struct ReserveParts {
     Part gates, c_all, unprojected;
   };
   std::vector<StrandParts> parts;  // (L * D)
-  // (L), (rows, D * P) each: as a layer left them, and as the next met them. None of the last
-  // layer, whose output is y, and nothing dropped without masks.
-  std::vector<Part> outputs, dropped;
+  std::vector<Part> outputs;  // (L), (rows, D * P) each; none of the last layer, whose output is y
 
   // take_at(offset, width): the part (rows, width) that lies `offset` elements from the start.
   template <typename TakeAt>
@@ -39,7 +37,6 @@ struct ReserveParts {
         parts.push_back({gates, c_all, take(stack.projected, stack.hidden)});
       }
       outputs.push_back(take(layer + 1 < stack.layers, stack.layer_width()));
-      dropped.push_back(take(stack.drops_after(layer), stack.layer_width()));
     }
   }
 };

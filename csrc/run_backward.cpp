@@ -7,6 +7,7 @@
 #include <array>
 
 #include "backward_memory.h"
+#include "dropout.h"
 #include "reserve.h"
 #include "weight_gradients.h"
 
@@ -41,15 +42,17 @@ class BackwardRun {
         dy.defined() ? input_sequence<E>(stack_, dy) : Sequence<const E>{};
     for (int64_t layer = stack_.layers - 1; layer >= 0; --layer) {
       const Sequence<E> input_gradient = input_gradient_of(layer, x.options());
+      const bool dropped = layer > 0 && stack_.drops_after(layer - 1);
+      if (dropped) drop_output(layer - 1, *masks, x.options());
       for (int64_t d = 0; d < stack_.directions; ++d) {
         Direction direction = set_up(layer, d, x, y);
         direction.args.dy = columns_from(output_gradient, d * stack_.width);
         direction.dx = input_gradient;
         run_direction(direction);
       }
-      if (layer > 0 && stack_.drops_after(layer - 1)) {
-        const at::Tensor mask = mask_of(stack_, *masks, layer - 1);
-        between_[layer % 2].view(mask.sizes()).mul_(mask);
+      if (dropped) {
+        at::Tensor gradient = between_[layer % 2].view({stack_.rows, stack_.layer_width()});
+        drop(stack_, *masks, layer - 1, gradient, gradient);
       }
       output_gradient = read_only(input_gradient);
     }
@@ -78,6 +81,7 @@ class BackwardRun {
     return every;
   }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
+  void drop_output(int64_t layer, const at::Tensor& masks, const at::TensorOptions& options);
   Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y) const;
   ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
                                   bool in_place) const;
@@ -100,6 +104,7 @@ class BackwardRun {
   C* const dc_;
   const Reserve<E> reserve_;
   at::Tensor between_[2];  // gradients of the outputs of layers
+  at::Tensor dropped_;     // what dropout left of the output of the layer below
 };
 
 // Where the gradient of a layer's input goes.
@@ -112,6 +117,15 @@ Sequence<E> BackwardRun<E>::input_gradient_of(int64_t layer, const at::TensorOpt
   return row_sequence<E>(stack_, mutable_elements<E>(buffer), stack_.layer_width());
 }
 
+// Makes anew what dropout left of a layer's output.
+template <typename E>
+void BackwardRun<E>::drop_output(int64_t layer, const at::Tensor& masks,
+                                 const at::TensorOptions& options) {
+  const std::array<int64_t, 2> sizes = {stack_.rows, stack_.layer_width()};
+  if (!dropped_.defined()) dropped_ = at::empty(sizes, options);
+  drop(stack_, masks, layer, at::from_blob(reserve_.outputs[layer], sizes, options), dropped_);
+}
+
 // A direction of a layer, but for gradients of its input and output.
 template <typename E>
 typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t d,
@@ -120,9 +134,9 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   const int64_t strand = layer * stack_.directions + d, width = stack_.layer_width();
   Sequence<const E> input = input_sequence<E>(stack_, x), output = input_sequence<E>(stack_, y);
   if (layer > 0) {
-    E* const below =
-        stack_.drops_after(layer - 1) ? reserve_.dropped[layer - 1] : reserve_.outputs[layer - 1];
-    input = read_only(row_sequence<E>(stack_, below, width));
+    const E* const below =
+        stack_.drops_after(layer - 1) ? elements<E>(dropped_) : reserve_.outputs[layer - 1];
+    input = row_sequence<const E>(stack_, below, width);
   }
   if (layer + 1 < stack_.layers) {
     output = read_only(row_sequence<E>(stack_, reserve_.outputs[layer], width));

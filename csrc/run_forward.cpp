@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "dropout.h"
 #include "forward_memory.h"
 #include "reserve.h"
 
@@ -46,7 +47,7 @@ class ForwardRun {
       for (int64_t d = 0; d < stack_.directions; ++d) set_up(layer, d, input, output);
       if (!plan_.diagonal) run_layer(layer * stack_.directions);
       if (stack_.drops_after(layer)) {
-        output.data = drop(layer, output.data, mask_of(stack_, *masks, layer));
+        output.data = drop_output(layer, *masks, output.data, y.options());
       }
       input = read_only(output);
     }
@@ -61,7 +62,8 @@ class ForwardRun {
   void pack_gates(int64_t strand, const Member& member) const;
   void run_layer(int64_t first_strand) const;
   void run_diagonally() const;
-  E* drop(int64_t layer, E* output, const at::Tensor& mask);
+  E* drop_output(int64_t layer, const at::Tensor& masks, E* output,
+                 const at::TensorOptions& options);
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
@@ -74,6 +76,7 @@ class ForwardRun {
   const int64_t steps_before_;
   std::optional<Reserve<E>> reserve_;        // in training
   c10::SmallVector<at::Tensor, 2> between_;  // outputs of layers, where no reserve keeps them
+  at::Tensor dropped_;                       // what dropout leaves of one that the reserve keeps
   // By layer, then direction:
   c10::SmallVector<ForwardArgs<E>, 2> args_;
   std::vector<StrandWeights<E>> weights_;
@@ -206,15 +209,20 @@ void ForwardRun<E>::run_diagonally() const {
   });
 }
 
-// Multiplies a layer's output with its mask; in place, unless both are kept. Returns where the
-// result is.
+// Dropout of a layer's output; in place, unless the reserve keeps that. Returns where the result
+// is.
 template <typename E>
-E* ForwardRun<E>::drop(int64_t layer, E* output, const at::Tensor& mask) {
-  const auto view = [&](E* data) { return at::from_blob(data, mask.sizes(), mask.options()); };
-  E* const dropped = reserve_ ? reserve_->dropped[layer] : output;
-  at::Tensor result = view(dropped);
-  at::mul_out(result, view(output), mask);
-  return dropped;
+E* ForwardRun<E>::drop_output(int64_t layer, const at::Tensor& masks, E* output,
+                              const at::TensorOptions& options) {
+  const std::array<int64_t, 2> sizes = {stack_.rows, stack_.layer_width()};
+  const at::Tensor rows = at::from_blob(output, sizes, options);
+  at::Tensor result = rows;
+  if (reserve_) {
+    if (!dropped_.defined()) dropped_ = empty_buffer(rows.numel(), options).view(sizes);
+    result = dropped_;
+  }
+  drop(stack_, masks, layer, rows, result);
+  return mutable_elements<E>(result);
 }
 
 }  // namespace

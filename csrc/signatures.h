@@ -16,24 +16,26 @@ namespace fastrnn {
 using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout);
 using ForwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks);
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout);
 using BackwardSignature = std::vector<at::Tensor>(
     c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
     const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, const OptionalTensor& masks, const c10::List<bool>& needs,
+    bool batch_first, const OptionalTensor& masks, double dropout, const c10::List<bool>& needs,
     std::optional<c10::SymInt> samples);
 using OutputAgainSignature = at::Tensor(c10::string_view mode, const at::Tensor& x,
                                         const OptionalTensor& batch_sizes, const OptionalTensor& h0,
                                         const OptionalTensor& c0, at::TensorList weights,
                                         const at::Tensor& reserve, int64_t num_layers,
                                         bool has_biases, bool bidirectional, bool batch_first,
-                                        const OptionalTensor& masks);
+                                        const OptionalTensor& masks, double dropout);
 using CellSignature = std::tuple<at::Tensor, at::Tensor>(c10::string_view mode, const at::Tensor& x,
                                                          const OptionalTensor& h0,
                                                          const OptionalTensor& c0,
@@ -50,14 +52,14 @@ inline std::tuple<at::Tensor, at::Tensor, at::Tensor> call_recurrent(const Optio
   static const auto op = find_op<RecurrentSignature>("fastrnn::recurrent");
   return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 inputs.masks);
+                 inputs.masks, options.dropout);
 }
 inline std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> call_forward(
     const Options& options, const Inputs& inputs) {
   static const auto op = find_op<ForwardSignature>("fastrnn::recurrent_forward");
   return op.call(options.mode, inputs.x, inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 inputs.masks);
+                 inputs.masks, options.dropout);
 }
 inline std::vector<at::Tensor> call_backward(const Options& options, const Inputs& inputs,
                                              const OutputGradients& gradients, const at::Tensor& y,
@@ -68,7 +70,7 @@ inline std::vector<at::Tensor> call_backward(const Options& options, const Input
   return op.call(options.mode, gradients.y, gradients.h_n, gradients.c_n, inputs.x,
                  inputs.batch_sizes, inputs.h0, inputs.c0, inputs.weights, y, reserve,
                  options.num_layers, options.has_biases, options.bidirectional, options.batch_first,
-                 inputs.masks, needs, samples);
+                 inputs.masks, options.dropout, needs, samples);
 }
 inline std::tuple<at::Tensor, at::Tensor> call_cell(c10::string_view mode, const Inputs& inputs,
                                                     bool has_biases) {

@@ -27,6 +27,7 @@ struct Options {
   c10::string_view mode;
   int64_t num_layers;
   bool has_biases, bidirectional, batch_first;
+  double dropout = 0;
 };
 
 // Gradients of the ops' results, or their tangents; zeros where none is given.
@@ -41,7 +42,8 @@ struct Stack {
   int64_t layers, directions;
   bool has_biases, projected;
   bool packed, batched, batch_first;
-  bool drops;  // there are masks of dropout
+  bool drops;      // there are masks of dropout
+  double dropout;  // its probability
   int64_t steps, batch, input, hidden, width;
   int64_t rows;                               // of all steps together
   std::vector<int64_t> batch_sizes, offsets;  // packed only, (T) each

@@ -217,9 +217,9 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
                                              const OptionalTensor& h0, const OptionalTensor& c0,
                                              at::TensorList weights, int64_t num_layers,
                                              bool has_biases, bool bidirectional, bool batch_first,
-                                             const OptionalTensor& masks) {
+                                             const OptionalTensor& masks, double dropout) {
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
     const auto [y, h_n, c_n] = call_recurrent(options, given);
     return Tensors{y, h_n, c_n};
@@ -230,9 +230,10 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
     c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks) {
+    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+    double dropout) {
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
     const auto [y, h_n, c_n, reserve] = call_forward(options, given);
     return Tensors{y, h_n, c_n, reserve};
@@ -266,8 +267,9 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
                            const Tensor& reserve, int64_t num_layers, bool has_biases,
                            bool bidirectional, bool batch_first, const OptionalTensor& masks,
-                           const c10::List<bool>& needs, std::optional<c10::SymInt> given_samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first};
+                           double dropout, const c10::List<bool>& needs,
+                           std::optional<c10::SymInt> given_samples) {
+  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
   const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
   Tensors all = list_all(inputs);
   const size_t of_call = all.size();

@@ -22,6 +22,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
     masks: Tensor | None,
+    dropout: float,
     /,
 ) -> tuple[Tensor, Tensor, Tensor] | NotImplementedType: ...
 def draw_masks(

@@ -15,10 +15,17 @@ from fastrnn._fused import FUSED_DTYPES
 _MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
 
 
-def _check_kinds(x: Tensor, batch_sizes: Tensor | None, others: tuple[Tensor | None, ...]) -> None:
+def _check_kinds(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    masks: Tensor | None,
+    others: tuple[Tensor | None, ...],
+) -> None:
     """Checks devices, of which the dispatcher sends a mixture with meta here, and dtypes."""
     if batch_sizes is not None and batch_sizes.device.type != "cpu":
         raise RuntimeError(f"fastrnn: batch_sizes is on {batch_sizes.device}, not on the CPU")
+    if masks is not None and (masks.dtype != torch.bool or masks.device != x.device):
+        raise RuntimeError(f"fastrnn: masks must be of bool on {x.device}")
     for tensor in others:
         if tensor is None:
             continue
@@ -54,17 +61,17 @@ class _Stack:
         has_biases: bool,
         bidirectional: bool,
         batch_first: bool,
-        masks: Tensor | None,
+        masks: Tensor | None = None,
+        dropout: float = 0.0,
     ) -> None:
         if mode not in _MODES:
             raise RuntimeError(f"fastrnn: mode must be one of {_MODES}, got {mode}")
         if x is None or x.layout is not torch.strided or x.dtype not in FUSED_DTYPES:
             raise RuntimeError(f"fastrnn: x must be a dense tensor of one of {FUSED_DTYPES}")
-        _check_kinds(x, batch_sizes, (h0, c0, masks, *weights))
+        _check_kinds(x, batch_sizes, masks, (h0, c0, *weights))
         if x.dim() != 2 and (x.dim() != 3 or batch_sizes is not None):
             raise RuntimeError(f"fastrnn: x must have 2 or 3 dimensions, got {x.dim()}")
         self.x = x
-        self.drops = masks is not None
         self.layers = num_layers
         self.directions = 2 if bidirectional else 1
         self.strands = num_layers * self.directions
@@ -110,6 +117,8 @@ class _Stack:
             if state is None:
                 continue
             _check_size("a state", state, (self.strands, *self.batch, size))
+        if not 0 <= dropout <= 1:
+            raise RuntimeError(f"fastrnn: dropout must be in [0, 1], got {dropout}")
         if masks is not None:
             batch = self.batch if x.dim() == 3 else ()
             _check_size("masks", masks, (num_layers - 1, steps, *batch, self.layer_width))
@@ -139,8 +148,7 @@ class _Stack:
     def reserve(self) -> Tensor:
         per_strand = 5 * self.hidden if self.lstm else 0
         per_strand += self.hidden if self.projected else 0
-        between_layers = self.layer_width * (2 if self.drops else 1)
-        kept = self.strands * per_strand + (self.layers - 1) * between_layers
+        kept = self.strands * per_strand + (self.layers - 1) * self.layer_width
         return self.x.new_empty((self.rows * kept,))
 
 
@@ -173,11 +181,12 @@ def _recurrent_backward(
     bidirectional: bool,
     batch_first: bool,
     masks: Tensor | None,
+    dropout: float,
     needs: list[bool],
     samples: int | None = None,
 ) -> list[Tensor]:
     inputs = [x, h0, c0, *weights]
-    _check_kinds(x, batch_sizes, (dy, dh_n, dc_n, y, reserve, masks, *inputs))
+    _check_kinds(x, batch_sizes, masks, (dy, dh_n, dc_n, y, reserve, *inputs))
     of_samples = () if samples is None else (samples,)
     return [
         given.new_empty(given.shape if i < 3 else (*of_samples, *given.shape))
@@ -199,7 +208,8 @@ def _output_again(
     has_biases: bool,
     bidirectional: bool,
     batch_first: bool,
-    masks: Tensor | None,
+    masks: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    _check_kinds(x, batch_sizes, (h0, c0, reserve, masks, *weights))
+    _check_kinds(x, batch_sizes, masks, (h0, c0, reserve, *weights))
     return x.new_empty((*x.shape[:-1], weights[1].size(1) * (2 if bidirectional else 1)))

@@ -79,6 +79,7 @@ def _recurrent_backward(
     bidirectional: bool,
     batch_first: bool,
     masks: Any,
+    dropout: float,
     needs: list[bool],
     samples: int | None = None,
     **_: Any,

@@ -35,9 +35,9 @@ class Options:
         op: Callable[..., Any],
         batch_sizes: Tensor | list[int] | None,
         tensors: Sequence[MaybeTensor],
-        *masks: MaybeTensor,
+        *dropout: Any,
     ) -> Any:
-        """Calls `op` on `tensors`, x, h0, c0 and the weights, and on masks if it takes them."""
+        """Calls `op` on `tensors`, x, h0, c0 and the weights, and on what it takes of dropout."""
         x, h0, c0, *weights = tensors
         return op(
             self.mode,
@@ -50,7 +50,7 @@ class Options:
             self.has_biases,
             self.bidirectional,
             self.batch_first,
-            *masks,
+            *dropout,
         )
 
 
@@ -81,6 +81,7 @@ def recurrent(
     bidirectional: bool,
     batch_first: bool,
     masks: MaybeTensor,
+    dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack as the op `fastrnn::recurrent` does, and is seen by every transform."""
     if torch.compiler.is_dynamo_compiling():
@@ -88,7 +89,7 @@ def recurrent(
     options = Options(mode, num_layers, has_biases, bidirectional, batch_first)
     if batch_sizes is not None:
         batch_sizes = _unwrapped(batch_sizes)
-    return _run_any(options, batch_sizes, (x, h0, c0, *weights), masks)
+    return _run_any(options, batch_sizes, (x, h0, c0, *weights), masks, dropout)
 
 
 def cell(
@@ -105,7 +106,7 @@ def cell(
     if c0 is not None:
         c0 = c0.unsqueeze(0)
     options = Options(mode, 1, has_biases, bidirectional=False, batch_first=False)
-    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), None, is_cell=True)
+    _, h, c = _run_any(options, None, (x.unsqueeze(0), h0, c0, *weights), is_cell=True)
     return h.squeeze(0), c.squeeze(0)  # an RNN's c, which is empty, stays as it is
 
 
@@ -125,7 +126,8 @@ def _run_any(
     options: Options,
     batch_sizes: MaybeTensor,
     tensors: Sequence[MaybeTensor],
-    masks: MaybeTensor,
+    masks: MaybeTensor = None,
+    dropout: float = 0.0,
     is_cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs a stack, and as csrc/autocast.cpp does where autocast is on."""
@@ -139,7 +141,8 @@ def _run_any(
             return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
         with torch.autocast(device, enabled=False):
-            outputs = _run_any(options, batch_sizes, [*map(lower, tensors)], lower(masks))
+            lowered = [*map(lower, tensors)]
+            outputs = _run_any(options, batch_sizes, lowered, masks, dropout)
         strands = options.num_layers * (2 if options.bidirectional else 1)
         return ops.autocast_outputs.default(
             options.mode == "LSTM",
@@ -152,4 +155,4 @@ def _run_any(
     # Raises what recurrent would, before a transform rearranges the arguments.
     sizes = None if batch_sizes is None else batch_sizes.tolist()
     options.call(ops.check.default, sizes, tensors)
-    return options.call(ops.recurrent.default, batch_sizes, tensors, masks)
+    return options.call(ops.recurrent.default, batch_sizes, tensors, masks, dropout)

@@ -155,6 +155,7 @@ def _run(
             module.bidirectional,
             module.batch_first,
             masks,
+            0.0 if masks is None else float(module.dropout),
         )
         if outputs is not NotImplemented:
             return outputs
@@ -175,6 +176,7 @@ def _run(
         module.bidirectional,
         module.batch_first,
         masks,
+        0.0 if masks is None else module.dropout,
     )
 
 
@@ -198,7 +200,7 @@ def _run_with_dropout(
 
 
 def _draw_masks(module: _Recurrent, x: Tensor, batch_sizes: Tensor | None) -> Tensor:
-    """Draws what dropout multiplies the output of each layer but the last with, as the op takes it.
+    """Draws what dropout keeps of the output of each layer but the last, as the op takes it.
 
     Under the same seed they are torch.nn's.
 
@@ -215,11 +217,13 @@ def _draw_masks(module: _Recurrent, x: Tensor, batch_sizes: Tensor | None) -> Te
         if masks is not NotImplemented:
             return masks
     sizes = (*(x.shape[1::-1] if batch_first else x.shape[:-1]), width)
-    ones = torch.ones(sizes, dtype=x.dtype, device=x.device)
     if dropout == 1:
-        return ones.new_zeros(count, *sizes)
-    # An op that compilers know to draw at random, and that heeds the randomness of vmap.
-    return torch.stack([torch.native_dropout(ones, dropout, True)[0] for _ in range(count)])
+        return torch.zeros(count, *sizes, dtype=torch.bool, device=x.device)
+    ones = torch.ones(sizes, device=x.device)
+    # An op that compilers know to draw at random, and that heeds the randomness of vmap. (Of no
+    # elements, the mask that it returns is no bool.)
+    drawn = [torch.native_dropout(ones, dropout, True)[1].bool() for _ in range(count)]
+    return torch.stack(drawn)
 
 
 def _torch_reads_past(hx: Any) -> bool:

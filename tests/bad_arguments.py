@@ -30,6 +30,7 @@ def good() -> dict[str, Any]:
         "bidirectional": False,
         "batch_first": False,
         "masks": None,
+        "dropout": 0.0,
     }
 
 
@@ -43,6 +44,9 @@ def replaced(index: int, weight: Tensor) -> dict[str, list[Tensor]]:
     changed = weights()
     changed[index] = weight
     return {"weights": changed}
+
+
+BOOL: Any = {"dtype": torch.bool}
 
 
 def two_layers(masks: Tensor | None = None) -> dict[str, Any]:
@@ -142,19 +146,22 @@ BAD: dict[str, dict[str, Any]] = {
     "num_layers_beyond_int64": {"num_layers": 2**64},
     "num_layers_float": {"num_layers": 1.5},
     "bidirectional": {"bidirectional": True},
-    "masks_of_one_layer": {"masks": zeros(1, 4, 3, 8)},
+    "masks_of_one_layer": {"masks": zeros(1, 4, 3, 8, **BOOL)},
     "masks_number": {"masks": 0.5},
-    "masks_steps": two_layers(zeros(1, 3, 3, 8)),
-    "masks_batch": two_layers(zeros(1, 4, 2, 8)),
-    "masks_units": two_layers(zeros(1, 4, 3, 7)),
-    "masks_batch_first": two_layers(zeros(1, 4, 3, 8)) | BATCH_FIRST,
-    "masks_2d": two_layers(zeros(1, 12, 8)),
-    "masks_0d": two_layers(zeros(())),
-    "masks_double": two_layers(zeros(1, 4, 3, 8, dtype=torch.float64)),
-    "masks_meta": two_layers(zeros(1, 4, 3, 8, **META)),
-    "masks_too_many": two_layers(zeros(2, 4, 3, 8)),
-    "masks_without_layers": two_layers(zeros(4, 3, 8)),
-    "masks_packed": good_packed(**two_layers(zeros(1, 3, 3, 8))),
+    "dropout_negative": {"dropout": -0.5},
+    "dropout_above_one": {"dropout": 1.5},
+    "dropout_nan": {"dropout": float("nan")},
+    "masks_steps": two_layers(zeros(1, 3, 3, 8, **BOOL)),
+    "masks_batch": two_layers(zeros(1, 4, 2, 8, **BOOL)),
+    "masks_units": two_layers(zeros(1, 4, 3, 7, **BOOL)),
+    "masks_batch_first": two_layers(zeros(1, 4, 3, 8, **BOOL)) | BATCH_FIRST,
+    "masks_2d": two_layers(zeros(1, 12, 8, **BOOL)),
+    "masks_0d": two_layers(zeros((), **BOOL)),
+    "masks_float": two_layers(zeros(1, 4, 3, 8)),
+    "masks_meta": two_layers(zeros(1, 4, 3, 8, **BOOL, **META)),
+    "masks_too_many": two_layers(zeros(2, 4, 3, 8, **BOOL)),
+    "masks_without_layers": two_layers(zeros(4, 3, 8, **BOOL)),
+    "masks_packed": good_packed(**two_layers(zeros(1, 3, 3, 8, **BOOL))),
     "sizes_of_3d": {"batch_sizes": torch.tensor([3, 2, 2])},
     "sizes_increasing": good_packed(batch_sizes=torch.tensor([3, 1, 3])),
     "sizes_zero": good_packed(batch_sizes=torch.tensor([3, 4, 0])),

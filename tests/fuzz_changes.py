@@ -20,6 +20,7 @@ SCALARS: dict[str, list[Any]] = {
     "has_biases": [True, False, None, 2],
     "bidirectional": [True, False, None],
     "batch_first": [True, False, None],
+    "dropout": [0.5, 1.0, -0.1, 1.1, float("nan"), float("inf"), -float("inf"), None, "a"],
 }
 NO_TENSORS: list[Any] = [None, 1, "a", [], [1.0], object()]
 

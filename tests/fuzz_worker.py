@@ -82,7 +82,8 @@ def draw_arguments(rng: random.Random) -> Arguments:
         "has_biases": has_biases,
         "bidirectional": directions == 2,
         "batch_first": batch_first,
-        "masks": normal(layers - 1, *rows, directions * width) if drops else None,
+        "masks": normal(layers - 1, *rows, directions * width) > 0 if drops else None,
+        "dropout": 0.25 if drops else 0.0,
     }
 
 
@@ -116,7 +117,7 @@ def expected(arguments: Arguments) -> tuple[Tensor, ...]:
     states = []
     for layer in range(a["num_layers"]):
         if layer > 0 and a["masks"] is not None:
-            mask = a["masks"][layer - 1].double()
+            mask = a["masks"][layer - 1].double() / (1 - a["dropout"])
             mask = mask.unsqueeze(1) if unbatched else mask
             x = x * (mask.transpose(0, 1) if steps_first else mask)
         strands = slice(layer * directions, (layer + 1) * directions)
@@ -157,7 +158,7 @@ def check_outputs(arguments: Arguments, outputs: Any) -> None:
 
 def as_list(arguments: Arguments) -> Arguments:
     """Returns arguments as the ops `reference` and `check` take them, with no masks."""
-    given = {name: value for name, value in arguments.items() if name != "masks"}
+    given = {name: value for name, value in arguments.items() if name not in ("masks", "dropout")}
     sizes = arguments["batch_sizes"]
     return given | {"batch_sizes": sizes.tolist() if isinstance(sizes, Tensor) else sizes}
 
@@ -172,14 +173,14 @@ def call_recurrent(rng: random.Random, changes: int) -> Check:
 
 def call_reference(rng: random.Random, changes: int) -> Check:
     """Calls reference, which takes no masks."""
-    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None}
+    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None, "dropout": 0.0}
     outputs = ops.reference(**as_list(arguments))
     return lambda: check_outputs(arguments, outputs)
 
 
 def call_check(rng: random.Random, changes: int) -> Check:
     """Calls check, which must refuse what recurrent refuses."""
-    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None}
+    arguments = change(rng, draw_arguments(rng), changes) | {"masks": None, "dropout": 0.0}
     ops.check(**as_list(arguments))
 
     def check() -> None:
@@ -214,7 +215,7 @@ def call_cell(rng: random.Random, changes: int) -> Check:
     outputs = ops.cell(**given)
     stacked = {k: v[None] if isinstance(v, Tensor) else v for k, v in given.items()}
     stacked |= {"batch_sizes": None, "num_layers": 1, "bidirectional": False}
-    stacked |= {"batch_first": False, "masks": None}
+    stacked |= {"batch_first": False, "masks": None, "dropout": 0.0}
 
     def check() -> None:
         h, c = outputs

@@ -126,14 +126,14 @@ def make_inputs(case: Case, seed: int = 1, scale: float = 1.0) -> Inputs:
 
 
 def draw_masks(case: Case, x: Tensor) -> Tensor | None:
-    """Draws what dropout multiplies layers' outputs with, as torch.nn does, as the ops take it."""
+    """Draws what dropout keeps of layers' outputs, as torch.nn does, as the ops take it."""
     if case.dropout == 0:
         return None
     steps = x.shape[:-1]
     if case.batch_first and x.dim() == 3:
         steps = (steps[1], steps[0])
-    ones = torch.ones(*steps, (case.P or case.H) * case.D, dtype=x.dtype)
-    return torch.stack([F.dropout(ones, case.dropout) for _ in range(case.L - 1)])
+    ones = torch.ones(*steps, (case.P or case.H) * case.D)
+    return torch.stack([F.dropout(ones, case.dropout) != 0 for _ in range(case.L - 1)])
 
 
 def call(module: nn.RNNBase, inputs: Inputs) -> dict[str, Tensor]:

@@ -231,7 +231,7 @@ WEIGHTS = {"w": torch.zeros(8, 5), "u": torch.zeros(8, 8), "none": None}
 GOOD = {
     "recurrent": [
         *("RNN_TANH", torch.zeros(2, 3, 5), None, torch.zeros(1, 3, 8), None, WEIGHTS, ["w", "u"]),
-        *(1, False, False, False, None),
+        *(1, False, False, False, None, 0.0),
     ],
     "cell": ["RNN_TANH", torch.zeros(3, 5), torch.zeros(3, 8), None, WEIGHTS, ["w", "u"], False],
 }

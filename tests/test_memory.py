@@ -109,6 +109,7 @@ def training_peaks(case: Case) -> tuple[int, int]:
 TRAINING = [
     *cases(T=[30], N=[32], I=[33], H=[64], dtype=FUSED_DTYPES),
     *cases(T=[30], N=[32], I=[33], H=[64], L=[2], D=[2]),
+    *cases(T=[30], N=[32], I=[33], H=[64], L=[2, 4], dropout=[0.5]),
 ]
 
 
@@ -133,6 +134,17 @@ BELOW = [
 @pytest.mark.parametrize("case", BELOW, ids=str)
 def test_training_peak_is_below_torch(case: Case) -> None:
     ours, theirs = training_peaks(case)
+    assert ours <= theirs
+
+
+@pytest.mark.parametrize("case", cases(T=[30], N=[32], H=[64], L=[2, 4], dropout=[0.5]), ids=str)
+def test_dropout_without_gradients_takes_less_than_torchs(case: Case) -> None:
+    inputs = make_inputs(case)
+    modules = [build(package, case) for package in (fastrnn, nn)]
+    with torch.no_grad():
+        ours, theirs = (
+            peak_memory(lambda module=module: call(module, inputs)) for module in modules
+        )
     assert ours <= theirs
 
 

@@ -48,6 +48,7 @@ def op_arguments(case: Case, requires_grad: bool = False) -> dict[str, Any]:
         "bidirectional": case.D == 2,
         "batch_first": case.batch_first,
         "masks": draw_masks(case, x),
+        "dropout": case.dropout,
     }
 
 

@@ -67,6 +67,7 @@ def with_gradients(case: Case, tensors: dict[str, Any], seed: int) -> dict[str, 
         "bidirectional": case.D == 2,
         "batch_first": case.batch_first,
         "masks": None,
+        "dropout": 0.0,
     }
     y, h_n, c_n, reserve = ops.recurrent_forward(case.kind, **tensors, weights=weights, **options)
     generator = torch.Generator().manual_seed(seed)

@@ -104,7 +104,7 @@ def test_forward_mode_through_the_op_when_all_is_dropped(case: Case) -> None:
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         y, *_ = torch.ops.fastrnn.recurrent(
-            case.kind, dual, None, None, None, weights, 2, True, False, False, masks
+            case.kind, dual, None, None, None, weights, 2, True, False, False, masks, 1.0
         )
         primal, tangent = forward_ad.unpack_dual(y)
     assert primal.isfinite().all()

@@ -139,7 +139,11 @@ def test_states_that_are_not_given_have_no_gradients(
     x, weights = draw(kind), [p.detach() for p in build_both(kind)[0].parameters()]
     inputs, options = (x, None, None, None, weights), (1, True, False, False)
     y, *_, reserve = ops.recurrent_forward(mode, *inputs, *options, None)
-    kept = {"y": y, "reserve": reserve, "masks": None} if name == "recurrent_backward" else {}
+    kept = (
+        {"y": y, "reserve": reserve, "masks": None, "dropout": 0.0}
+        if name == "recurrent_backward"
+        else {}
+    )
     keys = ("num_layers", "has_biases", "bidirectional", "batch_first")
     results = []
     for of_states in (False, True):
@@ -216,8 +220,8 @@ def test_second_derivatives_of_gradients_of_one_run_with_dropout(kind: str) -> N
     module = make(3, 4, num_layers=3, bidirectional=True).double()
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     wanted = [x, *module.parameters()]
-    masks = torch.bernoulli(torch.full((2, 5, 2, 8), 0.5)).double() * 2
-    options = (3, True, True, False, masks)
+    masks = torch.rand(2, 5, 2, 8) < 0.5
+    options = (3, True, True, False, masks, 0.5)
     y, *_ = torch.ops.fastrnn.recurrent_forward(kind, x, None, None, None, wanted[1:], *options)
 
     def gradients(v: Tensor) -> tuple[Tensor, ...]:

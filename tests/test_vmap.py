@@ -260,7 +260,7 @@ def test_over_masks_of_dropout(case: Case, beside: str) -> None:
 
     def derive(masks: Tensor, of_x: Tensor, of_weights: Tensor) -> Results:
         def total(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, Results]:
-            options = (case.L, True, case.D == 2, case.batch_first, masks)
+            options = (case.L, True, case.D == 2, case.batch_first, masks, case.dropout)
             outputs = torch.ops.fastrnn.recurrent(
                 case.kind, x, sizes, None, None, weights, *options
             )

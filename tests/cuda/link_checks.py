@@ -35,7 +35,7 @@ def check_fakes() -> None:
         assert (y.shape, h_n.shape, c_n.shape) == ((7, 3, 16), (4, 3, 8), (4, 3, 8))
         assert y.is_cuda and h_n.is_cuda and c_n.is_cuda
         weights = lstm._flat_weights
-        options = (2, True, True, False, None)
+        options = (2, True, True, False, None, 0.0)
         _, _, _, reserve = torch.ops.fastrnn.recurrent_forward(
             "LSTM", x, None, h_n, c_n, weights, *options
         )
