@@ -220,10 +220,10 @@ def _draw_masks(module: _Recurrent, x: Tensor, batch_sizes: Tensor | None) -> Te
     if dropout == 1:
         return torch.zeros(count, *sizes, dtype=torch.bool, device=x.device)
     ones = torch.ones(sizes, device=x.device)
-    # An op that compilers know to draw at random, and that heeds the randomness of vmap. (Of no
-    # elements, the mask that it returns is no bool.)
-    drawn = [torch.native_dropout(ones, dropout, True)[1].bool() for _ in range(count)]
-    return torch.stack(drawn)
+    # An op that compilers know to draw at random, and that heeds the randomness of vmap. (The mask
+    # that it returns beside is no bool under vmap, nor of no elements.)
+    drawn = [torch.native_dropout(ones, dropout, True)[0] for _ in range(count)]
+    return torch.stack(drawn) != 0
 
 
 def _torch_reads_past(hx: Any) -> bool:

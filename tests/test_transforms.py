@@ -182,7 +182,7 @@ def test_a_sample_is_checked_as_it_was_given() -> None:
     x, h0 = torch.randn(4, 7, 3, 5), torch.zeros(1, 12, 17)
 
     def run(x: Tensor) -> Tensor:
-        arguments = ("RNN_TANH", x, None, h0, None, weights, 1, True, False, False, None)
+        arguments = ("RNN_TANH", x, None, h0, None, weights, 1, True, False, False, None, 0.0)
         return _transforms.recurrent(*arguments)[0]
 
     with pytest.raises(RuntimeError, match=r"h0 must have size \[1, 3, 17\]"):
