@@ -76,14 +76,14 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const
   const ScalarType lower = at::autocast::get_autocast_dtype(device);
   const ScalarType computed = is_fused(lower) ? lower : at::kFloat;
   const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(computed, t, device); };
-  const auto cast_if_given = [&](const OptionalTensor& t) {
+  const auto cast_state = [&](const OptionalTensor& t) {
     return t.has_value() ? OptionalTensor(cast(*t)) : std::nullopt;
   };
   std::vector<Tensor> cast_weights;
   cast_weights.reserve(weights.size());
   for (const Tensor& weight : weights) cast_weights.push_back(cast(weight));
   const auto [y, h_n, c_n] = call_recurrent(
-      options, {cast(x), batch_sizes, cast_if_given(h0), cast_if_given(c0), cast_weights, masks});
+      options, {cast(x), batch_sizes, cast_state(h0), cast_state(c0), cast_weights, masks});
 
   const bool lstm = options.mode == "LSTM";
   const int64_t strands = options.num_layers * (options.bidirectional ? 2 : 1);

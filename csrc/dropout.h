@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 
 #include "stack.h"
@@ -59,6 +60,14 @@ inline void drop(const Stack& stack, const at::Tensor& masks, int64_t layer, con
     case at::kBFloat16: return run(at::BFloat16{}, static_cast<float>(scale));
     default: return run(float{}, static_cast<float>(scale));
   }
+}
+
+// The same in a new tensor.
+inline at::Tensor dropped(const Stack& stack, const at::Tensor& masks, int64_t layer,
+                          const at::Tensor& rows) {
+  at::Tensor result = at::empty_like(rows);
+  drop(stack, masks, layer, rows, result);
+  return result;
 }
 
 }  // namespace fastrnn

@@ -2,7 +2,6 @@
 // backwards, then the products over all steps that give the gradients of weights and input.
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 #include <ATen/record_function.h>
 
@@ -197,13 +196,9 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
       run_stepwise(stack, layer, computed, stream);
     }
 
-    const bool dropped = l > 0 && stack.drops_after(l - 1);
+    const bool drops = l > 0 && stack.drops_after(l - 1);
     at::Tensor input = l == 0 ? as_rows(stack, x, stack.input).contiguous() : kept.outputs[l - 1];
-    if (dropped) {
-      const at::Tensor output_below = input;
-      input = at::empty_like(output_below);
-      drop(stack, *masks, l - 1, output_below, input);
-    }
+    if (drops) input = dropped(stack, *masks, l - 1, input);
     for (int64_t d = 0; d < stack.directions; ++d) {
       const int64_t strand = first_strand + d;
       differentiate_weights(stack, layer, d, gradients.samples, input, output, initial_h[strand],
@@ -213,7 +208,7 @@ void run_backward(const Stack& stack, const Inputs& inputs, const at::Tensor& y,
     }
     if (l == 0 && !gradients.dx.defined()) break;
     output_gradient = differentiate_input(stack, layer, stack.layer_input(l), given);
-    if (dropped) drop(stack, *masks, l - 1, output_gradient, output_gradient);
+    if (drops) drop(stack, *masks, l - 1, output_gradient, output_gradient);
   }
   if (gradients.dx.defined()) copy_rows(stack, output_gradient, gradients.dx);
 }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -152,11 +151,7 @@ inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve,
                                  const OptionalTensor& masks) {
   const int64_t below = stack.layers - 2;
   at::Tensor rows = reserve_views(stack, reserve).outputs[below];
-  if (stack.drops) {
-    const at::Tensor output = rows;
-    rows = at::empty_like(output);
-    drop(stack, *masks, below, output, rows);
-  }
+  if (stack.drops) rows = dropped(stack, *masks, below, rows);
   if (stack.packed || !stack.batched) return rows;
   return rows.view({stack.steps, stack.batch, stack.layer_width()});
 }

@@ -141,6 +141,7 @@ def _run(
     """
     if module.training and module.dropout != 0 and masks is None and module.num_layers > 1:
         return _run_with_dropout(module, x, batch_sizes, h0, c0)
+    dropout = 0.0 if masks is None else float(module.dropout)
     if not (is_dynamo_compiling() or fx_traces()):
         outputs = _direct.recurrent(
             module.mode,
@@ -155,7 +156,7 @@ def _run(
             module.bidirectional,
             module.batch_first,
             masks,
-            0.0 if masks is None else float(module.dropout),
+            dropout,
         )
         if outputs is not NotImplemented:
             return outputs
@@ -176,7 +177,7 @@ def _run(
         module.bidirectional,
         module.batch_first,
         masks,
-        0.0 if masks is None else module.dropout,
+        dropout,
     )
 
 
