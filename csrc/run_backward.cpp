@@ -212,7 +212,8 @@ void BackwardRun<E>::pack(const Direction& direction, const Member& member) cons
 }
 
 // Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop; returns
-// the number of all. Row n of a step is one of sample n % samples.
+// the number of all. Row n of a step is one of sample n % samples. The part is one of steps, not of
+// each step's rows: of few rows a step both members would write to every line of the pointers.
 template <typename E>
 int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
                                      const Member& member) {
@@ -224,13 +225,15 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   int64_t all_rows = 0;
   for (int64_t s = s_begin; s < s_end; ++s) all_rows += schedule.rows_at(args.step(s));
   const int64_t sample_rows = all_rows / samples;
+  const auto [begin, end] = member.part(all_rows);
   int64_t rows_before = 0;
-  for (int64_t s = s_begin; s < s_end; ++s) {
+  for (int64_t s = s_begin; s < s_end && rows_before < end; ++s) {
     const int64_t t = args.step(s), slot_row = s % plan_.slots * stack_.batch;
     const bool exists = s + 1 < schedule.steps;
     const int64_t previous = exists ? args.step(s + 1) : 0;
     const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
-    const auto [n_begin, n_end] = member.part(schedule.rows_at(t));
+    const int64_t n_begin = std::max(begin - rows_before, int64_t{0});
+    const int64_t n_end = std::min(end - rows_before, schedule.rows_at(t));
     int64_t sample = n_begin % samples, row = (rows_before + n_begin) / samples;
     for (int64_t n = n_begin; n < n_end; ++n) {
       const int64_t i = sample * sample_rows + row;

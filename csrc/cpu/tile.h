@@ -67,10 +67,11 @@ struct Ahead {
 };
 
 // The blocks of rows that each fetch a part of the next panel while they are multiplied; a multiple
-// of kPanelVectors, even if fewer blocks exist. Tiles of three rows use weights so fast that two of
-// them would only wait for what they fetch, and eight wait less than four.
+// of kPanelVectors, even if fewer blocks exist. A block alone, and two of three rows, use weights
+// so fast that they would only wait for what they fetch; and eight of three rows wait less than
+// four.
 FASTRNN_INLINE int64_t fetching_blocks(int64_t rows) {
-  if (FASTRNN_REGISTERS == 32) return kPanelVectors;
+  if (FASTRNN_REGISTERS == 32) return rows > kTileRows ? kPanelVectors : 0;
   if (rows <= 2 * kTileRows) return 0;
   return rows < 2 * kPanelVectors * kTileRows ? kPanelVectors : 2 * kPanelVectors;
 }
