@@ -24,11 +24,15 @@ REFUSALS: tuple[type[Exception], ...] = (RuntimeError, TypeError, ValueError, In
 FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@torch.compiler.assume_constant_result  # compilers cannot trace torch.cuda.device_count
 def _is_too_old(device: torch.device) -> bool:
     """Returns whether a GPU is older than the CUDA kernels; a fake tensor's need not exist."""
     exists = device.index < torch.cuda.device_count()
     return exists and torch.cuda.get_device_properties(device).major < 8
+
+
+# Compilers cannot trace torch.cuda.device_count. torch.compiler.assume_constant_result says so too,
+# but imports the compiler, which takes as long as all else of torch.
+_is_too_old._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def fx_traces() -> bool:

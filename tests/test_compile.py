@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastrnn
+from fastrnn import _fused
 from helpers import Case, assert_same, build, call, cases, make_inputs, run, run_python
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -166,3 +167,11 @@ def test_recomputation_of_all_but_random_ops_meets_the_same_masks(backend: str) 
         y.sum().backward()
     assert y.any()
     torch.testing.assert_close((x * x.grad).sum(), y.sum())  # Euler: y is homogeneous in x
+
+
+def test_constant_results_are_marked_as_torch_marks_them() -> None:
+    def marked() -> None:
+        """A function for torch to mark."""
+
+    torch.compiler.assume_constant_result(marked)
+    assert vars(marked) and vars(_fused._is_too_old) == vars(marked)
