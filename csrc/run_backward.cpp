@@ -212,8 +212,9 @@ void BackwardRun<E>::pack(const Direction& direction, const Member& member) cons
 }
 
 // Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop; returns
-// the number of all. Row n of a step is one of sample n % samples. The part is one of steps, not of
-// each step's rows: of few rows a step both members would write to every line of the pointers.
+// the number of all. Row n of a step is one of sample n % samples. A part is rows that follow each
+// other, not some of each step: of few rows a step, all members would write to every line of the
+// pointers.
 template <typename E>
 int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
                                      const Member& member) {

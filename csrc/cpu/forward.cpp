@@ -171,7 +171,9 @@ struct Forward {
     return s;
   }
 
-  void run_step(const Step& step) const {
+  // The step itself: loads that copy one wait for the stores that have just made it, and those for
+  // the results before them, to lines that another core may have.
+  void run_step(Step& step) const {
     if (scratch.left_weights) {
       TileUnit::set_columns(kParts<E>, unit_rows);
       for (int64_t n = share.row_begin; n < step.row_end; ++n) {
@@ -191,19 +193,19 @@ struct Forward {
         reorder(previous_h(step, n), args.width, staged_h + (n - share.row_begin) * args.width);
       }
     }
-    Step at = step;
     for_panels(step.row_end - share.row_begin, step.backwards, [&](int64_t panel, int vectors) {
       if (step.packs) {
         C* const packed_x = share.scratch;
         C* const packed_h =
             packed_x + scratch.panels_ahead * operands<E>(args.input) * kPanelColumns<C>;
         if (!hoist) {
-          at.packed_ih =
+          step.packed_ih =
               pack_panels(args.w_ih, args.input, panel, vectors, args.packed_ih, packed_x);
         }
-        at.packed_hh = pack_panels(args.w_hh, args.width, panel, vectors, args.packed_hh, packed_h);
+        step.packed_hh =
+            pack_panels(args.w_hh, args.width, panel, vectors, args.packed_hh, packed_h);
       }
-      run_panel(at, panel, vectors);
+      run_panel(step, panel, vectors);
     });
     if (scratch.left_weights) TileUnit::set_rows(kParts<E>, unit_rows);
   }

@@ -40,9 +40,9 @@ int64_t packed_columns_b(int64_t a_columns, int64_t columns0, int64_t columns1) 
   return padded0 > padded1 ? padded0 : padded1;
 }
 
-// Elements copied of a row for a tile: of three with what follows them, which is one access. The
-// next row's then replace it.
-constexpr int64_t kCopied = kTileRows == 3 ? 4 : kTileRows;
+// Elements copied of a row for a tile: of three or six with what follows them, which is one access
+// and not two. The next row's then replace that.
+constexpr int64_t kCopied = round_up(kTileRows, 4);
 
 // Elements from one packed block of R columns to the next: an odd number of cache lines, as packing
 // writes to all blocks in turn, which must not share a few sets of the L1 cache.
