@@ -171,8 +171,8 @@ struct Forward {
     return s;
   }
 
-  // The step itself: loads that copy one wait for the stores that have just made it, and those for
-  // the results before them, to lines that another core may have.
+  // Puts the panel at work into the step, not into a copy of it: the copy's loads would wait for
+  // the stores that have just made the step, and so for those of results before them.
   void run_step(Step& step) const {
     if (scratch.left_weights) {
       TileUnit::set_columns(kParts<E>, unit_rows);
