@@ -62,17 +62,8 @@ KERNELS = [
 ]
 OPS = [
     *("arguments", "autocast", "autograd", "call_memory", "cell", "contention", "derivatives"),
-    *(
-        "isa",
-        "ops",
-        "plan",
-        "reference",
-        "reference_ops",
-        "reference_strand",
-        "run_backward",
-        "run_forward",
-        "vmap",
-    ),
+    *("distance", "isa", "ops", "plan", "reference", "reference_ops", "reference_strand"),
+    *("run_backward", "run_forward", "vmap"),
 ]
 CUDA_OPS = ["cuda_ops", "gpu_backward", "gpu_forward", "gpu_plan", "gpu_tensors"]
 CUDA_KERNELS = ["persistent_backward", "persistent_forward", "pointwise", "rows"]

@@ -7,6 +7,7 @@
 
 #include "buffers.h"
 #include "contention.h"
+#include "distance.h"
 
 namespace fastrnn {
 namespace {
@@ -173,6 +174,7 @@ Stack check_arguments(const Options& options, const Inputs& inputs) {
   stack.directions = options.bidirectional ? 2 : 1;
   stack.has_biases = options.has_biases;
   stack.contended = cores_contended();
+  stack.distant = cores_distant();
   parse_input(inputs, options.batch_first, stack);
   parse_weights(inputs, options.num_layers, stack);
   check_states(inputs, stack);

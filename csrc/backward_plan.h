@@ -43,6 +43,7 @@ inline int64_t most_blocks_together(int64_t blocks) {
 constexpr int64_t kTilesInPlace = 2;
 
 struct BackwardPlan {
+  int64_t panels;  // of the hidden units, or of h where that is wider
   int threads;
   int64_t chunk_steps;      // of the time loop
   int64_t chunk_rows;       // at most
@@ -75,7 +76,8 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   };
   const int64_t gates = stack.gates(), input = stack.widest_input();
   BackwardPlan plan{};
-  plan.threads = thread_count(stack, gates * (stack.input + stack.width), 4. * stack.rows);
+  plan.panels = kernels.panels(std::max(stack.hidden, stack.width));
+  plan.threads = backward_threads(stack, plan.panels);
   plan.samples = samples;
   plan.chunk_steps = chunk_steps_of<E>(stack, samples);
   plan.chunk_rows = plan.chunk_steps * stack.batch;

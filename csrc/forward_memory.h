@@ -6,6 +6,7 @@
 #include "arena.h"
 #include "buffers.h"
 #include "forward_plan.h"
+#include "rows_apart.h"
 
 namespace fastrnn {
 
@@ -40,6 +41,12 @@ class ForwardMemory {
   // A member's own scratch: what a team of fewer members gets is shared out among them.
   C* scratch_of(const Member& member) const {
     return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
+  }
+  // Of that, what comes first: of a share of so many rows of a step that lie between others'.
+  int64_t apart_size(const Division& division, int64_t rows) const {
+    if (division.row_parts == 1) return 0;
+    const int64_t bytes = fastrnn::apart_size<E>(stack_, rows) * int64_t{sizeof(E)};
+    return Arena<C>::padded(divide_up(bytes, int64_t{sizeof(C)}));
   }
 
  private:
@@ -84,7 +91,8 @@ class ForwardMemory {
       const Division division = divide_layer(size, stack_, stack_.directions, plan_.panels, work);
       const int64_t share_panels = divide_up(plan_.panels, division.unit_parts);
       for_range_sizes(stack_, division.row_parts, [&](int64_t rows) {
-        most = std::max(most, size * scratch_for(rows, share_panels));
+        most =
+            std::max(most, size * (apart_size(division, rows) + scratch_for(rows, share_panels)));
       });
     }
     return most;

@@ -97,11 +97,10 @@ struct ForwardPlan {
 };
 
 template <typename E>
-ForwardPlan plan_forward(const Stack& stack, const Kernels<E>& kernels) {
+ForwardPlan plan_forward(const Stack& stack, const Kernels<E>& kernels, bool training) {
   ForwardPlan plan{};
   plan.panels = kernels.cell_panels(stack.cell, stack.hidden);
-  const int64_t weights = stack.directions * stack.gates() * (stack.input + stack.width);
-  plan.threads = thread_count(stack, weights, 2. * stack.rows);
+  plan.threads = forward_threads(stack, plan.panels, training);
   const int at_once = find_diagonal(stack, kernels, plan.threads, plan.panels);
   plan.diagonal = at_once > 0;
   if (plan.diagonal) plan.threads = at_once;

@@ -2,6 +2,7 @@
 // and compiler (fastrnn/_fakes.py holds the fakes) meet here.
 #include "call_memory.h"
 #include "contention.h"
+#include "distance.h"
 #include "isa.h"
 #include "op_bodies.h"
 
@@ -50,7 +51,12 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);
   m.def("release_memory() -> ()", CallMemory::release);
-  m.def("heed_contention(bool heeds) -> ()", heed_contention);
+  // Whether calls heed what teams found out about the cores; tests want several threads anyway.
+  m.def("heed_cores(bool heeds) -> ()", [](bool heeds) {
+    heed_contention(heeds);
+    assume_distant(heeds ? std::nullopt : std::optional(false));
+  });
+  m.def("assume_distant(bool? distant) -> ()", assume_distant);
 }
 
 namespace {

@@ -28,10 +28,20 @@ constexpr double kExchangeCost = 50;   // of an element that another thread's co
 constexpr double kBlockCost = 5e4;     // of a block on the diagonal
 constexpr double kLstmCost = 250, kElmanCost = 100;  // of a hidden unit's activations
 
+// Where cores are distant, barriers and exchanges cost so many times as much. There a step whose
+// rows are divided costs more too, an element of what it keeps for the backward pass, and in that
+// an element of a row, which all threads read for the weights' gradients.
+constexpr double kDistance = 5;
+constexpr double kDistantRowsCost = 3e4;
+constexpr double kDistantKeptCost = 80, kDistantRowCost = 150;
+
 // A member of a diagonal reads the weights of all layers in turn. Where L2 cannot hold so many
 // bytes of them, its blocks take longer by that factor.
 constexpr int64_t kDiagonalBytes = 768 << 10;
 constexpr double kDiagonalMisses = 1.25;
+
+double barrier_cost(const Stack& stack) { return kBarrierCost * (stack.distant ? kDistance : 1); }
+double exchange_cost(const Stack& stack) { return kExchangeCost * (stack.distant ? kDistance : 1); }
 
 // A step of the rows of one thread, and of that share of their hidden units.
 double step_cost(const Division& division, const Stack& stack, int64_t panels,
@@ -41,21 +51,22 @@ double step_cost(const Division& division, const Stack& stack, int64_t panels,
   if (2 * work.products >= kLargeBytes) paid = std::max<double>(paid, kRowsOfLargeLayer);
   const double share = std::ceil(double(panels) / division.unit_parts) / panels;
   const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
-  const double cost = kStepCost + paid * (work.products + activations) * share;
+  double cost = kStepCost + paid * (work.products + activations) * share;
+  if (stack.distant && division.row_parts > 1) cost += kDistantRowsCost;
   if (division.unit_parts == 1) return cost;
-  return cost + kBarrierCost * division.unit_parts * work.barriers +
-         kExchangeCost * rows * work.exchanged;
+  return cost + barrier_cost(stack) * division.unit_parts * work.barriers +
+         exchange_cost(stack) * rows * work.exchanged;
 }
 
 // A layer, all steps. Threads that divide rows read the weights that the others have packed.
 double layer_cost(const Division& division, const Stack& stack, int64_t panels,
                   const StepWork& work) {
   const double steps = stack.steps * step_cost(division, stack, panels, work);
-  return steps + kExchangeCost * work.products / 2 * (division.row_parts - 1) / division.row_parts;
+  const double of_others = work.products / 2 * (division.row_parts - 1) / division.row_parts;
+  return steps + exchange_cost(stack) * of_others;
 }
 
-}  // namespace
-
+// Threads for so many weights, each in so many operations; at most torch's.
 int thread_count(const Stack& stack, double weights, double flops_each) {
   if (at::in_parallel_region()) return 1;
   const double most = at::get_num_threads();
@@ -64,6 +75,48 @@ int thread_count(const Stack& stack, double weights, double flops_each) {
   const double rows = stack.batch * stack.directions;  // all that is divided then
   const double useful = std::min(flops / kContendedFlopsPerThread, rows);
   return static_cast<int>(std::clamp(useful, 1., most));
+}
+
+// Where cores are distant, so many threads, or half of them, and so on: what costs least.
+template <typename Cost>
+int least_costly(int threads, const Stack& stack, const Cost& cost) {
+  if (!stack.distant || stack.contended || stack.steps == 1) return threads;
+  int best = threads;
+  for (int fewer = threads / 2; fewer > 0; fewer /= 2) {
+    // A thread that is not called saves what would have paid for it.
+    const double saved = kFlopsPerThread * (best - fewer);
+    if (cost(fewer) < cost(best) + saved) best = fewer;
+  }
+  return best;
+}
+
+}  // namespace
+
+int forward_threads(const Stack& stack, int64_t panels, bool training) {
+  const double weights = stack.directions * stack.gates() * (stack.input + stack.width);
+  const int threads = thread_count(stack, weights, 2. * stack.rows);
+  const StepWork work = forward_work(stack);
+  const double kept = training ? kDistantKeptCost * stack.reserve_size() / stack.layers : 0;
+  return least_costly(threads, stack, [&](int count) {
+    const Division division = divide_layer(count, stack, stack.directions, panels, work);
+    const double directions = stack.directions / division.direction_groups;
+    return directions * layer_cost(division, stack, panels, work) + (count > 1 ? kept : 0);
+  });
+}
+
+int backward_threads(const Stack& stack, int64_t panels) {
+  const double weights = stack.gates() * (stack.input + stack.width);
+  const int threads = thread_count(stack, weights, 4. * stack.rows);
+  const StepWork work = backward_work(stack);
+  const double rows = stack.rows, read = stack.input + stack.width;  // of each row
+  // dx, and the gradients of the weights.
+  const double products = 2 * rows * stack.gates() * (stack.input + read);
+  const double exchanged = kDistantRowCost * rows * (stack.gates() + read);
+  return least_costly(threads, stack, [&](int count) {
+    const double layer =
+        layer_cost(divide_layer(count, stack, 1, panels, work), stack, panels, work);
+    return layer + products / count + (count > 1 ? exchanged : 0);
+  });
 }
 
 Division divide_layer(int threads, const Stack& stack, int64_t directions, int64_t panels,
@@ -82,7 +135,7 @@ Division divide_layer(int threads, const Stack& stack, int64_t directions, int64
   if (stack.contended) return rows;
   // A thread more saves ever less work, and makes every barrier longer.
   const int64_t useful =
-      std::max(1., std::sqrt(step_cost({1, 1, 1}, stack, panels, work) / kBarrierCost));
+      std::max(1., std::sqrt(step_cost({1, 1, 1}, stack, panels, work) / barrier_cost(stack)));
   const Division units = {1, 1, static_cast<int>(std::min({int64_t{threads}, panels, useful}))};
   const auto cost = [&](const Division& division) {
     return layer_cost(division, stack, panels, work);

@@ -10,10 +10,6 @@
 
 namespace fastrnn {
 
-// Threads worth using for so many weights, each in so many floating-point operations; at most
-// torch's.
-int thread_count(const Stack& stack, double weights, double flops_each);
-
 // A layer is divided by direction, by batch rows, or by hidden units, which alone needs a barrier
 // at each step. Threads past the product have nothing to do.
 struct Division {
@@ -30,7 +26,11 @@ struct StepWork {
 StepWork forward_work(const Stack& stack);  // the mean of the layers
 StepWork backward_work(const Stack& stack);
 
-// For a team of that size; panels: of the hidden units of a cell.
+// Threads worth using, at most torch's. panels: as of divide_layer.
+int forward_threads(const Stack& stack, int64_t panels, bool training);
+int backward_threads(const Stack& stack, int64_t panels);
+
+// For a team of that size; panels: of the hidden units of a cell, in backward of h too.
 Division divide_layer(int threads, const Stack& stack, int64_t directions, int64_t panels,
                       const StepWork& work);
 

@@ -283,11 +283,10 @@ void BackwardRun<E>::run_direction(Direction& direction) {
     args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
                                memory_.packed_w_hr, plan_.reads_w_hr_in_place);
   }
-  const int64_t panels = kernels_.panels(std::max(stack_.hidden, stack_.width));
   const StepWork work = backward_work(stack_);
   GroupBarrier barrier;
   run_team(plan_.threads, [&](const Member& member) {
-    const Division division = divide_layer(member.size, stack_, 1, panels, work);
+    const Division division = divide_layer(member.size, stack_, 1, plan_.panels, work);
     if (member.index == 0) barrier.size = division.unit_parts;
     pack(direction, member);
     if (!dc_ && stack_.cell == Cell::lstm) {
@@ -295,7 +294,7 @@ void BackwardRun<E>::run_direction(Direction& direction) {
       std::fill(args.dc + begin, args.dc + end, C(0));
     }
     member.wait();
-    const Assignment<C> mine = assign<C>(division, stack_, member.index, panels, &barrier);
+    const Assignment<C> mine = assign<C>(division, stack_, member.index, plan_.panels, &barrier);
     typename WeightGradients<E>::Progress progress{};
     for (int64_t s = 0; s < stack_.steps; s += plan_.chunk_steps) {
       const int64_t s_end = std::min(s + plan_.chunk_steps, stack_.steps);

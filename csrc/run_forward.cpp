@@ -10,6 +10,7 @@
 #include "dropout.h"
 #include "forward_memory.h"
 #include "reserve.h"
+#include "rows_apart.h"
 
 namespace fastrnn {
 namespace {
@@ -23,7 +24,7 @@ class ForwardRun {
   ForwardRun(const Stack& stack, const at::Tensor& h0, const at::Tensor& c0,
              const std::vector<at::Tensor>& weights, const Outputs& outputs, int64_t steps_before)
       : stack_(stack),
-        plan_(plan_forward(stack, kernels_)),
+        plan_(plan_forward(stack, kernels_, outputs.reserve.defined())),
         memory_(stack, kernels_, plan_, outputs.reserve.defined()),
         initial_h_(h0, memory_.initial_zeros(), stack.batch, stack.width),
         initial_c_(c0, memory_.initial_zeros(), stack.batch, stack.hidden),
@@ -61,6 +62,8 @@ class ForwardRun {
   void pack(int64_t strand, const Member& member) const;
   void pack_gates(int64_t strand, const Member& member) const;
   void run_layer(int64_t first_strand) const;
+  void run_share(const ForwardArgs<E>& args, Share<C> share, C* scratch,
+                 const Division& division) const;
   void run_diagonally() const;
   E* drop_output(int64_t layer, const at::Tensor& masks, E* output,
                  const at::TensorOptions& options);
@@ -181,13 +184,28 @@ void ForwardRun<E>::run_layer(int64_t first_strand) const {
     member.wait();
     auto mine = assign<C>(division, stack_, member.index, plan_.panels, barriers);
     if (!mine.works) return;
-    mine.share.scratch = memory_.scratch_of(member);
     mine.share.packs = as_used;
     for (int64_t d = 0; d < stack_.directions; ++d) {
       if (d % division.direction_groups != mine.direction_group) continue;
-      kernels_.forward(args_[first_strand + d], mine.share, 0, stack_.steps);
+      run_share(args_[first_strand + d], mine.share, memory_.scratch_of(member), division);
     }
   });
+}
+
+// A member's share of one direction.
+template <typename E>
+void ForwardRun<E>::run_share(const ForwardArgs<E>& args, Share<C> share, C* scratch,
+                              const Division& division) const {
+  const auto run = [&](const ForwardArgs<E>& args, int64_t s_begin, int64_t s_end) {
+    kernels_.forward(args, share, s_begin, s_end);
+  };
+  const int64_t apart = memory_.apart_size(division, share.row_end - share.row_begin);
+  share.scratch = scratch + apart;
+  if (apart > 0 && args.h.step_stride > args.h.row_stride) {
+    run_apart(args, share.row_begin, share.row_end, reinterpret_cast<E*>(scratch), run);
+  } else {
+    run(args, 0, stack_.steps);
+  }
 }
 
 // All layers of one direction at the same time.

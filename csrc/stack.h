@@ -47,7 +47,9 @@ struct Stack {
   int64_t steps, batch, input, hidden, width;
   int64_t rows;                               // of all steps together
   std::vector<int64_t> batch_sizes, offsets;  // packed only, (T) each
-  bool contended;  // threads had better not wait for each other: see contention.h
+  // Of the cores of a team: other work wants them too (contention.h), or they lie far apart
+  // (distance.h).
+  bool contended, distant;
 
   Schedule schedule() const {
     return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};

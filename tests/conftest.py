@@ -28,6 +28,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def threads_as_asked() -> Iterator[None]:
+    """Calls take several threads where these lack cores too: three do on a machine with two.
+
+    Not if HEEDS_CORES is set, as test_load.py does.
+    """
+    torch.ops.fastrnn.heed_cores("HEEDS_CORES" in os.environ)
+    yield
+    torch.ops.fastrnn.heed_cores(True)
+
+
+@pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     """Forgets what other tests compiled."""
     torch._dynamo.reset()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fastrnn
-from helpers import Case, assert_equal, build, call, cases, make_inputs, run_tests
+from helpers import Case, assert_equal, build, call, cases, make_inputs, run_python, run_tests
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def every_core_busy() -> Iterator[None]:
 
 @pytest.mark.usefixtures("every_core_busy")
 def test_threads_on_a_busy_machine() -> None:
-    run_tests("test_threads.py", "-k", "f32 and not matches_torch", HEEDS_CONTENTION="1")
+    run_tests("test_threads.py", "-k", "f32 and not matches_torch", HEEDS_CORES="1")
 
 
 def share_of_others(run: Callable[[], object]) -> float:
@@ -73,11 +73,50 @@ def test_threads_wait_for_busy_cores_if_they_are_to() -> None:
     torch.set_num_threads(2)
     module = fastrnn.LSTM(256, 256).requires_grad_(False)
     x = torch.randn(100, 1, 256)
-    torch.ops.fastrnn.heed_contention(False)
+    torch.ops.fastrnn.heed_cores(False)
     try:
         assert any(share_of_others(lambda: module(x)) > 0.3 for _ in range(100))
     finally:
-        torch.ops.fastrnn.heed_contention(True)
+        torch.ops.fastrnn.heed_cores(True)
+
+
+def run_on_two_threads(training: bool) -> Callable[[], object]:
+    """Returns a run of a layer whose steps are too short for cores that are far apart."""
+    torch.set_num_threads(2)
+    module = fastrnn.LSTM(64, 64).requires_grad_(training)
+    x = torch.randn(100, 1, 64)
+    return lambda: module(x)[0].sum().backward() if training else module(x)
+
+
+@pytest.mark.usefixtures("threads_as_asked")
+@pytest.mark.parametrize("training", [False, True])
+def test_no_thread_waits_for_distant_cores(training: bool) -> None:
+    step = run_on_two_threads(training)
+    assert any(share_of_others(step) > 0.2 for _ in range(100))
+    torch.ops.fastrnn.assume_distant(True)
+    assert any(share_of_others(step) < 0.05 for _ in range(100))
+
+
+TWO_THREADS_ON_ONE_CORE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import torch, test_load
+
+step = test_load.run_on_two_threads(False)
+torch.ops.fastrnn.heed_cores(False)
+print(max(test_load.share_of_others(step) for _ in range(20)))
+torch.ops.fastrnn.assume_distant(None)
+print(min(test_load.share_of_others(step) for _ in range(20)))
+"""
+
+
+def test_distance_is_measured() -> None:
+    """Threads that take turns on a core are as far apart as can be."""
+    process = run_python("-c", TWO_THREADS_ON_ONE_CORE)
+    assert process.returncode == 0, process.stderr
+    assumed_near, measured = map(float, process.stdout.split())
+    assert assumed_near > 0.2
+    assert measured < 0.05
 
 
 SERVERS = 16

@@ -93,6 +93,7 @@ def test_packed_is_each_sequence_alone(lowered: str, case: Case) -> None:
     test_packed.test_is_each_sequence_alone(case)
 
 
+@pytest.mark.usefixtures("threads_as_asked")
 @pytest.mark.parametrize("case", float32(test_threads.SEVERAL_THREADS), ids=str)
 def test_threads_do_not_matter(lowered: str, case: Case) -> None:
     module, inputs = build(fastrnn, case), make_inputs(case)

@@ -37,13 +37,11 @@ MANY_ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def three_threads() -> Iterator[None]:
+def three_threads(threads_as_asked: None) -> Iterator[None]:
     """Calls take three threads where their work is worth it, on a machine with two cores too."""
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    ops.heed_contention(False)
     yield
-    ops.heed_contention(True)
     torch.set_num_threads(threads)
 
 

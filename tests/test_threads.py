@@ -3,8 +3,6 @@
 test_isa.py runs this file under each instruction set, test_load.py on a busy machine.
 """
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -30,17 +28,7 @@ from helpers import (
     run_python,
 )
 
-
-@pytest.fixture(autouse=True)
-def threads_as_asked() -> Iterator[None]:
-    """Calls take several threads where these lack cores too: three do on a machine with two.
-
-    Not if HEEDS_CONTENTION is set, as test_load.py does.
-    """
-    torch.ops.fastrnn.heed_contention("HEEDS_CONTENTION" in os.environ)
-    yield
-    torch.ops.fastrnn.heed_contention(True)
-
+pytestmark = pytest.mark.usefixtures("threads_as_asked")
 
 # csrc/plan.cpp takes another thread for each 1e6 floating-point operations; here no case is near.
 FLOPS_PER_THREAD = 2e6
@@ -85,6 +73,15 @@ SEVERAL_THREADS = [
     *MANY_ROWS,
 ]
 
+# By rows, of each of which a step leaves little, of whole and unfinished blocks of steps.
+LITTLE_ROWS = [
+    *cases(T=[17], N=[33], I=[131], H=[40], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[40], N=[23], I=[131], H=[40], L=[2], batch_first=[False, True]),
+    *cases(["LSTM"], T=[24], N=[33], I=[101], H=[70], P=[17], D=[1, 2]),
+    *cases(T=[9], N=[33], I=[201], H=[33], L=[2], D=[2], hx=[True]),
+    *cases(T=[2], N=[250], I=[901], H=[11]),
+]
+
 EDGES = [
     *cases(T=[9], N=[1, 2], I=[7], H=[33, 130], hx=[True]),
     *cases(T=[9], N=[5], H=[33], D=[2], lengths=[(3, 9, 1, 9, 2)], P=[0, 5]),
@@ -113,6 +110,21 @@ def test_thread_counts(case: Case) -> None:
         results.append(run(build(fastrnn, case), inputs))
     assert_equal(results[1], results[0])
     assert_equal(results[2], results[0])
+
+
+@pytest.mark.parametrize("case", LITTLE_ROWS, ids=str)
+def test_distant_cores(case: Case) -> None:
+    """Each thread then keeps its rows of a few steps in memory of its own."""
+    assert flops(case) >= 3 * FLOPS_PER_THREAD
+    module, inputs = build(fastrnn, case), make_inputs(case)
+    expected = run(module, inputs)
+    torch.ops.fastrnn.assume_distant(True)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        assert_equal(run(module, inputs), expected)
+        with torch.no_grad():
+            found = call(module, inputs)
+        assert_equal(found, {name: expected[name] for name in found})
 
 
 @pytest.mark.parametrize("case", [case for case in DIAGONAL if case.N == 7], ids=str)

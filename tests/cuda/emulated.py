@@ -18,6 +18,7 @@ GLUE = [
     ROOT / "csrc" / "arguments.cpp",
     ROOT / "csrc" / "call_memory.cpp",
     ROOT / "csrc" / "contention.cpp",
+    ROOT / "csrc" / "distance.cpp",
     *sorted((ROOT / "csrc").glob("gpu_*.cpp")),
 ]
 COMPILE = ["-std=c++20", "-fvisibility=hidden", *(f"-isystem{path}" for path in include_paths())]
