@@ -7,6 +7,8 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <array>
+#include <string>
 #include <string_view>
 
 #include "signatures.h"
@@ -55,8 +57,8 @@ bool covers(const Tensor& x) {
          !x.is_nested() && is_fused(x.scalar_type());
 }
 
-// Reads Python arguments one after the other, as long as they are of the very types that the ops
-// declare: what a subclass of Tensor means only torch.ops knows.
+// Reads Python objects one after the other, as long as they are of the very types that the ops
+// declare: what a subclass of Tensor means only torch.ops knows. A null is of none.
 class Reader {
  public:
   Reader(PyObject* const* arguments, Py_ssize_t count) : next_(arguments), left_(count) {}
@@ -82,11 +84,22 @@ class Reader {
     PyObject* const object = take();
     return object == Py_None ? std::nullopt : OptionalTensor(as_tensor(object));
   }
+  // None, or a tuple or list of two.
+  std::pair<OptionalTensor, OptionalTensor> pair() {
+    PyObject* const object = take();
+    if (object == Py_None) return {};
+    const bool is_sequence = object && (PyTuple_CheckExact(object) || PyList_CheckExact(object));
+    if (!accept(is_sequence && PySequence_Fast_GET_SIZE(object) == 2)) return {};
+    PyObject* const* const items = PySequence_Fast_ITEMS(object);
+    return {as_tensor(items[0]), as_tensor(items[1])};
+  }
   // Two arguments: a module's parameters by name, and the names of those that are wanted.
   std::vector<Tensor> parameters() {
     PyObject *const by_name = take(), *const names = take();
     std::vector<Tensor> result;
-    if (!accept(names && PyDict_CheckExact(by_name) && PyList_CheckExact(names))) return result;
+    if (!accept(by_name && PyDict_CheckExact(by_name) && names && PyList_CheckExact(names))) {
+      return result;
+    }
     const Py_ssize_t count = PyList_GET_SIZE(names);
     result.reserve(count);
     for (Py_ssize_t i = 0; i < count; ++i) {
@@ -131,44 +144,109 @@ class Reader {
   bool ok_ = true;
 };
 
-// A tuple of those, or null with an exception set.
-template <typename... Tensors>
-PyObject* wrap(Tensors&&... tensors) {
-  PyObject* const result = PyTuple_New(sizeof...(tensors));
-  if (!result) return nullptr;
-  Py_ssize_t i = 0;
-  const auto put = [&](Tensor&& tensor) {
-    PyObject* const wrapped = THPVariable_Wrap(std::move(tensor));
-    PyTuple_SET_ITEM(result, i++, wrapped);
-    return wrapped != nullptr;
-  };
-  if ((put(std::move(tensors)) && ...)) return result;
-  Py_DECREF(result);
-  return nullptr;
+// What the ops take of a module, which is given by its __dict__.
+class Module {
+ public:
+  explicit Module(PyObject* attributes) {
+    static const auto names =
+        [](auto... name) { return std::array{PyUnicode_InternFromString(name)...}; }(
+            "mode", "_parameters", "_flat_weights_names", "num_layers", "bias", "bidirectional",
+            "batch_first", "training", "dropout");
+    std::array<PyObject*, std::tuple_size_v<decltype(names)>> values{};
+    if (PyDict_CheckExact(attributes)) {
+      std::transform(names.begin(), names.end(), values.begin(),
+                     [&](PyObject* name) { return PyDict_GetItem(attributes, name); });
+    }
+    Reader read(values.data(), values.size());
+    mode_ = read.string();
+    weights_ = read.parameters();
+    num_layers_ = read.integer();
+    has_biases_ = read.boolean();
+    bidirectional_ = read.boolean();
+    batch_first_ = read.boolean();
+    const bool training = read.boolean();
+    drops_ = read.real() != 0 && training && num_layers_ > 1;
+    ok_ = read.ok();
+  }
+
+  bool ok() const { return ok_; }
+  bool is_lstm() const { return mode_ == "LSTM"; }
+  bool drops() const { return drops_; }
+  const std::vector<Tensor>& weights() const { return weights_; }
+  Options options(double dropout) const {
+    return {mode_, num_layers_, has_biases_, bidirectional_, batch_first_, dropout};
+  }
+
+ private:
+  std::string mode_;  // a copy: other Python threads run meanwhile
+  std::vector<Tensor> weights_;
+  int64_t num_layers_;
+  bool has_biases_, bidirectional_, batch_first_, drops_, ok_;
+};
+
+// The op's results, or nothing where the call is not plain.
+std::optional<std::tuple<Tensor, Tensor, Tensor>> run(const Module& module, const Inputs& inputs,
+                                                      double dropout) {
+  if (!module.ok() || !covers(inputs.x) || !knows_transforms(inputs)) return std::nullopt;
+  const pybind11::gil_scoped_release no_gil;
+  return call_recurrent(module.options(dropout), inputs);
 }
 
+// A tuple of those, which are taken over, or null with an exception set.
+template <typename... Objects>
+PyObject* tuple_of(Objects... objects) {
+  PyObject* const result = (objects && ...) ? PyTuple_New(sizeof...(objects)) : nullptr;
+  if (!result) {
+    (Py_XDECREF(objects), ...);
+    return nullptr;
+  }
+  Py_ssize_t i = 0;
+  (PyTuple_SET_ITEM(result, i++, objects), ...);
+  return result;
+}
+
+template <typename... Tensors>
+PyObject* wrap(Tensors&&... tensors) {
+  return tuple_of(THPVariable_Wrap(std::move(tensors))...);
+}
+
+// A module's forward: its __dict__, the input and hx.
+PyObject* forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (count == 3 && is_plain_context()) {
+    const Module module(arguments[0]);
+    Reader read(arguments + 1, 2);
+    const Tensor x = read.tensor();
+    const auto [h0, c0] = module.is_lstm() ? read.pair() : std::pair(read.optional_tensor(), kNone);
+    if (read.ok() && !module.drops()) {
+      if (auto outputs = run(module, {x, kNone, h0, c0, module.weights()}, 0)) {
+        auto& [y, h_n, c_n] = *outputs;
+        if (!module.is_lstm()) return wrap(std::move(y), std::move(h_n));
+        PyObject* const states = wrap(std::move(h_n), std::move(c_n));
+        return tuple_of(THPVariable_Wrap(std::move(y)), states);
+      }
+    }
+  }
+  Py_RETURN_NOTIMPLEMENTED;
+  END_HANDLE_TH_ERRORS
+}
+
+// The op on a module, given by its __dict__.
 PyObject* recurrent(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  if (is_plain_context()) {
-    Reader read(arguments, count);
-    const std::string_view mode = read.string();
+  if (count > 0 && is_plain_context()) {
+    const Module module(arguments[0]);
+    Reader read(arguments + 1, count - 1);
     const Tensor x = read.tensor();
     const OptionalTensor batch_sizes = read.optional_tensor();
     const OptionalTensor h0 = read.optional_tensor(), c0 = read.optional_tensor();
-    const std::vector<Tensor> weights = read.parameters();
-    const int64_t num_layers = read.integer();
-    const bool has_biases = read.boolean(), bidirectional = read.boolean();
-    const bool batch_first = read.boolean();
     const OptionalTensor masks = read.optional_tensor();
     const double dropout = read.real();
-    const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-    if (read.ok() && covers(x) && knows_transforms(inputs)) {
-      auto [y, h_n, c_n] = [&] {
-        const pybind11::gil_scoped_release no_gil;
-        return call_recurrent({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                              inputs);
-      }();
-      return wrap(std::move(y), std::move(h_n), std::move(c_n));
+    if (read.ok()) {
+      if (auto outputs = run(module, {x, batch_sizes, h0, c0, module.weights(), masks}, dropout)) {
+        auto& [y, h_n, c_n] = *outputs;
+        return wrap(std::move(y), std::move(h_n), std::move(c_n));
+      }
     }
   }
   Py_RETURN_NOTIMPLEMENTED;
@@ -239,6 +317,7 @@ PyMethodDef method(const char* name, Function function, const char* doc) {
 PyMODINIT_FUNC PyInit__direct() {
   using namespace fastrnn;
   static PyMethodDef methods[] = {
+      method("forward", forward, "A module's forward, or NotImplemented."),
       method("recurrent", recurrent, "torch.ops.fastrnn.recurrent, or NotImplemented."),
       method("cell", cell, "torch.ops.fastrnn.cell, or NotImplemented."),
       method("draw_masks", draw_masks, "Masks of dropout, or NotImplemented."),

@@ -81,11 +81,10 @@ int thread_count(const Stack& stack, double weights, double flops_each) {
 template <typename Cost>
 int least_costly(int threads, const Stack& stack, const Cost& cost) {
   if (!stack.distant || stack.contended || stack.steps == 1) return threads;
+  const auto total = [&](int count) { return cost(count) + (count > 1 ? kFlopsPerThread : 0); };
   int best = threads;
   for (int fewer = threads / 2; fewer > 0; fewer /= 2) {
-    // A thread that is not called saves what would have paid for it.
-    const double saved = kFlopsPerThread * (best - fewer);
-    if (cost(fewer) < cost(best) + saved) best = fewer;
+    if (total(fewer) < total(best)) best = fewer;
   }
   return best;
 }

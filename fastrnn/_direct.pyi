@@ -1,26 +1,28 @@
 """The ops `recurrent` and `cell` for plain calls, and masks of dropout: see csrc/direct.cpp.
 
-The weights are given as a module's `_parameters`, and the names of those that are wanted. Returns
-NotImplemented where the call is to go through torch.ops, and under torch.compile cannot be traced.
+A module is given as its `__dict__`; a cell's weights as its `_parameters`, and the names of those
+that are wanted. Returns NotImplemented where the call is to go through torch.ops, and under
+torch.compile cannot be traced.
 """
 
 from collections.abc import Mapping
 from types import NotImplementedType
+from typing import Any
 
 from torch import Tensor
 
+def forward(
+    module: dict[str, Any],
+    input: Any,  # noqa: A002
+    hx: Any,
+    /,
+) -> Any: ...
 def recurrent(
-    mode: str,
+    module: dict[str, Any],
     x: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
-    parameters: Mapping[str, Tensor | None],
-    names: list[str],
-    num_layers: int,
-    has_biases: bool,
-    bidirectional: bool,
-    batch_first: bool,
     masks: Tensor | None,
     dropout: float,
     /,

@@ -143,21 +143,7 @@ def _run(
         return _run_with_dropout(module, x, batch_sizes, h0, c0)
     dropout = 0.0 if masks is None else float(module.dropout)
     if not (is_dynamo_compiling() or fx_traces()):
-        outputs = _direct.recurrent(
-            module.mode,
-            x,
-            batch_sizes,
-            h0,
-            c0,
-            module._parameters,
-            module._flat_weights_names,
-            module.num_layers,
-            module.bias,
-            module.bidirectional,
-            module.batch_first,
-            masks,
-            dropout,
-        )
+        outputs = _direct.recurrent(module.__dict__, x, batch_sizes, h0, c0, masks, dropout)
         if outputs is not NotImplemented:
             return outputs
     if not can_fuse(x, h0, c0):
@@ -336,8 +322,12 @@ class RNN(_Recurrent):
         Raises:
             RuntimeError, ValueError: as torch.nn.RNN does, in its words.
         """
-        packed = isinstance(input, PackedSequence)
         try:
+            if not (is_dynamo_compiling() or fx_traces()):
+                result = _direct.forward(self.__dict__, input, hx)
+                if result is not NotImplemented:
+                    return result
+            packed = isinstance(input, PackedSequence)
             if not packed:
                 outputs = _run(self, input, None, hx, None)
                 if outputs is not None:
@@ -452,8 +442,12 @@ class LSTM(_Recurrent):
         Raises:
             RuntimeError, ValueError: as torch.nn.LSTM does, in its words.
         """
-        packed = isinstance(input, PackedSequence)
         try:
+            if not (is_dynamo_compiling() or fx_traces()):
+                result = _direct.forward(self.__dict__, input, hx)
+                if result is not NotImplemented:
+                    return result
+            packed = isinstance(input, PackedSequence)
             if not packed:
                 outputs = _run(self, input, None, *unpack(hx))
                 if outputs is not None:

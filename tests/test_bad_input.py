@@ -415,7 +415,7 @@ def test_a_failure_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    for kind in ("recurrent", "cell"):
+    for kind in ("forward", "recurrent", "cell"):
         monkeypatch.setattr(fastrnn._direct, kind, fail)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         getattr(fastrnn, name)(5, 8)(X[:, 0])

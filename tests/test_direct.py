@@ -29,6 +29,9 @@ MODULES = {
 }
 
 
+KINDS = ("forward", "recurrent", "cell")
+
+
 def make_input(module: nn.Module) -> Tensor:
     """Returns three rows, in sequences of four steps where the module takes sequences."""
     rows = (3,) if isinstance(module, nn.RNNCellBase) else (4, 3)
@@ -40,16 +43,20 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each call since took the short way."""
     taken: list[bool] = []
 
-    def watch(function: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(name: str) -> Callable[..., Any]:
+        function = getattr(_direct, name)
+
         def call(*arguments: Any) -> Any:
             result = function(*arguments)
+            if name == "recurrent":  # what is not plain to forward may be to this
+                taken.pop()
             taken.append(result is not NotImplemented)
             return result
 
         return call
 
-    for name in ("recurrent", "cell"):
-        monkeypatch.setattr(_direct, name, watch(getattr(_direct, name)))
+    for name in KINDS:
+        monkeypatch.setattr(_direct, name, watch(name))
     return taken
 
 
@@ -203,10 +210,10 @@ def test_autocast(name: str, ways: list[bool], monkeypatch: pytest.MonkeyPatch) 
     """Short or long, the way leads to autocast's kernel."""
     module = MODULES[name]()
     x = make_input(module)
-    kind = "cell" if isinstance(module, nn.RNNCellBase) else "recurrent"
     with torch.autocast("cpu", torch.bfloat16):
         y = first(module(x))
-        monkeypatch.setattr(_direct, kind, lambda *_: NotImplemented)
+        for kind in KINDS:
+            monkeypatch.setattr(_direct, kind, lambda *_: NotImplemented)
         expected = first(module(x))
     assert ways == [True]
     assert y.dtype == expected.dtype
@@ -228,11 +235,20 @@ def test_fakes_and_traces(name: str, ways: list[bool]) -> None:
 
 
 WEIGHTS = {"w": torch.zeros(8, 5), "u": torch.zeros(8, 8), "none": None}
+ATTRIBUTES = {
+    "mode": "RNN_TANH",
+    "_parameters": WEIGHTS,
+    "_flat_weights_names": ["w", "u"],
+    "num_layers": 1,
+    "bias": False,
+    "bidirectional": False,
+    "batch_first": False,
+    "training": False,
+    "dropout": 0.0,
+}
 GOOD = {
-    "recurrent": [
-        *("RNN_TANH", torch.zeros(2, 3, 5), None, torch.zeros(1, 3, 8), None, WEIGHTS, ["w", "u"]),
-        *(1, False, False, False, None, 0.0),
-    ],
+    "forward": [ATTRIBUTES, torch.zeros(2, 3, 5), torch.zeros(1, 3, 8)],
+    "recurrent": [ATTRIBUTES, torch.zeros(2, 3, 5), None, torch.zeros(1, 3, 8), None, None, 0.0],
     "cell": ["RNN_TANH", torch.zeros(3, 5), torch.zeros(3, 8), None, WEIGHTS, ["w", "u"], False],
 }
 STRANGE = [b"RNN_TANH", object(), 3, 1.5, [], {}, ["w", "none"], ["w", "missing"], 1 << 70]
@@ -248,35 +264,61 @@ def test_arguments_of_other_types(name: str) -> None:
     for i in range(len(good)):
         assert function(*good[:i]) is NotImplemented
         for strange in STRANGE:
-            if type(strange) is type(good[i]) and type(strange) in (dict, float):
+            if type(strange) is type(good[i]) and type(strange) is float:
                 continue
-            try:
-                result = function(*good[:i], strange, *good[i + 1 :])
-            except NotImplementedError as error:  # torch's own, where no backend has the op
-                assert strange.layout is torch.sparse_coo, error
-            except RuntimeError as error:  # the op's own, on what is of the right type
-                assert str(error).startswith("fastrnn: "), error
-            else:
-                refused += result is NotImplemented
+            refused += is_refused(function, [*good[:i], strange, *good[i + 1 :]])
     assert function(*good, 1) is NotImplemented
     assert refused > 9 * len(good)
 
 
-def test_a_number_of_layers_beyond_int64() -> None:
-    arguments = GOOD["recurrent"]
-    assert _direct.recurrent(*arguments[:7], 1 << 70, *arguments[8:]) is NotImplemented
+def is_refused(function: Callable[..., Any], arguments: list[Any]) -> bool:
+    """Whether `function` leaves these to torch.ops; what it does not, it does or the op refuses."""
+    try:
+        return function(*arguments) is NotImplemented
+    except NotImplementedError as error:  # torch's own, where no backend has the op
+        assert any(type(a) is Tensor and a.layout is torch.sparse_coo for a in arguments), error
+    except RuntimeError as error:  # the op's own, on what is of the right type
+        assert str(error).startswith("fastrnn: "), error
+    return False
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+@pytest.mark.parametrize("name", ["forward", "recurrent"])
+def test_attributes_of_other_types(name: str, attribute: str) -> None:
+    function, arguments = getattr(_direct, name), GOOD[name][1:]
+    refused = 0
+    for strange in STRANGE:
+        refused += is_refused(function, [ATTRIBUTES | {attribute: strange}, *arguments])
+    assert refused > len(STRANGE) - 4
+    lacking = {key: value for key, value in ATTRIBUTES.items() if key != attribute}
+    assert function(lacking, *arguments) is NotImplemented
+
+
+@pytest.mark.parametrize("strange", [(), [None, None], (torch.zeros(1, 3, 8),), 3, {}, "ab"])
+def test_states_that_are_not_two(strange: Any) -> None:
+    weights = {"w": torch.zeros(32, 5), "u": torch.zeros(32, 8)}
+    lstm = ATTRIBUTES | {"mode": "LSTM", "_parameters": weights}
+    x, state = GOOD["forward"][1:]
+    assert _direct.forward(lstm, x, [state, state]) is not NotImplemented
+    assert _direct.forward(lstm, x, strange) is NotImplemented
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_errors_are_those_of_the_op(name: str) -> None:
-    *arguments, weights, names, _ = (*GOOD[name][:7], None) if name == "recurrent" else GOOD[name]
-    op = getattr(torch.ops.fastrnn, name)
-    rest = GOOD[name][7:] if name == "recurrent" else [False]
+    arguments = list(GOOD[name])
     arguments[1] = torch.zeros(*arguments[1].shape[:-1], 6)
+    with pytest.raises(RuntimeError, match="fastrnn: ") as direct:
+        getattr(_direct, name)(*arguments)
+    if name == "cell":
+        mode, x, h0, c0, _, _, has_biases = arguments
+        layers: list[Any] = [has_biases]
+    else:
+        (x, h0), c0 = (arguments[1], GOOD["forward"][2]), None
+        mode, layers = "RNN_TANH", [1, False, False, False]
+    op = getattr(torch.ops.fastrnn, "cell" if name == "cell" else "recurrent")
+    states = [h0, c0] if name == "cell" else [None, h0, c0]
     with pytest.raises(RuntimeError) as of_op:
-        op(*arguments, [weights[n] for n in names], *rest)
-    with pytest.raises(RuntimeError) as direct:
-        getattr(_direct, name)(*arguments, weights, names, *rest)
+        op(mode, x, *states, [WEIGHTS["w"], WEIGHTS["u"]], *layers)
     assert str(direct.value) == str(of_op.value)
 
 
