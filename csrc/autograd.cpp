@@ -49,6 +49,14 @@ bool saw_write(AutogradContext* ctx) {
          ctx->saved_data["version"].toInt();
 }
 
+// What is saved of x. A tensor made under inference_mode, which cannot be saved, is copied where
+// torch.nn copies x, as it does not lie step after step.
+Tensor saved_input(const Tensor& x, bool batch_first) {
+  if (!x.is_inference()) return x;
+  const bool steps_apart = batch_first && x.dim() == 3;
+  return (steps_apart ? x.transpose(0, 1) : x).is_contiguous() ? x : x.clone();
+}
+
 // The tensors that are saved, in order; the weights are last.
 enum Saved { kX, kH0, kC0, kY, kReserve, kMasks, kWeights };
 
@@ -63,12 +71,9 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, h_n, c_n, reserve] = call_forward(options, {x, batch_sizes, h0, c0, weights, masks});
     // An alias that is made below autograd has a version counter of its own.
-    variable_list saved = {x,
-                           tensor_of(h0),
-                           tensor_of(c0),
-                           at::alias(y),
-                           keeps_nothing(options) ? Tensor() : reserve,
-                           tensor_of(masks)};
+    variable_list saved = {
+        saved_input(x, options.batch_first),         tensor_of(h0),   tensor_of(c0), at::alias(y),
+        keeps_nothing(options) ? Tensor() : reserve, tensor_of(masks)};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     // Sizes are no data for hooks; and torch.nn reads them in the forward pass alone, after which

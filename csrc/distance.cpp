@@ -1,5 +1,6 @@
 #include "distance.h"
 
+#include <algorithm>
 #include <atomic>
 
 #include "contention.h"
@@ -9,17 +10,21 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A barrier of two takes 25 to 30 ns for each where their cores are near, 140 to 165 where they are
-// not (Zen 5).
+// A barrier of two takes 50 to 60 ns where their cores are near, 290 to 330 where they are not (Zen
+// 5): by members,
 constexpr Clock::duration kDistant = std::chrono::nanoseconds(100);
 constexpr int kMeasurements = 3;  // the fastest counts, as anything may delay a thread
 constexpr int kBarriers = 3;
 
-// For so long the last measurement counts. One takes two threads 0.5 us, 3 where cores are distant.
+// What was measured counts for so long. One takes two threads 0.5 us, 3 where cores are distant.
 constexpr Clock::duration kKnown = std::chrono::milliseconds(20);
+// That cores are distant, for so many calls more: a caller who comes seldom would measure each
+// time.
+constexpr int kCalls = 16;
 
 std::atomic<bool> distant{false};
 std::atomic<Clock::rep> measured{0};  // when, in the clock's ticks
+std::atomic<int> calls{0};            // that heeded it since it was no longer known
 std::atomic<int> assumed{-1};         // 0 or 1, if it is not to count
 
 bool is_known(Clock::time_point now) {
@@ -32,11 +37,12 @@ bool is_known(Clock::time_point now) {
 bool cores_distant() {
   const int instead = assumed.load(std::memory_order_relaxed);
   if (instead >= 0) return instead;
-  return distant.load(std::memory_order_relaxed) && is_known(Clock::now());
+  return distant.load(std::memory_order_relaxed) &&
+         (is_known(Clock::now()) || calls.fetch_add(1, std::memory_order_relaxed) < kCalls);
 }
 
-void assume_distant(std::optional<bool> distant) {
-  assumed.store(distant.has_value() ? *distant : -1, std::memory_order_relaxed);
+void assume_distant(std::optional<bool> value) {
+  assumed.store(value.has_value() ? *value : -1, std::memory_order_relaxed);
 }
 
 bool distance_wanted(Clock::time_point now) { return !is_known(now) && !cores_contended(); }
@@ -54,6 +60,7 @@ void measure_distance(const Member& member) {
   if (member.index > 0) return;
   distant.store(fastest > member.size * kDistant, std::memory_order_relaxed);
   measured.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+  calls.store(0, std::memory_order_relaxed);
 }
 
 }  // namespace fastrnn

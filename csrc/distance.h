@@ -11,12 +11,12 @@
 
 namespace fastrnn {
 
-// Whether the cores of the last team that was timed lay far apart. Not for long: a call that takes
-// one thread because of that times nothing, and another would never find it otherwise.
+// Whether the cores of the last team that was timed, of whatever size, lay far apart. Not for long:
+// calls that take one thread because of that time nothing, so that they would never learn more.
 bool cores_distant();
 
 // Tests have calls take cores as distant, or not. Nothing: as they are.
-void assume_distant(std::optional<bool> distant);
+void assume_distant(std::optional<bool> value);
 
 // Whether a team that is called now is to time its barriers.
 bool distance_wanted(std::chrono::steady_clock::time_point now);

@@ -42,10 +42,10 @@ class ForwardMemory {
   C* scratch_of(const Member& member) const {
     return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
   }
-  // Of that, what comes first: of a share of so many rows of a step that lie between others'.
-  int64_t apart_size(const Division& division, int64_t rows) const {
+  // Of that, what comes first: elements for the rows that a share keeps apart.
+  int64_t size_apart(const Division& division, int64_t rows) const {
     if (division.row_parts == 1) return 0;
-    const int64_t bytes = fastrnn::apart_size<E>(stack_, rows) * int64_t{sizeof(E)};
+    const int64_t bytes = apart_size<E>(stack_, rows) * int64_t{sizeof(E)};
     return Arena<C>::padded(divide_up(bytes, int64_t{sizeof(C)}));
   }
 
@@ -92,7 +92,7 @@ class ForwardMemory {
       const int64_t share_panels = divide_up(plan_.panels, division.unit_parts);
       for_range_sizes(stack_, division.row_parts, [&](int64_t rows) {
         most =
-            std::max(most, size * (apart_size(division, rows) + scratch_for(rows, share_panels)));
+            std::max(most, size * (size_apart(division, rows) + scratch_for(rows, share_panels)));
       });
     }
     return most;

@@ -51,7 +51,8 @@ TORCH_LIBRARY(fastrnn, m) {
   m.def("amx_dtypes() -> str[]", amx_dtypes);
   m.def("matmul_precisions() -> str[]", matmul_precisions);
   m.def("release_memory() -> ()", CallMemory::release);
-  // Whether calls heed what teams found out about the cores; tests want several threads anyway.
+  // Whether calls heed what teams find out about the cores. Tests want several threads anyway, or
+  // (assume_distant, until the next heed_cores) what is done where cores are distant.
   m.def("heed_cores(bool heeds) -> ()", [](bool heeds) {
     heed_contention(heeds);
     assume_distant(heeds ? std::nullopt : std::optional(false));

@@ -28,12 +28,12 @@ constexpr double kExchangeCost = 50;   // of an element that another thread's co
 constexpr double kBlockCost = 5e4;     // of a block on the diagonal
 constexpr double kLstmCost = 250, kElmanCost = 100;  // of a hidden unit's activations
 
-// Where cores are distant, barriers and exchanges cost so many times as much. There a step whose
-// rows are divided costs more too, an element of what it keeps for the backward pass, and in that
-// an element of a row, which all threads read for the weights' gradients.
+// Where cores are distant, barriers and exchanges cost so many times as much, and there is more.
 constexpr double kDistance = 5;
-constexpr double kDistantRowsCost = 3e4;
-constexpr double kDistantKeptCost = 80, kDistantRowCost = 150;
+constexpr double kDistantStepCost = 3e4;      // of a step whose rows are divided
+constexpr double kDistantBlockCost = 6e5;     // in kBlockCost's place
+constexpr double kDistantKeptCost = 80;       // of an element kept for the backward pass
+constexpr double kDistantGradientCost = 150;  // of one that all threads read for weights' gradients
 
 // A member of a diagonal reads the weights of all layers in turn. Where L2 cannot hold so many
 // bytes of them, its blocks take longer by that factor.
@@ -52,7 +52,7 @@ double step_cost(const Division& division, const Stack& stack, int64_t panels,
   const double share = std::ceil(double(panels) / division.unit_parts) / panels;
   const double activations = stack.hidden * (stack.cell == Cell::lstm ? kLstmCost : kElmanCost);
   double cost = kStepCost + paid * (work.products + activations) * share;
-  if (stack.distant && division.row_parts > 1) cost += kDistantRowsCost;
+  if (stack.distant && division.row_parts > 1) cost += kDistantStepCost;
   if (division.unit_parts == 1) return cost;
   return cost + barrier_cost(stack) * division.unit_parts * work.barriers +
          exchange_cost(stack) * rows * work.exchanged;
@@ -77,14 +77,16 @@ int thread_count(const Stack& stack, double weights, double flops_each) {
   return static_cast<int>(std::clamp(useful, 1., most));
 }
 
-// Where cores are distant, so many threads, or half of them, and so on: what costs least.
+// Where cores are distant: of one thread, and even numbers of them (directions are two), and as
+// many as that, what costs least.
 template <typename Cost>
 int least_costly(int threads, const Stack& stack, const Cost& cost) {
   if (!stack.distant || stack.contended || stack.steps == 1) return threads;
   const auto total = [&](int count) { return cost(count) + (count > 1 ? kFlopsPerThread : 0); };
   int best = threads;
-  for (int fewer = threads / 2; fewer > 0; fewer /= 2) {
-    if (total(fewer) < total(best)) best = fewer;
+  for (int fewer = threads - 1; fewer > 0; --fewer) {
+    if (fewer > 1 && fewer % 2 == 1) continue;
+    if (total(fewer) <= total(best)) best = fewer;
   }
   return best;
 }
@@ -110,7 +112,7 @@ int backward_threads(const Stack& stack, int64_t panels) {
   const double rows = stack.rows, read = stack.input + stack.width;  // of each row
   // dx, and the gradients of the weights.
   const double products = 2 * rows * stack.gates() * (stack.input + read);
-  const double exchanged = kDistantRowCost * rows * (stack.gates() + read);
+  const double exchanged = kDistantGradientCost * rows * (stack.gates() + read);
   return least_costly(threads, stack, [&](int count) {
     const double layer =
         layer_cost(divide_layer(count, stack, 1, panels, work), stack, panels, work);
@@ -164,7 +166,8 @@ int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t pa
       stack.layers, thread_count(stack, work.products / 2 * stack.layers, 2. * stack.rows)));
   if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
   const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
-  double block = kBlockCost + kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
+  double block = stack.distant ? kDistantBlockCost : kBlockCost;
+  block += kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
   if (packed_bytes > kDiagonalBytes) block *= kDiagonalMisses;
   // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
   const double diagonal =

@@ -15,7 +15,7 @@ namespace fastrnn {
 // Steps that are copied at once.
 constexpr int64_t kStepsApart = 8;
 
-// Of a step. Copies of larger rows cost more than that saves.
+// Of a share's rows of one step. More gain little beside what they compute.
 constexpr int64_t kMostBytesApart = 8 << 10;
 
 // Elements of memory for a share of so many rows; 0: they are written where they belong at once.

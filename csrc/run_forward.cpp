@@ -196,12 +196,13 @@ void ForwardRun<E>::run_layer(int64_t first_strand) const {
 template <typename E>
 void ForwardRun<E>::run_share(const ForwardArgs<E>& args, Share<C> share, C* scratch,
                               const Division& division) const {
-  const auto run = [&](const ForwardArgs<E>& args, int64_t s_begin, int64_t s_end) {
-    kernels_.forward(args, share, s_begin, s_end);
-  };
-  const int64_t apart = memory_.apart_size(division, share.row_end - share.row_begin);
+  const int64_t apart = memory_.size_apart(division, share.row_end - share.row_begin);
   share.scratch = scratch + apart;
-  if (apart > 0 && args.h.step_stride > args.h.row_stride) {
+  const auto run = [&](const ForwardArgs<E>& part, int64_t s_begin, int64_t s_end) {
+    kernels_.forward(part, share, s_begin, s_end);
+  };
+  const bool step_after_step = args.h.step_stride > args.h.row_stride;
+  if (apart > 0 && step_after_step) {
     run_apart(args, share.row_begin, share.row_end, reinterpret_cast<E*>(scratch), run);
   } else {
     run(args, 0, stack_.steps);

@@ -1,5 +1,6 @@
 """Gradients: gradcheck, any subset of inputs and outputs, and autograd's other demands."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
@@ -196,6 +197,23 @@ def test_input_modified_in_place(kind: str, name: str) -> None:
             target.mul_(2)
         with pytest.raises(RuntimeError, match=r"modified (by an )?inplace"):
             total.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_made_under_inference_mode(kind: str, dtype: torch.dtype) -> None:
+    """By a frozen part of a model. torch.nn, too, takes them where it copies x for its layout."""
+    case = Case(kind, T=6, N=3, batch_first=True, dtype=dtype)
+    gradients = []
+    for package in (nn, fastrnn):
+        module = build(package, case)
+        with torch.inference_mode():
+            x = make_inputs(case).x * 2
+        module(x)[0].sum().backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters()})
+    assert_same(gradients[1], gradients[0])
+    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved"):
+        build(fastrnn, replace(case, batch_first=False))(x)
 
 
 @pytest.mark.parametrize("case", cases(L=[2], T=[1, 4], N=[1, 3], hx=[True], P=[0, 3]), ids=str)

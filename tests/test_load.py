@@ -106,7 +106,8 @@ step = test_load.run_on_two_threads(False)
 torch.ops.fastrnn.heed_cores(False)
 print(max(test_load.share_of_others(step) for _ in range(20)))
 torch.ops.fastrnn.assume_distant(None)
-print(min(test_load.share_of_others(step) for _ in range(20)))
+shares = [test_load.share_of_others(step) for _ in range(300)]
+print(min(shares), max(shares[20:]))
 """
 
 
@@ -114,9 +115,10 @@ def test_distance_is_measured() -> None:
     """Threads that take turns on a core are as far apart as can be."""
     process = run_python("-c", TWO_THREADS_ON_ONE_CORE)
     assert process.returncode == 0, process.stderr
-    assumed_near, measured = map(float, process.stdout.split())
+    assumed_near, measured, measured_again = map(float, process.stdout.split())
     assert assumed_near > 0.2
     assert measured < 0.05
+    assert measured_again > 0.01  # now and then by two threads
 
 
 SERVERS = 16
