@@ -113,7 +113,7 @@ print(min(shares), max(shares[20:]))
 
 def test_distance_is_measured() -> None:
     """Threads that take turns on a core are as far apart as can be."""
-    process = run_python("-c", TWO_THREADS_ON_ONE_CORE)
+    process = run_python("-c", TWO_THREADS_ON_ONE_CORE, cwd=os.path.dirname(__file__))
     assert process.returncode == 0, process.stderr
     assumed_near, measured, measured_again = map(float, process.stdout.split())
     assert assumed_near > 0.2
