@@ -70,10 +70,14 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
                                const Options& options) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [y, h_n, c_n, reserve] = call_forward(options, {x, batch_sizes, h0, c0, weights, masks});
+    const Tensor input = saved_input(x, options.batch_first);
     // An alias that is made below autograd has a version counter of its own.
-    variable_list saved = {
-        saved_input(x, options.batch_first),         tensor_of(h0),   tensor_of(c0), at::alias(y),
-        keeps_nothing(options) ? Tensor() : reserve, tensor_of(masks)};
+    variable_list saved = {input,
+                           tensor_of(h0),
+                           tensor_of(c0),
+                           at::alias(y),
+                           keeps_nothing(options) ? Tensor() : reserve,
+                           tensor_of(masks)};
     saved.insert(saved.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(saved));
     // Sizes are no data for hooks; and torch.nn reads them in the forward pass alone, after which

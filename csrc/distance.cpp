@@ -10,16 +10,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A barrier of two takes 50 to 60 ns where their cores are near, 290 to 330 where they are not (Zen
-// 5): by members,
+// Cores are distant if a barrier takes longer than this for each member. One of two takes 50 to 60
+// ns where they are near, 290 to 330 where they are not (Zen 5).
 constexpr Clock::duration kDistant = std::chrono::nanoseconds(100);
 constexpr int kMeasurements = 3;  // the fastest counts, as anything may delay a thread
 constexpr int kBarriers = 3;
 
 // What was measured counts for so long. One takes two threads 0.5 us, 3 where cores are distant.
 constexpr Clock::duration kKnown = std::chrono::milliseconds(20);
-// That cores are distant, for so many calls more: a caller who comes seldom would measure each
-// time.
+// If it was that cores are distant, it also counts for so many calls after that: a caller who comes
+// seldom would else measure each time, and never heed it.
 constexpr int kCalls = 16;
 
 std::atomic<bool> distant{false};
