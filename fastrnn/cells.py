@@ -11,6 +11,7 @@ from torch.compiler import is_dynamo_compiling
 from fastrnn import _direct, _transforms
 from fastrnn._fused import (
     REFUSALS,
+    NameOfClass,
     call_op,
     can_fuse,
     fx_traces,
@@ -80,6 +81,7 @@ class RNNCell(nn.RNNCell):
 
     _torch_class = nn.RNNCell
 
+    __name__ = NameOfClass()
     __prepare_scriptable__ = refuse_script
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:  # noqa: A002
@@ -133,6 +135,7 @@ class LSTMCell(nn.LSTMCell):
 
     _torch_class = nn.LSTMCell
 
+    __name__ = NameOfClass()
     __prepare_scriptable__ = refuse_script
 
     def forward(

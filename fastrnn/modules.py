@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn import _direct, _transforms
 from fastrnn._fused import (
     REFUSALS,
+    NameOfClass,
     call_op,
     can_fuse,
     fx_traces,
@@ -77,6 +78,7 @@ class _Recurrent(nn.RNNBase):
     # torch.nn's own module, run where the fused op does not apply.
     _torch_class: type[nn.RNNBase]
 
+    __name__ = NameOfClass()
     __prepare_scriptable__ = refuse_script
 
     # The weights are read at every call, so nothing has to be kept in step with the parameters.

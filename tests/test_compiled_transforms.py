@@ -78,6 +78,19 @@ def test_compiled_vmap_is_one_fused_call_of_any_size(kind: str) -> None:
     assert graph == ["fastrnn.cell.default" if "Cell" in kind else "fastrnn.recurrent.default"]
 
 
+@pytest.mark.parametrize("kind", MODULES)
+def test_compiled_vmap_of_a_module_itself(kind: str) -> None:
+    ours, _ = build_both(kind)
+    x = draw(kind)
+    torch._dynamo.reset()
+    function = torch.compile(vmap(ours), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert_close(function(x), vmap(ours)(x))
+    # By this name, and not by its repr, which cannot be compiled.
+    with pytest.raises(ValueError, match=rf"^vmap\({kind}, in_dims=a"):
+        vmap(ours, in_dims="a")(x)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("kind", ["LSTM", "RNN"])
 def test_compiled_gradients_are_fused_and_of_any_size(kind: str, per_sample: bool) -> None:
