@@ -17,25 +17,34 @@ struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
 };
 
+// Of one direction of one layer.
 template <typename E>
-class BackwardMemory {
- public:
+struct DirectionMemory {
   using C = Compute<E>;
 
   C *packed_w_hh = nullptr, *packed_w_hr = nullptr;
   C *dgates = nullptr, *dprojected = nullptr;  // of the slots
-  C* dc = nullptr;                             // of one direction, (N, H), LSTM only
-  C* zeros = nullptr;                          // a row
+  C* dc = nullptr;                             // (N, H), LSTM only
   WeightSums<C> sums{};                        // where they are not the gradients themselves
   std::vector<double> bias_totals;             // if the plan has sums apart
   // The rows of a chunk, sample after sample, each in the order of the loop:
   std::vector<const C*> dgate_rows, dprojected_rows;
   std::vector<const E*> x_rows, h_rows, m_rows;
   std::vector<E*> dx_rows;
+};
+
+template <typename E>
+class BackwardMemory {
+ public:
+  using C = Compute<E>;
+
+  std::vector<DirectionMemory<E>> directions;  // that run at the same time
+  C* zeros = nullptr;                          // a row
 
   BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
                  bool needs_dc)
-      : stack_(stack),
+      : directions(plan.side_by_side ? 2 : 1),
+        stack_(stack),
         kernels_(kernels),
         plan_(plan),
         needs_dc_(needs_dc && stack.cell == Cell::lstm),
@@ -43,17 +52,9 @@ class BackwardMemory {
         scratch_(plan.threads),
         arena_(parts(), /*keeps=*/false) {
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
-    clear_padding(dgates, stack.gates());
-    if (stack.projected) clear_padding(dprojected, stack.width);
-    const int64_t rows = plan.chunk_rows;
-    dgate_rows.resize(rows);
-    x_rows.resize(rows);
-    h_rows.resize(rows);
-    dx_rows.resize(rows);
-    if (plan.sums_apart) bias_totals.resize(plan.samples * stack.gates());
-    if (stack.projected) {
-      dprojected_rows.resize(rows);
-      m_rows.resize(rows);
+    for (size_t d = 0; d < directions.size(); ++d) {
+      if (packs_in_scratch()) directions[d].packed_w_hh = scratch_[d * scratch_.size() / 2];
+      prepare(directions[d]);
     }
   }
 
@@ -64,25 +65,45 @@ class BackwardMemory {
   typename Arena<C>::Parts parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = plan_.slots * stack_.batch;
-    typename Arena<C>::Parts parts = {{&packed_w_hh, plan_.shares_dw_hh ? 0 : plan_.packed_w_hh},
-                                      {&dgates, slot_rows * kernels_.operands(gates)},
-                                      {&dc, needs_dc_ ? stack_.batch * hidden : 0},
-                                      {&zeros, std::max(hidden, width)}};
+    typename Arena<C>::Parts parts = {{&zeros, std::max(hidden, width)}};
     for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
-    if (stack_.projected) {
-      parts.push_back({&packed_w_hr, plan_.packed_w_hr});
-      parts.push_back({&dprojected, slot_rows * kernels_.operands(width)});
-    }
-    if (!kIsComputed<E> || plan_.sums_apart) {
+    for (DirectionMemory<E>& one : directions) {
+      const bool apart = !plan_.shares_dw_hh && !packs_in_scratch();
+      parts.push_back({&one.packed_w_hh, apart ? plan_.packed_w_hh : 0});
+      parts.push_back({&one.dgates, slot_rows * kernels_.operands(gates)});
+      parts.push_back({&one.dc, needs_dc_ ? stack_.batch * hidden : 0});
+      if (stack_.projected) {
+        parts.push_back({&one.packed_w_hr, plan_.packed_w_hr});
+        parts.push_back({&one.dprojected, slot_rows * kernels_.operands(width)});
+      }
+      if (kIsComputed<E> && !plan_.sums_apart) continue;
       const auto in_blocks = [&](int64_t elements) {
         return plan_.in_one_block ? 0 : plan_.samples * elements;
       };
-      parts.push_back({&sums.w_ih, in_blocks(gates * stack_.widest_input())});
-      parts.push_back({&sums.w_hh, in_blocks(gates * width)});
-      parts.push_back({&sums.bias, plan_.samples * gates});
-      if (stack_.projected) parts.push_back({&sums.w_hr, in_blocks(width * hidden)});
+      parts.push_back({&one.sums.w_ih, in_blocks(gates * stack_.widest_input())});
+      parts.push_back({&one.sums.w_hh, in_blocks(gates * width)});
+      parts.push_back({&one.sums.bias, plan_.samples * gates});
+      if (stack_.projected) parts.push_back({&one.sums.w_hr, in_blocks(width * hidden)});
     }
     return parts;
+  }
+  // A single chunk is done with the packed w_hh before the products that use the scratch of one of
+  // the threads that read it.
+  bool packs_in_scratch() const {
+    return plan_.chunk_steps == stack_.steps && plan_.packed_w_hh <= scratch_size_;
+  }
+  void prepare(DirectionMemory<E>& one) const {
+    clear_padding(one.dgates, stack_.gates());
+    if (stack_.projected) clear_padding(one.dprojected, stack_.width);
+    const int64_t rows = plan_.chunk_rows;
+    one.dgate_rows.resize(rows);
+    one.x_rows.resize(rows);
+    one.h_rows.resize(rows);
+    one.dx_rows.resize(rows);
+    if (plan_.sums_apart) one.bias_totals.resize(plan_.samples * stack_.gates());
+    if (!stack_.projected) return;
+    one.dprojected_rows.resize(rows);
+    one.m_rows.resize(rows);
   }
   // Of the products over a chunk's rows, one after the other.
   int64_t measure_scratch() const {

@@ -39,11 +39,16 @@ inline int64_t most_blocks_together(int64_t blocks) {
   return std::max(kBlocksTogether, static_cast<int64_t>(std::sqrt(blocks)));
 }
 
+// Units of a layer whose directions run side by side, at most. Wider ones gain 3% at most, and with
+// the working memory of both take more than torch.nn, or more than L3 holds.
+constexpr int64_t kLstmSideBySide = 256, kElmanSideBySide = 128;
+
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kTilesInPlace = 2;
 
 struct BackwardPlan {
-  int64_t panels;  // of the hidden units, or of h where that is wider
+  int64_t panels;     // of the hidden units, or of h where that is wider
+  bool side_by_side;  // both directions of a layer, each by half of the threads
   int threads;
   int64_t chunk_steps;      // of the time loop
   int64_t chunk_rows;       // at most
@@ -77,7 +82,13 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   const int64_t gates = stack.gates(), input = stack.widest_input();
   BackwardPlan plan{};
   plan.panels = kernels.panels(std::max(stack.hidden, stack.width));
-  plan.threads = backward_threads(stack, plan.panels);
+  // Then each direction finds in half of dx what the other has left there, and adds to it: sums of
+  // two, of whose order only numbers that are rounded in between can tell.
+  const bool may_be_apart =
+      stack.directions == 2 && kIsComputed<E> && samples == 1 &&
+      stack.hidden <= (stack.cell == Cell::lstm ? kLstmSideBySide : kElmanSideBySide);
+  plan.threads = backward_threads(stack, plan.panels, may_be_apart ? 2 : 1);
+  plan.side_by_side = may_be_apart && plan.threads % 2 == 0;
   plan.samples = samples;
   plan.chunk_steps = chunk_steps_of<E>(stack, samples);
   plan.chunk_rows = plan.chunk_steps * stack.batch;

@@ -34,6 +34,7 @@ constexpr double kDistantStepCost = 3e4;      // of a step whose rows are divide
 constexpr double kDistantBlockCost = 6e5;     // in kBlockCost's place
 constexpr double kDistantKeptCost = 80;       // of an element kept for the backward pass
 constexpr double kDistantGradientCost = 150;  // of one that all threads read for weights' gradients
+constexpr double kDistantReadCost = 125;      // of one that forward kept and one thread wrote
 
 // A member of a diagonal reads the weights of all layers in turn. Where L2 cannot hold so many
 // bytes of them, its blocks take longer by that factor.
@@ -105,18 +106,27 @@ int forward_threads(const Stack& stack, int64_t panels, bool training) {
   });
 }
 
-int backward_threads(const Stack& stack, int64_t panels) {
-  const double weights = stack.gates() * (stack.input + stack.width);
+int backward_threads(const Stack& stack, int64_t panels, int64_t directions) {
+  const double weights = directions * stack.gates() * (stack.input + stack.width);
   const int threads = thread_count(stack, weights, 4. * stack.rows);
   const StepWork work = backward_work(stack);
   const double rows = stack.rows, read = stack.input + stack.width;  // of each row
   // dx, and the gradients of the weights.
   const double products = 2 * rows * stack.gates() * (stack.input + read);
   const double exchanged = kDistantGradientCost * rows * (stack.gates() + read);
+  // Half of what one thread has kept is another's to read where directions are side by side.
+  double fetched = 0;
+  if (stack.distant && directions == 2 && forward_threads(stack, panels, true) == 1) {
+    fetched =
+        kDistantStepCost * stack.steps + kDistantReadCost * stack.reserve_size() / stack.layers;
+  }
   return least_costly(threads, stack, [&](int count) {
-    const double layer =
-        layer_cost(divide_layer(count, stack, 1, panels, work), stack, panels, work);
-    return layer + products / count + (count > 1 ? exchanged : 0);
+    const Division division = divide_layer(count, stack, directions, panels, work);
+    const int together = count / division.direction_groups;
+    const double direction = layer_cost(division, stack, panels, work) + products / together +
+                             (together > 1 ? exchanged : 0);
+    return direction * directions / division.direction_groups +
+           (division.direction_groups == 2 ? fetched : 0);
   });
 }
 

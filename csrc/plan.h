@@ -28,7 +28,7 @@ StepWork backward_work(const Stack& stack);
 
 // Threads worth using, at most torch's. panels: as of divide_layer.
 int forward_threads(const Stack& stack, int64_t panels, bool training);
-int backward_threads(const Stack& stack, int64_t panels);
+int backward_threads(const Stack& stack, int64_t panels, int64_t directions);  // at a time
 
 // For a team of that size; panels: of the hidden units of a cell, in backward of h too.
 Division divide_layer(int threads, const Stack& stack, int64_t directions, int64_t panels,

@@ -1,10 +1,11 @@
-// The backward pass of a stack: layers from the last to the first, each direction in turn. A
-// direction's time loop runs in chunks; after each the gradients of its pre-activations, still in
-// cache, go into those of the input and of the weights.
+// The backward pass of a stack: layers from the last to the first, directions side by side or in
+// turn. A direction's time loop runs in chunks; after each the gradients of its pre-activations,
+// still in cache, go into those of the input and of the weights.
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "backward_memory.h"
 #include "dropout.h"
@@ -44,11 +45,14 @@ class BackwardRun {
       const Sequence<E> input_gradient = input_gradient_of(layer, x.options());
       const bool dropped = layer > 0 && stack_.drops_after(layer - 1);
       if (dropped) drop_output(layer - 1, *masks, x.options());
+      std::vector<Direction> directions;
       for (int64_t d = 0; d < stack_.directions; ++d) {
-        Direction direction = set_up(layer, d, x, y);
-        direction.args.dy = columns_from(output_gradient, d * stack_.width);
-        direction.dx = input_gradient;
-        run_direction(direction);
+        directions.push_back(set_up(layer, d, x, y));
+        directions.back().args.dy = columns_from(output_gradient, d * stack_.width);
+        directions.back().dx = input_gradient;
+        if (directions.size() < memory_.directions.size()) continue;
+        run_directions(directions);
+        directions.clear();
       }
       if (dropped) {
         at::Tensor gradient = between_[layer % 2].view({stack_.rows, stack_.layer_width()});
@@ -64,13 +68,22 @@ class BackwardRun {
     BackwardArgs<E> args;
     Sequence<const E> x;  // (T, N, I)
     Sequence<E> dx;       // likewise, or data null
-    bool accumulate_dx;   // the other direction has been there
     const E* h0;
     int64_t h0_stride;
     const E* unprojected;
     int64_t input;
     StrandWeights<E> weights;
-    const at::Tensor* dweights;  // of this direction, undefined where not wanted
+    DirectionMemory<E>& memory;
+    WeightGradients<E> gradients;
+  };
+
+  // A thread that runs a direction.
+  struct Runner {
+    Member member;         // of those who run it
+    const Member* of_all;  // who run both directions at the same time; null: they do not
+    Division division;     // of the direction
+    GroupBarrier& barrier;
+    C* scratch;
   };
 
   bool sums_every_dw_hh() const {
@@ -82,16 +95,19 @@ class BackwardRun {
   }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   void drop_output(int64_t layer, const at::Tensor& masks, const at::TensorOptions& options);
-  Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y) const;
+  Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y);
+  void set_weights(Direction& direction);
   ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
                                   bool in_place) const;
   void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
                     const Member& member) const;
   void pack(const Direction& direction, const Member& member) const;
-  int64_t collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
-                       const Member& member);
-  void multiply_dx(const Direction& direction, int64_t rows, const Member& member) const;
-  void run_direction(Direction& direction);
+  int64_t collect_rows(Direction& direction, int64_t s_begin, int64_t s_end,
+                       const Member& member) const;
+  void multiply_dx(const Direction& direction, int64_t begin, int64_t end, bool accumulate,
+                   const Runner& runner) const;
+  void run_direction(Direction& direction, const Runner& runner) const;
+  void run_directions(std::vector<Direction>& directions);
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
@@ -130,7 +146,8 @@ void BackwardRun<E>::drop_output(int64_t layer, const at::Tensor& masks,
 template <typename E>
 typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t d,
                                                           const at::Tensor& x,
-                                                          const at::Tensor& y) const {
+                                                          const at::Tensor& y) {
+  DirectionMemory<E>& memory = memory_.directions[d % memory_.directions.size()];
   const int64_t strand = layer * stack_.directions + d, width = stack_.layer_width();
   Sequence<const E> input = input_sequence<E>(stack_, x), output = input_sequence<E>(stack_, y);
   if (layer > 0) {
@@ -155,20 +172,37 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.c0_stride = initial_c_.row_stride;
   args.wants_dh0 = gradients_.wants_dh0;
   if (dh_) args.dh = dh_ + strand * stack_.batch * stack_.width;
-  args.dc = dc_ ? dc_ + strand * stack_.batch * stack_.hidden : memory_.dc;
-  args.dgates = memory_.dgates;
-  args.dprojected = memory_.dprojected;
+  args.dc = dc_ ? dc_ + strand * stack_.batch * stack_.hidden : memory.dc;
+  args.dgates = memory.dgates;
+  args.dprojected = memory.dprojected;
   args.slots = plan_.slots;
-  return {.args = args,
-          .x = input,
-          .dx = {},
-          .accumulate_dx = d > 0,
-          .h0 = initial_h_.of_strand(strand),
-          .h0_stride = initial_h_.row_stride,
-          .unprojected = reserve_.parts[strand].unprojected,
-          .input = stack_.layer_input(layer),
-          .weights = StrandWeights<E>(stack_, weights_, strand),
-          .dweights = gradients_.dweights.data() + strand * stack_.weights_per_strand()};
+  const at::Tensor* const dweights =
+      gradients_.dweights.data() + strand * stack_.weights_per_strand();
+  Direction direction{
+      .args = args,
+      .x = input,
+      .dx = {},
+      .h0 = initial_h_.of_strand(strand),
+      .h0_stride = initial_h_.row_stride,
+      .unprojected = reserve_.parts[strand].unprojected,
+      .input = stack_.layer_input(layer),
+      .weights = StrandWeights<E>(stack_, weights_, strand),
+      .memory = memory,
+      .gradients = {stack_, kernels_, plan_, memory, stack_.layer_input(layer), dweights}};
+  set_weights(direction);
+  return direction;
+}
+
+// Where the time loop reads the weights.
+template <typename E>
+void BackwardRun<E>::set_weights(Direction& direction) {
+  DirectionMemory<E>& memory = direction.memory;
+  if (plan_.shares_dw_hh) memory.packed_w_hh = direction.gradients.w_hh_sums();
+  direction.args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
+                                       memory.packed_w_hh, plan_.reads_w_hh_in_place);
+  if (!stack_.projected) return;
+  direction.args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
+                                       memory.packed_w_hr, plan_.reads_w_hr_in_place);
 }
 
 // w (k, columns) as pack_columns leaves it.
@@ -202,11 +236,11 @@ template <typename E>
 void BackwardRun<E>::pack(const Direction& direction, const Member& member) const {
   const StrandWeights<E>& weights = direction.weights;
   if (plan_.packed_w_hh > 0) {
-    pack_columns(weights.w_hh, stack_.gates(), stack_.width, memory_.packed_w_hh,
+    pack_columns(weights.w_hh, stack_.gates(), stack_.width, direction.memory.packed_w_hh,
                  plan_.reads_w_hh_in_place, member);
   }
   if (stack_.projected) {
-    pack_columns(weights.w_hr, stack_.width, stack_.hidden, memory_.packed_w_hr,
+    pack_columns(weights.w_hr, stack_.width, stack_.hidden, direction.memory.packed_w_hr,
                  plan_.reads_w_hr_in_place, member);
   }
 }
@@ -216,9 +250,10 @@ void BackwardRun<E>::pack(const Direction& direction, const Member& member) cons
 // other, not some of each step: of few rows a step, all members would write to every line of the
 // pointers.
 template <typename E>
-int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin, int64_t s_end,
-                                     const Member& member) {
+int64_t BackwardRun<E>::collect_rows(Direction& direction, int64_t s_begin, int64_t s_end,
+                                     const Member& member) const {
   const BackwardArgs<E>& args = direction.args;
+  DirectionMemory<E>& memory = direction.memory;
   const Schedule& schedule = args.schedule;
   const int64_t gates = kernels_.operands(stack_.gates());
   const int64_t width = kernels_.operands(stack_.width);
@@ -239,14 +274,14 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
     for (int64_t n = n_begin; n < n_end; ++n) {
       const int64_t i = sample * sample_rows + row;
       if (++sample == samples) sample = 0, ++row;
-      memory_.dgate_rows[i] = memory_.dgates + (slot_row + n) * gates;
-      memory_.x_rows[i] = direction.x.row(schedule, t, n);
-      memory_.h_rows[i] = n < previous_rows ? args.h.row(schedule, previous, n)
-                                            : direction.h0 + n * direction.h0_stride;
-      if (direction.dx.data) memory_.dx_rows[i] = direction.dx.row(schedule, t, n);
+      memory.dgate_rows[i] = memory.dgates + (slot_row + n) * gates;
+      memory.x_rows[i] = direction.x.row(schedule, t, n);
+      memory.h_rows[i] = n < previous_rows ? args.h.row(schedule, previous, n)
+                                           : direction.h0 + n * direction.h0_stride;
+      if (direction.dx.data) memory.dx_rows[i] = direction.dx.row(schedule, t, n);
       if (stack_.projected) {
-        memory_.dprojected_rows[i] = memory_.dprojected + (slot_row + n) * width;
-        memory_.m_rows[i] = direction.unprojected + (schedule.offset(t) + n) * stack_.hidden;
+        memory.dprojected_rows[i] = memory.dprojected + (slot_row + n) * width;
+        memory.m_rows[i] = direction.unprojected + (schedule.offset(t) + n) * stack_.hidden;
       }
     }
     rows_before += schedule.rows_at(t);
@@ -254,59 +289,85 @@ int64_t BackwardRun<E>::collect_rows(const Direction& direction, int64_t s_begin
   return all_rows;
 }
 
-// This member's part of the gradient of a chunk's x, if that is wanted.
+// A member's part of the gradient of x, if that is wanted, of rows [begin, end) of a chunk.
 template <typename E>
-void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t rows,
-                                 const Member& member) const {
+void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t begin, int64_t end,
+                                 bool accumulate, const Runner& runner) const {
   if (!direction.dx.data) return;
-  const auto [begin, end] = member.part(rows);
-  kernels_.row_product({.a = memory_.dgate_rows.data(),
-                        .out = memory_.dx_rows.data(),
+  const auto [first, last] = runner.member.part(end - begin);
+  kernels_.row_product({.a = direction.memory.dgate_rows.data(),
+                        .out = direction.memory.dx_rows.data(),
                         .k = stack_.gates(),
                         .columns = direction.input,
                         .w = direction.weights.w_ih,
                         .in_place = plan_.reads_w_ih_in_place,
-                        .accumulate = direction.accumulate_dx,
-                        .scratch = memory_.scratch_of(member)},
-                       begin, end);
+                        .accumulate = accumulate,
+                        .scratch = runner.scratch},
+                       begin + first, begin + last);
 }
 
 template <typename E>
-void BackwardRun<E>::run_direction(Direction& direction) {
-  BackwardArgs<E>& args = direction.args;
-  WeightGradients<E> gradients(stack_, kernels_, plan_, memory_, direction.input,
-                               direction.dweights);
-  if (plan_.shares_dw_hh) memory_.packed_w_hh = gradients.w_hh_sums();
-  args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
-                             memory_.packed_w_hh, plan_.reads_w_hh_in_place);
-  if (stack_.projected) {
-    args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
-                               memory_.packed_w_hr, plan_.reads_w_hr_in_place);
+void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) const {
+  const BackwardArgs<E>& args = direction.args;
+  const Member& member = runner.member;
+  if (member.index == 0) runner.barrier.size = runner.division.unit_parts;
+  pack(direction, member);
+  if (!dc_ && stack_.cell == Cell::lstm) {
+    const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
+    std::fill(args.dc + begin, args.dc + end, C(0));
   }
-  const StepWork work = backward_work(stack_);
-  GroupBarrier barrier;
-  run_team(plan_.threads, [&](const Member& member) {
-    const Division division = divide_layer(member.size, stack_, 1, plan_.panels, work);
-    if (member.index == 0) barrier.size = division.unit_parts;
-    pack(direction, member);
-    if (!dc_ && stack_.cell == Cell::lstm) {
-      const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
-      std::fill(args.dc + begin, args.dc + end, C(0));
-    }
+  member.wait();
+  const Assignment<C> mine =
+      assign<C>(runner.division, stack_, member.index, plan_.panels, &runner.barrier);
+  // From which step of the loop on dx is what the other direction left there, and this one's. Side
+  // by side each is the first in half of the steps, and then waits for the other.
+  const int64_t steps = stack_.steps;
+  const bool meets = runner.of_all && direction.dx.data;
+  const int64_t adds_from = meets ? (steps + !args.reverse) / 2 : args.reverse ? 0 : steps;
+  bool has_met = !meets;
+  typename WeightGradients<E>::Progress progress{};
+  for (int64_t s = 0; s < steps; s += plan_.chunk_steps) {
+    const int64_t s_end = std::min(s + plan_.chunk_steps, steps);
+    if (mine.works) kernels_.backward(args, mine.share, s, s_end);
+    const int64_t rows = collect_rows(direction, s, s_end, member);
     member.wait();
-    const Assignment<C> mine = assign<C>(division, stack_, member.index, plan_.panels, &barrier);
-    typename WeightGradients<E>::Progress progress{};
-    for (int64_t s = 0; s < stack_.steps; s += plan_.chunk_steps) {
-      const int64_t s_end = std::min(s + plan_.chunk_steps, stack_.steps);
-      if (mine.works) kernels_.backward(args, mine.share, s, s_end);
-      const int64_t rows = collect_rows(direction, s, s_end, member);
-      member.wait();
-      multiply_dx(direction, rows, member);
-      gradients.add_chunk(rows, s_end == stack_.steps, progress, member);
-      member.wait();
+    int64_t first_rows = 0;  // of steps before adds_from
+    for (int64_t i = s; i < std::min(s_end, adds_from); ++i) {
+      first_rows += args.schedule.rows_at(args.step(i));
     }
+    multiply_dx(direction, 0, first_rows, /*accumulate=*/false, runner);
+    if (!has_met && s_end >= adds_from) {
+      runner.of_all->wait();
+      has_met = true;
+    }
+    multiply_dx(direction, first_rows, rows, /*accumulate=*/true, runner);
+    direction.gradients.add_chunk(rows, s_end == steps, progress, member, runner.scratch);
+    member.wait();
+  }
+}
+
+// All directions of a layer that have memory of their own.
+template <typename E>
+void BackwardRun<E>::run_directions(std::vector<Direction>& directions) {
+  const int64_t count = static_cast<int64_t>(directions.size());
+  const StepWork work = backward_work(stack_);
+  Barrier everyone[2];
+  GroupBarrier barriers[2];
+  run_team(plan_.threads, [&](const Member& member) {
+    Division division = divide_layer(member.size, stack_, count, plan_.panels, work);
+    const int groups = std::exchange(division.direction_groups, 1);
+    C* const scratch = memory_.scratch_of(member);
+    if (groups == 1) {
+      for (Direction& direction : directions) {
+        run_direction(direction, {member, nullptr, division, barriers[0], scratch});
+      }
+      return;
+    }
+    const int size = member.size / groups, group = member.index / size;
+    const Member of_group{member.index % size, size, &everyone[group]};
+    run_direction(directions[group], {of_group, &member, division, barriers[group], scratch});
   });
-  gradients.finish();
+  for (Direction& direction : directions) direction.gradients.finish();
   memory_.check();
 }
 

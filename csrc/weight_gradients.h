@@ -23,7 +23,7 @@ class WeightGradients {
 
   // dweights: of the direction, undefined where not wanted. Refers to all but the numbers.
   WeightGradients(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
-                  BackwardMemory<E>& memory, int64_t input, const at::Tensor* dweights)
+                  DirectionMemory<E>& memory, int64_t input, const at::Tensor* dweights)
       : stack_(stack),
         kernels_(kernels),
         plan_(plan),
@@ -39,14 +39,16 @@ class WeightGradients {
   // Memory of w_hh's size, or null, that is first written when a chunk is added.
   C* w_hh_sums() const { return sums_.w_hh; }
 
-  // Adds this member's part of what a chunk's rows, which the memory points to, give.
-  void add_chunk(int64_t rows, bool last, Progress& progress, const Member& member) {
+  // Adds this member's part of what a chunk's rows, which the memory points to, give. scratch: the
+  // member's own.
+  void add_chunk(int64_t rows, bool last, Progress& progress, const Member& member, C* scratch) {
     const int64_t sample_rows = rows / plan_.samples;
     for (int64_t row = 0; row < sample_rows;) {
       const int64_t room = (plan_.blocks_together - progress.blocks) * kGradientRows;
       const int64_t count = std::min(sample_rows - row, room);
       const bool is_last = last && row + count == sample_rows;
-      add_products(sample_rows, row, count, /*accumulate=*/progress.blocks > 0, is_last, member);
+      add_products(sample_rows, row, count, /*accumulate=*/progress.blocks > 0, is_last, member,
+                   scratch);
       row += count;
       progress.blocks += divide_up(count, kGradientRows);
       if (plan_.sums_apart && (is_last || progress.blocks == plan_.blocks_together)) {
@@ -102,8 +104,7 @@ class WeightGradients {
   // Adds products of rows [begin, begin + count) of each sample of a chunk to the sums, or begins
   // those.
   void add_products(int64_t sample_rows, int64_t begin, int64_t count, bool accumulate, bool last,
-                    const Member& member) {
-    C* const scratch = memory_.scratch_of(member);
+                    const Member& member, C* scratch) {
     // The product with those rows that gives gradient i, of `size` elements. The last rows leave
     // sums of another type than the weights' in their gradients.
     const auto product = [&](const std::vector<const E*>& rows, int64_t columns, C* sums, int64_t i,
@@ -174,7 +175,7 @@ class WeightGradients {
   const Stack& stack_;
   const Kernels<E>& kernels_;
   const BackwardPlan& plan_;
-  BackwardMemory<E>& memory_;
+  DirectionMemory<E>& memory_;
   const int64_t input_;
   const at::Tensor* const dweights_;
   WeightSums<C> sums_{};

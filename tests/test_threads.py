@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fastrnn
 from helpers import (
@@ -144,7 +144,40 @@ def test_rows_alone(case: Case) -> None:
         )
 
 
-@pytest.mark.parametrize("case", cases(T=[40], N=[1], I=[300], H=[300], D=[2], hx=[True]), ids=str)
+# Both directions' backward passes at the same time, which meet at the middle of the sequence: in
+# the first chunk, between two, and in one of many.
+SIDE_BY_SIDE = [
+    *cases(T=[9, 10], N=[23], I=[80], H=[65], L=[2], D=[2], hx=[True], dtype=FUSED_DTYPES),
+    *cases(T=[31, 32], N=[33], I=[40], H=[65], D=[2], dtype=FUSED_DTYPES),
+    *cases(T=[201], N=[9], I=[40], H=[65], D=[2], batch_first=[True]),
+    *cases(T=[1, 2], N=[131], I=[90], H=[90], L=[2], D=[2]),
+    *cases(T=[60], N=[30], I=[40], H=[65], D=[2], lengths=[tuple(60 - n % 40 for n in range(30))]),
+    *cases(["LSTM"], T=[31], N=[33], I=[40], H=[65], P=[17], L=[2], D=[2]),
+]
+
+
+@pytest.mark.parametrize("case", SIDE_BY_SIDE, ids=str)
+def test_backward_of_directions_side_by_side(case: Case) -> None:
+    assert flops(case) >= 3 * FLOPS_PER_THREAD
+    module, inputs = build(fastrnn, case), make_inputs(case)
+
+    def run_weights() -> dict[str, Tensor]:
+        module.zero_grad()
+        y = call(module, inputs)["y"]
+        y.backward(y.detach())
+        return {name: weight.grad for name, weight in module.named_parameters()}
+
+    torch.set_num_threads(1)
+    expected, weights = run(module, inputs), run_weights()
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        assert_equal(run(module, inputs), expected)
+        assert_equal(run_weights(), weights)
+
+
+@pytest.mark.parametrize(
+    "case", cases(T=[40], N=[1], I=[300], H=[120, 300], D=[2], hx=[True]), ids=str
+)
 def test_directions_and_hidden_units_divided(case: Case) -> None:
     """Four threads, two a direction, each pair with a barrier of its own."""
     module, inputs = build(fastrnn, case), make_inputs(case)
