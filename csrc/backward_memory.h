@@ -38,12 +38,14 @@ class BackwardMemory {
  public:
   using C = Compute<E>;
 
-  std::vector<DirectionMemory<E>> directions;  // that run at the same time
+  std::vector<DirectionMemory<E>> directions;  // of one or all layers, that run at the same time
   C* zeros = nullptr;                          // a row
 
   BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
                  bool needs_dc)
-      : directions(plan.side_by_side ? 2 : 1),
+      : directions(plan.diagonal       ? stack.layers
+                   : plan.side_by_side ? 2
+                                       : 1),
         stack_(stack),
         kernels_(kernels),
         plan_(plan),
@@ -90,7 +92,8 @@ class BackwardMemory {
   // A single chunk is done with the packed w_hh before the products that use the scratch of one of
   // the threads that read it.
   bool packs_in_scratch() const {
-    return plan_.chunk_steps == stack_.steps && plan_.packed_w_hh <= scratch_size_;
+    return !plan_.diagonal && plan_.chunk_steps == stack_.steps &&
+           plan_.packed_w_hh <= scratch_size_;
   }
   void prepare(DirectionMemory<E>& one) const {
     clear_padding(one.dgates, stack_.gates());

@@ -49,6 +49,7 @@ constexpr int64_t kTilesInPlace = 2;
 struct BackwardPlan {
   int64_t panels;     // of the hidden units, or of h where that is wider
   bool side_by_side;  // both directions of a layer, each by half of the threads
+  bool diagonal;      // all layers at the same time
   int threads;
   int64_t chunk_steps;      // of the time loop
   int64_t chunk_rows;       // at most
@@ -109,6 +110,13 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   const int64_t w_hh_rows = stack.rows - (wants_dh0 ? 0 : stack.batch);
   plan.reads_w_hh_in_place = in_place(w_hh_rows);
   plan.reads_w_hr_in_place = in_place(stack.rows);
+  // A block of few steps multiplies too few rows for w_ih to be packed, and ends no chunk.
+  if (one_chunk && plan.reads_w_ih_in_place && samples == 1) {
+    const int64_t weights = stack.layers * gates * (input + stack.width) * int64_t{sizeof(E)};
+    const int at_once = backward_diagonal(stack, plan.threads, plan.panels, weights);
+    plan.diagonal = at_once > 0;
+    if (plan.diagonal) plan.threads = at_once;
+  }
   if (w_hh_rows > 0) plan.packed_w_hh = packed_size(gates, stack.width, plan.reads_w_hh_in_place);
   if (stack.projected) {
     plan.packed_w_hr = packed_size(stack.width, stack.hidden, plan.reads_w_hr_in_place);

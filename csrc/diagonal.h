@@ -1,5 +1,5 @@
-// Layers of a stack that run at the same time, each a block of steps behind the one below it; no
-// torch header, as barrier.h.
+// Layers of a stack that run at the same time, each a block of steps behind the one before it: the
+// layer below or, in the backward pass, above. No torch header, as barrier.h.
 #pragma once
 
 #include <vector>
@@ -13,7 +13,7 @@ namespace fastrnn {
 constexpr int64_t kDiagonalSteps = 6;
 
 // Hands the blocks of the layers out to the members of a team, and has each wait for what it needs:
-// the block before in its layer, and the same steps of the layer below.
+// the block before in its layer, and the same steps of the layer before.
 class Diagonal {
  public:
   Diagonal(int64_t layers, int64_t blocks) : blocks_(blocks), done_(layers) {}

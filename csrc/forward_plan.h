@@ -78,14 +78,14 @@ bool packs_input(const Stack& stack, int threads, int64_t panels) {
   return divide_layer(threads, stack, stack.directions, panels, forward_work(stack)).row_parts > 1;
 }
 
-// As diagonal_threads.
+// As forward_diagonal.
 template <typename E>
 int find_diagonal(const Stack& stack, const Kernels<E>& kernels, int threads, int64_t panels) {
   int64_t packed = 0;
   for (int64_t layer = 0; layer < stack.layers; ++layer) {
     packed += packed_bytes(stack, kernels, layer);
   }
-  return diagonal_threads(stack, threads, panels, packed);
+  return forward_diagonal(stack, threads, panels, packed);
 }
 
 struct ForwardPlan {

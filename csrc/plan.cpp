@@ -167,24 +167,39 @@ StepWork backward_work(const Stack& stack) {
   return {2. * stack.gates() * stack.width, stack.gates(), stack.projected ? 0 : 1};
 }
 
-int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes) {
+namespace {
+
+int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes,
+                     const StepWork& work, double flops_each) {
   if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0) || stack.contended) {
     return 0;
   }
-  const StepWork work = forward_work(stack);
   const int members = static_cast<int>(std::min<int64_t>(
-      stack.layers, thread_count(stack, work.products / 2 * stack.layers, 2. * stack.rows)));
+      stack.layers, thread_count(stack, work.products / 2 * stack.layers, flops_each)));
   if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
   const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
   double block = stack.distant ? kDistantBlockCost : kBlockCost;
   block += kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
-  if (packed_bytes > kDiagonalBytes) block *= kDiagonalMisses;
+  if (weight_bytes > kDiagonalBytes) block *= kDiagonalMisses;
   // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
   const double diagonal =
       block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
   const Division division = divide_layer(threads, stack, 1, panels, work);
   const double in_turn = stack.layers * layer_cost(division, stack, panels, work);
   return diagonal < in_turn ? members : 0;
+}
+
+}  // namespace
+
+int forward_diagonal(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes) {
+  return diagonal_threads(stack, threads, panels, weight_bytes, forward_work(stack),
+                          2. * stack.rows);
+}
+
+int backward_diagonal(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes) {
+  StepWork work = backward_work(stack);
+  work.products += 2. * stack.gates() * stack.width;  // of dx
+  return diagonal_threads(stack, threads, panels, weight_bytes, work, 4. * stack.rows);
 }
 
 std::pair<int64_t, int64_t> split_rows(const Stack& stack, int parts, int part) {

@@ -35,8 +35,10 @@ Division divide_layer(int threads, const Stack& stack, int64_t directions, int64
                       const StepWork& work);
 
 // Threads with which the layers of a stack run best along the diagonal (see diagonal.h); 0: they
-// run better one after the other, each divided among `threads`. packed_bytes: of all weights.
-int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t packed_bytes);
+// run better one after the other, each divided among `threads`. weight_bytes: of all layers, as
+// they are read.
+int forward_diagonal(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes);
+int backward_diagonal(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes);
 
 // Calls f(begin, end) for each of `parts` consecutive ranges of a packed batch's rows, of nearly
 // equal work. Allocates nothing: no member of a team may throw.

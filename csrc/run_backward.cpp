@@ -1,6 +1,6 @@
-// The backward pass of a stack: layers from the last to the first, directions side by side or in
-// turn. A direction's time loop runs in chunks; after each the gradients of its pre-activations,
-// still in cache, go into those of the input and of the weights.
+// The backward pass of a stack: layers from the last to the first, in turn or along the diagonal,
+// directions side by side or in turn. A direction's time loop runs in chunks; after each the
+// gradients of its pre-activations, still in cache, go into those of the input and of the weights.
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
@@ -8,12 +8,21 @@
 #include <utility>
 
 #include "backward_memory.h"
+#include "diagonal.h"
 #include "dropout.h"
 #include "reserve.h"
 #include "weight_gradients.h"
 
 namespace fastrnn {
 namespace {
+
+// Of steps [s_begin, s_end) of the loop.
+template <typename E>
+int64_t rows_of(const BackwardArgs<E>& args, int64_t s_begin, int64_t s_end) {
+  int64_t rows = 0;
+  for (int64_t s = s_begin; s < s_end; ++s) rows += args.schedule.rows_at(args.step(s));
+  return rows;
+}
 
 template <typename E>
 class BackwardRun {
@@ -41,18 +50,16 @@ class BackwardRun {
            const at::Tensor& y) {
     Sequence<const E> output_gradient =
         dy.defined() ? input_sequence<E>(stack_, dy) : Sequence<const E>{};
+    std::vector<Direction> directions;  // that have memory of their own
     for (int64_t layer = stack_.layers - 1; layer >= 0; --layer) {
       const Sequence<E> input_gradient = input_gradient_of(layer, x.options());
       const bool dropped = layer > 0 && stack_.drops_after(layer - 1);
       if (dropped) drop_output(layer - 1, *masks, x.options());
-      std::vector<Direction> directions;
       for (int64_t d = 0; d < stack_.directions; ++d) {
         directions.push_back(set_up(layer, d, x, y));
         directions.back().args.dy = columns_from(output_gradient, d * stack_.width);
         directions.back().dx = input_gradient;
-        if (directions.size() < memory_.directions.size()) continue;
-        run_directions(directions);
-        directions.clear();
+        if (directions.size() == memory_.directions.size()) run_all(directions);
       }
       if (dropped) {
         at::Tensor gradient = between_[layer % 2].view({stack_.rows, stack_.layer_width()});
@@ -102,12 +109,15 @@ class BackwardRun {
   void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
                     const Member& member) const;
   void pack(const Direction& direction, const Member& member) const;
-  int64_t collect_rows(Direction& direction, int64_t s_begin, int64_t s_end,
+  int64_t collect_rows(Direction& direction, int64_t s_begin, int64_t s_end, int64_t first,
                        const Member& member) const;
   void multiply_dx(const Direction& direction, int64_t begin, int64_t end, bool accumulate,
                    const Runner& runner) const;
+  void begin(const Direction& direction, const Member& member) const;
   void run_direction(Direction& direction, const Runner& runner) const;
-  void run_directions(std::vector<Direction>& directions);
+  void run_directions(std::vector<Direction>& directions) const;
+  void run_diagonally(std::vector<Direction>& layers) const;
+  void run_all(std::vector<Direction>& directions) const;
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
@@ -147,7 +157,6 @@ template <typename E>
 typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t d,
                                                           const at::Tensor& x,
                                                           const at::Tensor& y) {
-  DirectionMemory<E>& memory = memory_.directions[d % memory_.directions.size()];
   const int64_t strand = layer * stack_.directions + d, width = stack_.layer_width();
   Sequence<const E> input = input_sequence<E>(stack_, x), output = input_sequence<E>(stack_, y);
   if (layer > 0) {
@@ -158,6 +167,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   if (layer + 1 < stack_.layers) {
     output = read_only(row_sequence<E>(stack_, reserve_.outputs[layer], width));
   }
+  DirectionMemory<E>& memory = memory_.directions[strand % memory_.directions.size()];
   BackwardArgs<E> args{};
   args.cell = stack_.cell;
   args.reverse = d == 1;
@@ -245,21 +255,20 @@ void BackwardRun<E>::pack(const Direction& direction, const Member& member) cons
   }
 }
 
-// Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop; returns
-// the number of all. Row n of a step is one of sample n % samples. A part is rows that follow each
-// other, not some of each step: of few rows a step, all members would write to every line of the
-// pointers.
+// Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop, behind
+// the `first` of the chunk; returns the number of all. Row n of a step is one of sample n %
+// samples. A part is rows that follow each other, not some of each step: of few rows a step, all
+// members would write to every line of the pointers.
 template <typename E>
 int64_t BackwardRun<E>::collect_rows(Direction& direction, int64_t s_begin, int64_t s_end,
-                                     const Member& member) const {
+                                     int64_t first, const Member& member) const {
   const BackwardArgs<E>& args = direction.args;
   DirectionMemory<E>& memory = direction.memory;
   const Schedule& schedule = args.schedule;
   const int64_t gates = kernels_.operands(stack_.gates());
   const int64_t width = kernels_.operands(stack_.width);
   const int64_t samples = plan_.samples;
-  int64_t all_rows = 0;
-  for (int64_t s = s_begin; s < s_end; ++s) all_rows += schedule.rows_at(args.step(s));
+  const int64_t all_rows = rows_of(args, s_begin, s_end);
   const int64_t sample_rows = all_rows / samples;
   const auto [begin, end] = member.part(all_rows);
   int64_t rows_before = 0;
@@ -272,7 +281,7 @@ int64_t BackwardRun<E>::collect_rows(Direction& direction, int64_t s_begin, int6
     const int64_t n_end = std::min(end - rows_before, schedule.rows_at(t));
     int64_t sample = n_begin % samples, row = (rows_before + n_begin) / samples;
     for (int64_t n = n_begin; n < n_end; ++n) {
-      const int64_t i = sample * sample_rows + row;
+      const int64_t i = first + sample * sample_rows + row;
       if (++sample == samples) sample = 0, ++row;
       memory.dgate_rows[i] = memory.dgates + (slot_row + n) * gates;
       memory.x_rows[i] = direction.x.row(schedule, t, n);
@@ -306,16 +315,21 @@ void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t begin, int6
                        begin + first, begin + last);
 }
 
+// A member's part of what the time loop finds.
+template <typename E>
+void BackwardRun<E>::begin(const Direction& direction, const Member& member) const {
+  pack(direction, member);
+  if (dc_ || stack_.cell != Cell::lstm) return;
+  const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
+  std::fill(direction.args.dc + begin, direction.args.dc + end, C(0));
+}
+
 template <typename E>
 void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) const {
   const BackwardArgs<E>& args = direction.args;
   const Member& member = runner.member;
   if (member.index == 0) runner.barrier.size = runner.division.unit_parts;
-  pack(direction, member);
-  if (!dc_ && stack_.cell == Cell::lstm) {
-    const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
-    std::fill(args.dc + begin, args.dc + end, C(0));
-  }
+  begin(direction, member);
   member.wait();
   const Assignment<C> mine =
       assign<C>(runner.division, stack_, member.index, plan_.panels, &runner.barrier);
@@ -329,12 +343,9 @@ void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) c
   for (int64_t s = 0; s < steps; s += plan_.chunk_steps) {
     const int64_t s_end = std::min(s + plan_.chunk_steps, steps);
     if (mine.works) kernels_.backward(args, mine.share, s, s_end);
-    const int64_t rows = collect_rows(direction, s, s_end, member);
+    const int64_t rows = collect_rows(direction, s, s_end, 0, member);
     member.wait();
-    int64_t first_rows = 0;  // of steps before adds_from
-    for (int64_t i = s; i < std::min(s_end, adds_from); ++i) {
-      first_rows += args.schedule.rows_at(args.step(i));
-    }
+    const int64_t first_rows = rows_of(args, s, std::min(s_end, adds_from));
     multiply_dx(direction, 0, first_rows, /*accumulate=*/false, runner);
     if (!has_met && s_end >= adds_from) {
       runner.of_all->wait();
@@ -346,9 +357,9 @@ void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) c
   }
 }
 
-// All directions of a layer that have memory of their own.
+// The directions of a layer, or one of them.
 template <typename E>
-void BackwardRun<E>::run_directions(std::vector<Direction>& directions) {
+void BackwardRun<E>::run_directions(std::vector<Direction>& directions) const {
   const int64_t count = static_cast<int64_t>(directions.size());
   const StepWork work = backward_work(stack_);
   Barrier everyone[2];
@@ -367,8 +378,46 @@ void BackwardRun<E>::run_directions(std::vector<Direction>& directions) {
     const Member of_group{member.index % size, size, &everyone[group]};
     run_direction(directions[group], {of_group, &member, division, barriers[group], scratch});
   });
+}
+
+// All layers, of one direction and one chunk, at the same time. The gradients of their weights are
+// everyone's, when no block is left.
+template <typename E>
+void BackwardRun<E>::run_diagonally(std::vector<Direction>& layers) const {
+  Diagonal diagonal(stack_.layers, divide_up(stack_.steps, kDiagonalSteps));
+  run_team(plan_.threads, [&](const Member& member) {
+    for (const Direction& layer : layers) begin(layer, member);
+    member.wait();
+    GroupBarrier none;
+    const Runner alone{{0, 1, nullptr}, nullptr, {1, 1, 1}, none, memory_.scratch_of(member)};
+    const Share<C> share{0, stack_.batch, 0, plan_.panels, alone.scratch, nullptr, nullptr};
+    diagonal.work([&](int64_t i, int64_t block) {
+      Direction& layer = layers[i];
+      const int64_t s = block * kDiagonalSteps, s_end = std::min(s + kDiagonalSteps, stack_.steps);
+      kernels_.backward(layer.args, share, s, s_end);
+      const int64_t first = rows_of(layer.args, 0, s);
+      const int64_t rows = collect_rows(layer, s, s_end, first, alone.member);
+      multiply_dx(layer, first, first + rows, /*accumulate=*/false, alone);
+    });
+    member.wait();
+    for (Direction& layer : layers) {
+      typename WeightGradients<E>::Progress progress{};
+      layer.gradients.add_chunk(stack_.rows, /*last=*/true, progress, member, alone.scratch);
+    }
+  });
+}
+
+// Directions, of one layer or of all, that have memory of their own; and forgets them.
+template <typename E>
+void BackwardRun<E>::run_all(std::vector<Direction>& directions) const {
+  if (plan_.diagonal) {
+    run_diagonally(directions);
+  } else {
+    run_directions(directions);
+  }
   for (Direction& direction : directions) direction.gradients.finish();
   memory_.check();
+  directions.clear();
 }
 
 }  // namespace
