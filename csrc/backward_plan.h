@@ -39,8 +39,8 @@ inline int64_t most_blocks_together(int64_t blocks) {
   return std::max(kBlocksTogether, static_cast<int64_t>(std::sqrt(blocks)));
 }
 
-// Units of a layer whose directions run side by side, at most. Wider ones gain 3% at most, and with
-// the working memory of both take more than torch.nn, or more than L3 holds.
+// Units of a layer whose directions run side by side, at most. Wider ones gain little (3% where
+// cores are near), and with the working memory of both take more than torch.nn, or than L3 holds.
 constexpr int64_t kLstmSideBySide = 256, kElmanSideBySide = 128;
 
 // Weights that serve at most so many tiles of rows are not worth a copy.
@@ -83,13 +83,13 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   const int64_t gates = stack.gates(), input = stack.widest_input();
   BackwardPlan plan{};
   plan.panels = kernels.panels(std::max(stack.hidden, stack.width));
-  // Then each direction finds in half of dx what the other has left there, and adds to it: sums of
-  // two, of whose order only numbers that are rounded in between can tell.
-  const bool may_be_apart =
+  // Side by side, each direction finds in half of dx what the other has left there, and adds to it.
+  // Only where that was rounded to 16 bits can the sum tell which of the two came first.
+  const bool may_be_side_by_side =
       stack.directions == 2 && kIsComputed<E> && samples == 1 &&
       stack.hidden <= (stack.cell == Cell::lstm ? kLstmSideBySide : kElmanSideBySide);
-  plan.threads = backward_threads(stack, plan.panels, may_be_apart ? 2 : 1);
-  plan.side_by_side = may_be_apart && plan.threads % 2 == 0;
+  plan.threads = backward_threads(stack, plan.panels, may_be_side_by_side ? 2 : 1);
+  plan.side_by_side = may_be_side_by_side && plan.threads % 2 == 0;
   plan.samples = samples;
   plan.chunk_steps = chunk_steps_of<E>(stack, samples);
   plan.chunk_rows = plan.chunk_steps * stack.batch;

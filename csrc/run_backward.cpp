@@ -103,7 +103,7 @@ class BackwardRun {
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   void drop_output(int64_t layer, const at::Tensor& masks, const at::TensorOptions& options);
   Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y);
-  void set_weights(Direction& direction);
+  void set_weights(Direction& direction) const;
   ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
                                   bool in_place) const;
   void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
@@ -205,7 +205,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
 
 // Where the time loop reads the weights.
 template <typename E>
-void BackwardRun<E>::set_weights(Direction& direction) {
+void BackwardRun<E>::set_weights(Direction& direction) const {
   DirectionMemory<E>& memory = direction.memory;
   if (plan_.shares_dw_hh) memory.packed_w_hh = direction.gradients.w_hh_sums();
   direction.args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
@@ -324,6 +324,7 @@ void BackwardRun<E>::begin(const Direction& direction, const Member& member) con
   std::fill(direction.args.dc + begin, direction.args.dc + end, C(0));
 }
 
+// A thread's part of a direction.
 template <typename E>
 void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) const {
   const BackwardArgs<E>& args = direction.args;
