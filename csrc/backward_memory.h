@@ -67,8 +67,7 @@ class BackwardMemory {
   typename Arena<C>::Parts parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = plan_.slots * stack_.batch;
-    typename Arena<C>::Parts parts = {{&zeros, std::max(hidden, width)}};
-    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
+    typename Arena<C>::Parts parts;
     for (DirectionMemory<E>& one : directions) {
       const bool apart = !plan_.shares_dw_hh && !packs_in_scratch();
       parts.push_back({&one.packed_w_hh, apart ? plan_.packed_w_hh : 0});
@@ -87,6 +86,8 @@ class BackwardMemory {
       parts.push_back({&one.sums.bias, plan_.samples * gates});
       if (stack_.projected) parts.push_back({&one.sums.w_hr, in_blocks(width * hidden)});
     }
+    parts.push_back({&zeros, std::max(hidden, width)});
+    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
     return parts;
   }
   // A single chunk is done with the packed w_hh before the products that use the scratch of one of
