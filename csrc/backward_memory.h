@@ -90,8 +90,8 @@ class BackwardMemory {
     for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
     return parts;
   }
-  // A single chunk is done with the packed w_hh before the products that use the scratch of one of
-  // the threads that read it.
+  // A single chunk is done with the packed w_hh, and its readers have waited for each other, before
+  // the products use the scratch, which is of no thread of the other direction.
   bool packs_in_scratch() const {
     return !plan_.diagonal && plan_.chunk_steps == stack_.steps &&
            plan_.packed_w_hh <= scratch_size_;

@@ -48,7 +48,7 @@ constexpr int64_t kTilesInPlace = 2;
 
 struct BackwardPlan {
   int64_t panels;     // of the hidden units, or of h where that is wider
-  bool side_by_side;  // both directions of a layer, each by half of the threads
+  bool side_by_side;  // both directions of a layer, each by half of the threads of an even team
   bool diagonal;      // all layers at the same time
   int threads;
   int64_t chunk_steps;      // of the time loop

@@ -129,8 +129,10 @@ class BackwardRun {
   C* const dh_;
   C* const dc_;
   const Reserve<E> reserve_;
-  at::Tensor between_[2];  // gradients of the outputs of layers
-  at::Tensor dropped_;     // what dropout left of the output of the layer below
+  // Gradients of the outputs of layers. Two are enough on the diagonal too: a block of one is
+  // written anew when the layer between has read it.
+  at::Tensor between_[2];
+  at::Tensor dropped_;  // what dropout left of the output of the layer below
 };
 
 // Where the gradient of a layer's input goes.
