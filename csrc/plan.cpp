@@ -92,6 +92,27 @@ int least_costly(int threads, const Stack& stack, const Cost& cost) {
   return best;
 }
 
+// See forward_diagonal. work: of a step of a layer. flops_each: of a weight in all steps.
+int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes,
+                     const StepWork& work, double flops_each) {
+  if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0) || stack.contended) {
+    return 0;
+  }
+  const int members = static_cast<int>(std::min<int64_t>(
+      stack.layers, thread_count(stack, work.products / 2 * stack.layers, flops_each)));
+  if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
+  const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
+  double block = stack.distant ? kDistantBlockCost : kBlockCost;
+  block += kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
+  if (weight_bytes > kDiagonalBytes) block *= kDiagonalMisses;
+  // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
+  const double diagonal =
+      block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
+  const Division division = divide_layer(threads, stack, 1, panels, work);
+  const double in_turn = stack.layers * layer_cost(division, stack, panels, work);
+  return diagonal < in_turn ? members : 0;
+}
+
 }  // namespace
 
 int forward_threads(const Stack& stack, int64_t panels, bool training) {
@@ -166,30 +187,6 @@ StepWork forward_work(const Stack& stack) {
 StepWork backward_work(const Stack& stack) {
   return {2. * stack.gates() * stack.width, stack.gates(), stack.projected ? 0 : 1};
 }
-
-namespace {
-
-int diagonal_threads(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes,
-                     const StepWork& work, double flops_each) {
-  if (stack.layers == 1 || stack.directions == 2 || stack.drops_after(0) || stack.contended) {
-    return 0;
-  }
-  const int members = static_cast<int>(std::min<int64_t>(
-      stack.layers, thread_count(stack, work.products / 2 * stack.layers, flops_each)));
-  if (members == 1 || (threads > 1 && stack.batch >= kRowsPerThread * threads)) return 0;
-  const double blocks = std::ceil(double(stack.steps) / kDiagonalSteps);
-  double block = stack.distant ? kDistantBlockCost : kBlockCost;
-  block += kDiagonalSteps * step_cost({1, 1, 1}, stack, panels, work);
-  if (weight_bytes > kDiagonalBytes) block *= kDiagonalMisses;
-  // Fewer layers than members run at its ends, and no layer ends before it has passed them all.
-  const double diagonal =
-      block * std::max(stack.layers * blocks / members + members - 1, blocks + stack.layers - 1);
-  const Division division = divide_layer(threads, stack, 1, panels, work);
-  const double in_turn = stack.layers * layer_cost(division, stack, panels, work);
-  return diagonal < in_turn ? members : 0;
-}
-
-}  // namespace
 
 int forward_diagonal(const Stack& stack, int threads, int64_t panels, int64_t weight_bytes) {
   return diagonal_threads(stack, threads, panels, weight_bytes, forward_work(stack),

@@ -304,7 +304,7 @@ int64_t BackwardRun<E>::collect_rows(Direction& direction, int64_t s_begin, int6
 template <typename E>
 void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t begin, int64_t end,
                                  bool accumulate, const Runner& runner) const {
-  if (!direction.dx.data || begin == end) return;
+  if (!direction.dx.data) return;
   const auto [first, last] = runner.member.part(end - begin);
   kernels_.row_product({.a = direction.memory.dgate_rows.data(),
                         .out = direction.memory.dx_rows.data(),
