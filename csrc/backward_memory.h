@@ -10,16 +10,16 @@
 
 namespace fastrnn {
 
-// Where the gradients of one direction's weights are summed, sample after sample; null: not wanted.
+// Where the gradients of a strand's weights are summed, sample after sample; null: not wanted.
 // Both biases have the same.
 template <typename C>
 struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
 };
 
-// Of one direction of one layer.
+// Of a strand, and of others after it.
 template <typename E>
-struct DirectionMemory {
+struct StrandMemory {
   using C = Compute<E>;
 
   C *packed_w_hh = nullptr, *packed_w_hr = nullptr;
@@ -38,14 +38,14 @@ class BackwardMemory {
  public:
   using C = Compute<E>;
 
-  std::vector<DirectionMemory<E>> directions;  // of one or all layers, that run at the same time
-  C* zeros = nullptr;                          // a row
+  std::vector<StrandMemory<E>> strands;  // that run at the same time
+  C* zeros = nullptr;                    // a row
 
   BackwardMemory(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
                  bool needs_dc)
-      : directions(plan.diagonal       ? stack.layers
-                   : plan.side_by_side ? 2
-                                       : 1),
+      : strands(plan.diagonal       ? stack.layers
+                : plan.side_by_side ? 2
+                                    : 1),
         stack_(stack),
         kernels_(kernels),
         plan_(plan),
@@ -54,9 +54,9 @@ class BackwardMemory {
         scratch_(plan.threads),
         arena_(parts(), /*keeps=*/false) {
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
-    for (size_t d = 0; d < directions.size(); ++d) {
-      if (packs_in_scratch()) directions[d].packed_w_hh = scratch_[d * scratch_.size() / 2];
-      prepare(directions[d]);
+    for (size_t d = 0; d < strands.size(); ++d) {
+      if (packs_in_scratch()) strands[d].packed_w_hh = scratch_[d * scratch_.size() / 2];
+      prepare(strands[d]);
     }
   }
 
@@ -68,7 +68,7 @@ class BackwardMemory {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = plan_.slots * stack_.batch;
     typename Arena<C>::Parts parts;
-    for (DirectionMemory<E>& one : directions) {
+    for (StrandMemory<E>& one : strands) {
       const bool apart = !plan_.shares_dw_hh && !packs_in_scratch();
       parts.push_back({&one.packed_w_hh, apart ? plan_.packed_w_hh : 0});
       parts.push_back({&one.dgates, slot_rows * kernels_.operands(gates)});
@@ -96,7 +96,7 @@ class BackwardMemory {
     return !plan_.diagonal && plan_.chunk_steps == stack_.steps &&
            plan_.packed_w_hh <= scratch_size_;
   }
-  void prepare(DirectionMemory<E>& one) const {
+  void prepare(StrandMemory<E>& one) const {
     clear_padding(one.dgates, stack_.gates());
     if (stack_.projected) clear_padding(one.dprojected, stack_.width);
     const int64_t rows = plan_.chunk_rows;

@@ -7,22 +7,13 @@
 #include <array>
 #include <utility>
 
-#include "backward_memory.h"
+#include "backward_strand.h"
 #include "diagonal.h"
 #include "dropout.h"
 #include "reserve.h"
-#include "weight_gradients.h"
 
 namespace fastrnn {
 namespace {
-
-// Of steps [s_begin, s_end) of the loop.
-template <typename E>
-int64_t rows_of(const BackwardArgs<E>& args, int64_t s_begin, int64_t s_end) {
-  int64_t rows = 0;
-  for (int64_t s = s_begin; s < s_end; ++s) rows += args.schedule.rows_at(args.step(s));
-  return rows;
-}
 
 template <typename E>
 class BackwardRun {
@@ -50,16 +41,17 @@ class BackwardRun {
            const at::Tensor& y) {
     Sequence<const E> output_gradient =
         dy.defined() ? input_sequence<E>(stack_, dy) : Sequence<const E>{};
-    std::vector<Direction> directions;  // that have memory of their own
+    std::vector<BackwardStrand<E>> strands;  // that have memory of their own
+    strands.reserve(memory_.strands.size());
     for (int64_t layer = stack_.layers - 1; layer >= 0; --layer) {
       const Sequence<E> input_gradient = input_gradient_of(layer, x.options());
       const bool dropped = layer > 0 && stack_.drops_after(layer - 1);
       if (dropped) drop_output(layer - 1, *masks, x.options());
       for (int64_t d = 0; d < stack_.directions; ++d) {
-        directions.push_back(set_up(layer, d, x, y));
-        directions.back().args.dy = columns_from(output_gradient, d * stack_.width);
-        directions.back().dx = input_gradient;
-        if (directions.size() == memory_.directions.size()) run_all(directions);
+        strands.push_back(set_up(layer, d, x, y));
+        strands.back().args.dy = columns_from(output_gradient, d * stack_.width);
+        strands.back().dx = input_gradient;
+        if (strands.size() == memory_.strands.size()) run_all(strands);
       }
       if (dropped) {
         at::Tensor gradient = between_[layer % 2].view({stack_.rows, stack_.layer_width()});
@@ -70,25 +62,11 @@ class BackwardRun {
   }
 
  private:
-  // One direction of one layer.
-  struct Direction {
-    BackwardArgs<E> args;
-    Sequence<const E> x;  // (T, N, I)
-    Sequence<E> dx;       // likewise, or data null
-    const E* h0;
-    int64_t h0_stride;
-    const E* unprojected;
-    int64_t input;
-    StrandWeights<E> weights;
-    DirectionMemory<E>& memory;
-    WeightGradients<E> gradients;
-  };
-
-  // A thread that runs a direction.
+  // A thread that runs a strand.
   struct Runner {
     Member member;         // of those who run it
     const Member* of_all;  // who run both directions at the same time; null: they do not
-    Division division;     // of the direction
+    Division division;     // of the strand
     GroupBarrier& barrier;
     C* scratch;
   };
@@ -100,24 +78,14 @@ class BackwardRun {
     }
     return every;
   }
+  bool clears_dc() const { return !dc_ && stack_.cell == Cell::lstm; }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   void drop_output(int64_t layer, const at::Tensor& masks, const at::TensorOptions& options);
-  Direction set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y);
-  void set_weights(Direction& direction) const;
-  ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
-                                  bool in_place) const;
-  void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
-                    const Member& member) const;
-  void pack(const Direction& direction, const Member& member) const;
-  int64_t collect_rows(Direction& direction, int64_t s_begin, int64_t s_end, int64_t first,
-                       const Member& member) const;
-  void multiply_dx(const Direction& direction, int64_t begin, int64_t end, bool accumulate,
-                   const Runner& runner) const;
-  void begin(const Direction& direction, const Member& member) const;
-  void run_direction(Direction& direction, const Runner& runner) const;
-  void run_directions(std::vector<Direction>& directions) const;
-  void run_diagonally(std::vector<Direction>& layers) const;
-  void run_all(std::vector<Direction>& directions) const;
+  BackwardStrand<E> set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y);
+  void run_strand(BackwardStrand<E>& strand, const Runner& runner) const;
+  void run_directions(std::vector<BackwardStrand<E>>& directions) const;
+  void run_diagonally(std::vector<BackwardStrand<E>>& layers) const;
+  void run_all(std::vector<BackwardStrand<E>>& strands) const;
 
   const Stack& stack_;
   const Kernels<E>& kernels_ = kernels<E>();
@@ -154,11 +122,10 @@ void BackwardRun<E>::drop_output(int64_t layer, const at::Tensor& masks,
   drop(stack_, masks, layer, at::from_blob(reserve_.outputs[layer], sizes, options), dropped_);
 }
 
-// A direction of a layer, but for gradients of its input and output.
+// A strand, but for where the gradients of its input and output are.
 template <typename E>
-typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t d,
-                                                          const at::Tensor& x,
-                                                          const at::Tensor& y) {
+BackwardStrand<E> BackwardRun<E>::set_up(int64_t layer, int64_t d, const at::Tensor& x,
+                                         const at::Tensor& y) {
   const int64_t strand = layer * stack_.directions + d, width = stack_.layer_width();
   Sequence<const E> input = input_sequence<E>(stack_, x), output = input_sequence<E>(stack_, y);
   if (layer > 0) {
@@ -169,7 +136,7 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   if (layer + 1 < stack_.layers) {
     output = read_only(row_sequence<E>(stack_, reserve_.outputs[layer], width));
   }
-  DirectionMemory<E>& memory = memory_.directions[strand % memory_.directions.size()];
+  StrandMemory<E>& memory = memory_.strands[strand % memory_.strands.size()];
   BackwardArgs<E> args{};
   args.cell = stack_.cell;
   args.reverse = d == 1;
@@ -190,179 +157,61 @@ typename BackwardRun<E>::Direction BackwardRun<E>::set_up(int64_t layer, int64_t
   args.slots = plan_.slots;
   const at::Tensor* const dweights =
       gradients_.dweights.data() + strand * stack_.weights_per_strand();
-  Direction direction{
-      .args = args,
+  BackwardStrand<E> result{
+      .stack = stack_,
+      .kernels = kernels_,
+      .plan = plan_,
+      .memory = memory,
+      .weights = StrandWeights<E>(stack_, weights_, strand),
+      .gradients = {stack_, kernels_, plan_, memory, stack_.layer_input(layer), dweights},
+      .input = stack_.layer_input(layer),
       .x = input,
       .dx = {},
       .h0 = initial_h_.of_strand(strand),
       .h0_stride = initial_h_.row_stride,
       .unprojected = reserve_.parts[strand].unprojected,
-      .input = stack_.layer_input(layer),
-      .weights = StrandWeights<E>(stack_, weights_, strand),
-      .memory = memory,
-      .gradients = {stack_, kernels_, plan_, memory, stack_.layer_input(layer), dweights}};
-  set_weights(direction);
-  return direction;
+      .args = args};
+  result.set_weights();
+  return result;
 }
 
-// Where the time loop reads the weights.
+// A thread's part of a strand.
 template <typename E>
-void BackwardRun<E>::set_weights(Direction& direction) const {
-  DirectionMemory<E>& memory = direction.memory;
-  if (plan_.shares_dw_hh) memory.packed_w_hh = direction.gradients.w_hh_sums();
-  direction.args.w_hh = column_weights(direction.weights.w_hh, stack_.gates(), stack_.width,
-                                       memory.packed_w_hh, plan_.reads_w_hh_in_place);
-  if (!stack_.projected) return;
-  direction.args.w_hr = column_weights(direction.weights.w_hr, stack_.width, stack_.hidden,
-                                       memory.packed_w_hr, plan_.reads_w_hr_in_place);
-}
-
-// w (k, columns) as pack_columns leaves it.
-template <typename E>
-ColumnWeights<Compute<E>> BackwardRun<E>::column_weights(const E* w, int64_t k, int64_t columns,
-                                                         const C* packed, bool in_place) const {
-  const int64_t panel_columns = kPanelVectors * kernels_.lanes;
-  if (in_place) return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed};
-  const int64_t panel_stride = kernels_.operands(k) * panel_columns;
-  return {columns, packed, panel_columns, panel_stride,
-          packed + columns / panel_columns * panel_stride};
-}
-
-// Packs this member's part of w or, in place, the panel of it that is not full.
-template <typename E>
-void BackwardRun<E>::pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
-                                  const Member& member) const {
-  const int64_t panels = kernels_.panels(columns);
-  if (!in_place) {
-    const auto [begin, end] = member.part(panels);
-    kernels_.pack_columns(w, k, columns, packed, begin, end);
-  } else if (member.index == 0) {
-    const int64_t panel_columns = kPanelVectors * kernels_.lanes, full = columns / panel_columns;
-    // pack_columns writes panel p at p * operands(k) * panel_columns of its output.
-    C* const partial = packed - full * kernels_.operands(k) * panel_columns;
-    kernels_.pack_columns(w, k, columns, partial, full, panels);
-  }
-}
-
-template <typename E>
-void BackwardRun<E>::pack(const Direction& direction, const Member& member) const {
-  const StrandWeights<E>& weights = direction.weights;
-  if (plan_.packed_w_hh > 0) {
-    pack_columns(weights.w_hh, stack_.gates(), stack_.width, direction.memory.packed_w_hh,
-                 plan_.reads_w_hh_in_place, member);
-  }
-  if (stack_.projected) {
-    pack_columns(weights.w_hr, stack_.width, stack_.hidden, direction.memory.packed_w_hr,
-                 plan_.reads_w_hr_in_place, member);
-  }
-}
-
-// Gathers pointers to this member's part of the rows of steps [s_begin, s_end) of the loop, behind
-// the `first` of the chunk; returns the number of all. Row n of a step is one of sample n %
-// samples. A part is rows that follow each other, not some of each step: of few rows a step, all
-// members would write to every line of the pointers.
-template <typename E>
-int64_t BackwardRun<E>::collect_rows(Direction& direction, int64_t s_begin, int64_t s_end,
-                                     int64_t first, const Member& member) const {
-  const BackwardArgs<E>& args = direction.args;
-  DirectionMemory<E>& memory = direction.memory;
-  const Schedule& schedule = args.schedule;
-  const int64_t gates = kernels_.operands(stack_.gates());
-  const int64_t width = kernels_.operands(stack_.width);
-  const int64_t samples = plan_.samples;
-  const int64_t all_rows = rows_of(args, s_begin, s_end);
-  const int64_t sample_rows = all_rows / samples;
-  const auto [begin, end] = member.part(all_rows);
-  int64_t rows_before = 0;
-  for (int64_t s = s_begin; s < s_end && rows_before < end; ++s) {
-    const int64_t t = args.step(s), slot_row = s % plan_.slots * stack_.batch;
-    const bool exists = s + 1 < schedule.steps;
-    const int64_t previous = exists ? args.step(s + 1) : 0;
-    const int64_t previous_rows = exists ? schedule.rows_at(previous) : 0;
-    const int64_t n_begin = std::max(begin - rows_before, int64_t{0});
-    const int64_t n_end = std::min(end - rows_before, schedule.rows_at(t));
-    int64_t sample = n_begin % samples, row = (rows_before + n_begin) / samples;
-    for (int64_t n = n_begin; n < n_end; ++n) {
-      const int64_t i = first + sample * sample_rows + row;
-      if (++sample == samples) sample = 0, ++row;
-      memory.dgate_rows[i] = memory.dgates + (slot_row + n) * gates;
-      memory.x_rows[i] = direction.x.row(schedule, t, n);
-      memory.h_rows[i] = n < previous_rows ? args.h.row(schedule, previous, n)
-                                           : direction.h0 + n * direction.h0_stride;
-      if (direction.dx.data) memory.dx_rows[i] = direction.dx.row(schedule, t, n);
-      if (stack_.projected) {
-        memory.dprojected_rows[i] = memory.dprojected + (slot_row + n) * width;
-        memory.m_rows[i] = direction.unprojected + (schedule.offset(t) + n) * stack_.hidden;
-      }
-    }
-    rows_before += schedule.rows_at(t);
-  }
-  return all_rows;
-}
-
-// A member's part of the gradient of x, if that is wanted, of rows [begin, end) of a chunk.
-template <typename E>
-void BackwardRun<E>::multiply_dx(const Direction& direction, int64_t begin, int64_t end,
-                                 bool accumulate, const Runner& runner) const {
-  if (!direction.dx.data) return;
-  const auto [first, last] = runner.member.part(end - begin);
-  kernels_.row_product({.a = direction.memory.dgate_rows.data(),
-                        .out = direction.memory.dx_rows.data(),
-                        .k = stack_.gates(),
-                        .columns = direction.input,
-                        .w = direction.weights.w_ih,
-                        .in_place = plan_.reads_w_ih_in_place,
-                        .accumulate = accumulate,
-                        .scratch = runner.scratch},
-                       begin + first, begin + last);
-}
-
-// A member's part of what the time loop finds.
-template <typename E>
-void BackwardRun<E>::begin(const Direction& direction, const Member& member) const {
-  pack(direction, member);
-  if (dc_ || stack_.cell != Cell::lstm) return;
-  const auto [begin, end] = member.part(stack_.batch * stack_.hidden);
-  std::fill(direction.args.dc + begin, direction.args.dc + end, C(0));
-}
-
-// A thread's part of a direction.
-template <typename E>
-void BackwardRun<E>::run_direction(Direction& direction, const Runner& runner) const {
-  const BackwardArgs<E>& args = direction.args;
+void BackwardRun<E>::run_strand(BackwardStrand<E>& strand, const Runner& runner) const {
+  const BackwardArgs<E>& args = strand.args;
   const Member& member = runner.member;
   if (member.index == 0) runner.barrier.size = runner.division.unit_parts;
-  begin(direction, member);
+  strand.begin(member, clears_dc());
   member.wait();
   const Assignment<C> mine =
       assign<C>(runner.division, stack_, member.index, plan_.panels, &runner.barrier);
   // From which step of the loop on dx is what the other direction left there, and this one's. Side
   // by side each is the first in half of the steps, and then waits for the other.
   const int64_t steps = stack_.steps;
-  const bool meets = runner.of_all && direction.dx.data;
+  const bool meets = runner.of_all && strand.dx.data;
   const int64_t adds_from = meets ? (steps + !args.reverse) / 2 : args.reverse ? 0 : steps;
   bool has_met = !meets;
   typename WeightGradients<E>::Progress progress{};
   for (int64_t s = 0; s < steps; s += plan_.chunk_steps) {
     const int64_t s_end = std::min(s + plan_.chunk_steps, steps);
     if (mine.works) kernels_.backward(args, mine.share, s, s_end);
-    const int64_t rows = collect_rows(direction, s, s_end, 0, member);
+    const int64_t rows = strand.collect_rows(s, s_end, 0, member);
     member.wait();
-    const int64_t first_rows = rows_of(args, s, std::min(s_end, adds_from));
-    multiply_dx(direction, 0, first_rows, /*accumulate=*/false, runner);
+    const int64_t first_rows = strand.rows_of(s, std::min(s_end, adds_from));
+    strand.multiply_dx(0, first_rows, /*accumulate=*/false, member, runner.scratch);
     if (!has_met && s_end >= adds_from) {
       runner.of_all->wait();
       has_met = true;
     }
-    multiply_dx(direction, first_rows, rows, /*accumulate=*/true, runner);
-    direction.gradients.add_chunk(rows, s_end == steps, progress, member, runner.scratch);
+    strand.multiply_dx(first_rows, rows, /*accumulate=*/true, member, runner.scratch);
+    strand.gradients.add_chunk(rows, s_end == steps, progress, member, runner.scratch);
     member.wait();
   }
 }
 
 // The directions of a layer, or one of them.
 template <typename E>
-void BackwardRun<E>::run_directions(std::vector<Direction>& directions) const {
+void BackwardRun<E>::run_directions(std::vector<BackwardStrand<E>>& directions) const {
   const int64_t count = static_cast<int64_t>(directions.size());
   const StepWork work = backward_work(stack_);
   Barrier everyone[2];
@@ -372,55 +221,55 @@ void BackwardRun<E>::run_directions(std::vector<Direction>& directions) const {
     const int groups = std::exchange(division.direction_groups, 1);
     C* const scratch = memory_.scratch_of(member);
     if (groups == 1) {
-      for (Direction& direction : directions) {
-        run_direction(direction, {member, nullptr, division, barriers[0], scratch});
+      for (BackwardStrand<E>& direction : directions) {
+        run_strand(direction, {member, nullptr, division, barriers[0], scratch});
       }
       return;
     }
     const int size = member.size / groups, group = member.index / size;
     const Member of_group{member.index % size, size, &everyone[group]};
-    run_direction(directions[group], {of_group, &member, division, barriers[group], scratch});
+    run_strand(directions[group], {of_group, &member, division, barriers[group], scratch});
   });
 }
 
 // All layers, of one direction and one chunk, at the same time. The gradients of their weights are
 // everyone's, when no block is left.
 template <typename E>
-void BackwardRun<E>::run_diagonally(std::vector<Direction>& layers) const {
+void BackwardRun<E>::run_diagonally(std::vector<BackwardStrand<E>>& layers) const {
   Diagonal diagonal(stack_.layers, divide_up(stack_.steps, kDiagonalSteps));
   run_team(plan_.threads, [&](const Member& member) {
-    for (const Direction& layer : layers) begin(layer, member);
+    for (const BackwardStrand<E>& layer : layers) layer.begin(member, clears_dc());
     member.wait();
-    GroupBarrier none;
-    const Runner alone{{0, 1, nullptr}, nullptr, {1, 1, 1}, none, memory_.scratch_of(member)};
-    const Share<C> share{0, stack_.batch, 0, plan_.panels, alone.scratch, nullptr, nullptr};
+    C* const scratch = memory_.scratch_of(member);
+    const Member alone{0, 1, nullptr};
+    const Share<C> share{0, stack_.batch, 0, plan_.panels, scratch, nullptr, nullptr};
     diagonal.work([&](int64_t i, int64_t block) {
-      Direction& layer = layers[i];
+      const BackwardStrand<E>& layer = layers[i];
       const int64_t s = block * kDiagonalSteps, s_end = std::min(s + kDiagonalSteps, stack_.steps);
       kernels_.backward(layer.args, share, s, s_end);
-      const int64_t first = rows_of(layer.args, 0, s);
-      const int64_t rows = collect_rows(layer, s, s_end, first, alone.member);
-      multiply_dx(layer, first, first + rows, /*accumulate=*/false, alone);
+      const int64_t first = layer.rows_of(0, s);
+      const int64_t rows = layer.collect_rows(s, s_end, first, alone);
+      layer.multiply_dx(first, first + rows, /*accumulate=*/false, alone, scratch);
     });
     member.wait();
-    for (Direction& layer : layers) {
+    for (BackwardStrand<E>& layer : layers) {
       typename WeightGradients<E>::Progress progress{};
-      layer.gradients.add_chunk(stack_.rows, /*last=*/true, progress, member, alone.scratch);
+      layer.gradients.add_chunk(stack_.rows, /*last=*/true, progress, member, scratch);
     }
   });
 }
 
-// Directions, of one layer or of all, that have memory of their own; and forgets them.
+// Strands, of one layer or of all, that have memory of their own; and forgets them.
 template <typename E>
-void BackwardRun<E>::run_all(std::vector<Direction>& directions) const {
+void BackwardRun<E>::run_all(std::vector<BackwardStrand<E>>& strands) const {
   if (plan_.diagonal) {
-    run_diagonally(directions);
+    run_diagonally(strands);
   } else {
-    run_directions(directions);
+    run_directions(strands);
   }
-  for (Direction& direction : directions) direction.gradients.finish();
+  for (BackwardStrand<E>& strand : strands) strand.gradients.finish();
   memory_.check();
-  directions.clear();
+  strands.clear();
 }
 
 }  // namespace

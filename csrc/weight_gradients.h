@@ -1,4 +1,4 @@
-// The gradients of one direction's weights, summed chunk after chunk.
+// The gradients of a strand's weights, summed chunk after chunk.
 #pragma once
 
 #include <ATen/ops/from_blob.h>
@@ -21,9 +21,9 @@ class WeightGradients {
     bool has_totals;
   };
 
-  // dweights: of the direction, undefined where not wanted. Refers to all but the numbers.
+  // dweights: of the strand, undefined where not wanted. Refers to all but the numbers.
   WeightGradients(const Stack& stack, const Kernels<E>& kernels, const BackwardPlan& plan,
-                  DirectionMemory<E>& memory, int64_t input, const at::Tensor* dweights)
+                  StrandMemory<E>& memory, int64_t input, const at::Tensor* dweights)
       : stack_(stack),
         kernels_(kernels),
         plan_(plan),
@@ -175,7 +175,7 @@ class WeightGradients {
   const Stack& stack_;
   const Kernels<E>& kernels_;
   const BackwardPlan& plan_;
-  DirectionMemory<E>& memory_;
+  StrandMemory<E>& memory_;
   const int64_t input_;
   const at::Tensor* const dweights_;
   WeightSums<C> sums_{};

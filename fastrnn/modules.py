@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -267,38 +267,41 @@ class RNN(_Recurrent):
 
     _torch_class = nn.RNN
 
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            input_size: int,
-            hidden_size: int,
-            num_layers: int = 1,
-            nonlinearity: str = "tanh",
-            bias: bool = True,
-            batch_first: bool = False,
-            dropout: float = 0.0,
-            bidirectional: bool = False,
-            device: Any = None,
-            dtype: torch.dtype | None = None,
-        ) -> None: ...
-
-    else:
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            """Takes the arguments of torch.nn.RNN."""
-            if "proj_size" in kwargs:
-                raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-            if len(args) > 3:
-                self.nonlinearity = args[3]
-                args = args[:3] + args[4:]
-            else:
-                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-            if self.nonlinearity not in ("tanh", "relu"):
-                raise ValueError(
-                    f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'."
-                )
-            super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **refused: Any,
+    ) -> None:
+        """See the class; refuses proj_size as torch.nn.RNN does."""
+        if "proj_size" in refused:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **refused,
+        )
 
     @overload
     def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
@@ -392,27 +395,32 @@ class LSTM(_Recurrent):
     check_forward_args: Any = nn.LSTM.check_forward_args
     permute_hidden: Any = nn.LSTM.permute_hidden
 
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            input_size: int,
-            hidden_size: int,
-            num_layers: int = 1,
-            bias: bool = True,
-            batch_first: bool = False,
-            dropout: float = 0.0,
-            bidirectional: bool = False,
-            proj_size: int = 0,
-            device: Any = None,
-            dtype: torch.dtype | None = None,
-        ) -> None: ...
-
-    else:
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            """Takes the arguments of torch.nn.LSTM."""
-            super().__init__("LSTM", *args, **kwargs)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
 
     @overload
     def forward(

@@ -1,8 +1,10 @@
 """The modules as modules: names, initial values, state_dict, copies, and writes to weights."""
 
 import copy
+import inspect
 import io
 import pickle
+import typing
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +53,18 @@ def test_same_repr_and_attributes(case: Case) -> None:
         assert getattr(ours, name) == getattr(theirs, name)
     assert getattr(ours, "nonlinearity", None) == getattr(theirs, "nonlinearity", None)
     assert ours.flatten_parameters() is None
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM"])
+def test_signature(kind: str) -> None:
+    """help(), notebooks and command lines made of signatures see what torch.nn only documents."""
+
+    def arguments(init: Callable) -> list[tuple[str, object]]:
+        parameters = inspect.signature(init).parameters.values()
+        return [(p.name, p.default) for p in parameters if p.kind is not p.VAR_KEYWORD]
+
+    documented = typing.get_overloads(getattr(nn, kind).__init__)[0]
+    assert arguments(getattr(fastrnn, kind).__init__) == arguments(documented)
 
 
 def test_positional_arguments() -> None:
