@@ -100,33 +100,6 @@ class _Recurrent(nn.RNNBase):
         """Past RNNBase's, which keeps the list in step."""
         nn.Module.__setattr__(self, name, value)
 
-    def _torch_takes_over(self, error: Exception, input: Any, hx: Any) -> bool:  # noqa: A002
-        """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
-
-        Not for what its LSTM does not check but reads past: weights of a wrong shape in oneDNN, its
-        kernels for all dtypes but float64, and sizes of packed input.
-        """
-        if self.mode == "LSTM" and str(error).startswith("fastrnn:"):
-            packed = isinstance(input, PackedSequence)
-            x = input.data if packed else input
-            if packed and _torch_reads_past(hx):
-                return False
-            if packed and "must have size" in str(error) and self._torch_takes_onednn(input):
-                return False
-            if str(error).startswith("fastrnn: weight") and x.size(-1) == self.input_size:
-                return bool(x.dtype == torch.float64)
-        return is_refusal(error)
-
-    def _torch_takes_onednn(self, packed: PackedSequence) -> bool:
-        """Whether torch.nn.LSTM runs oneDNN's kernels, which check no size, on a packed sequence.
-
-        They take sequences of one length; others go step by step, where wrong sizes raise.
-        """
-        x = packed.data
-        if not x.is_cpu or x.dtype == torch.float64 or self.proj_size > 0:
-            return False
-        return torch._C._get_mkldnn_enabled() and _transforms.of_one_length(packed.batch_sizes)
-
 
 def _run(
     module: _Recurrent,
@@ -213,6 +186,35 @@ def _draw_masks(module: _Recurrent, x: Tensor, batch_sizes: Tensor | None) -> Te
     # that it returns beside is no bool under vmap, nor of no elements.)
     drawn = [torch.native_dropout(ones, dropout, True)[0] for _ in range(count)]
     return torch.stack(drawn) != 0
+
+
+def _torch_takes_over(module: _Recurrent, error: Exception, given: Any, hx: Any) -> bool:
+    """Whether torch.nn is to answer for what `error`, raised by the fused path, complains of.
+
+    Not for what its LSTM does not check but reads past: weights of a wrong shape in oneDNN, its
+    kernels for all dtypes but float64, and sizes of packed input.
+    """
+    if module.mode == "LSTM" and str(error).startswith("fastrnn:"):
+        packed = isinstance(given, PackedSequence)
+        x = given.data if packed else given
+        if packed and _torch_reads_past(hx):
+            return False
+        if packed and "must have size" in str(error) and _torch_takes_onednn(module, given):
+            return False
+        if str(error).startswith("fastrnn: weight") and x.size(-1) == module.input_size:
+            return bool(x.dtype == torch.float64)
+    return is_refusal(error)
+
+
+def _torch_takes_onednn(module: _Recurrent, packed: PackedSequence) -> bool:
+    """Whether torch.nn.LSTM runs oneDNN's kernels, which check no size, on a packed sequence.
+
+    They take sequences of one length; others go step by step, where wrong sizes raise.
+    """
+    x = packed.data
+    if not x.is_cpu or x.dtype == torch.float64 or module.proj_size > 0:
+        return False
+    return torch._C._get_mkldnn_enabled() and _transforms.of_one_length(packed.batch_sizes)
 
 
 def _torch_reads_past(hx: Any) -> bool:
@@ -344,7 +346,7 @@ class RNN(_Recurrent):
                     y, h_n, _ = outputs
                     return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
         except REFUSALS as error:
-            if not self._torch_takes_over(error, input, hx):
+            if not _torch_takes_over(self, error, input, hx):
                 raise
         return torch_forward(self._torch_class, self, input, hx)
 
@@ -471,6 +473,6 @@ class LSTM(_Recurrent):
                     states = self.permute_hidden((h_n, c_n), input.unsorted_indices)
                     return _repack(y, input), states
         except REFUSALS as error:
-            if not self._torch_takes_over(error, input, hx):
+            if not _torch_takes_over(self, error, input, hx):
                 raise
         return torch_forward(self._torch_class, self, input, hx)

@@ -6,6 +6,7 @@ import io
 import pickle
 import typing
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -322,3 +323,21 @@ def test_a_subclass_may_have_a_run_of_its_own(kind: str) -> None:
     base.__class__ = Encoder
     assert_equal(call(base, inputs), expected)
     assert takes_fused_path(lambda: call(base, inputs))
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM"])
+def test_methods_that_another_class_takes(kind: str) -> None:
+    """torchrl gives a class of its own all that torch.nn.LSTM, or what stands there, defines."""
+
+    def take(package: ModuleType) -> nn.RNNBase:
+        theirs = getattr(package, kind)
+        methods = {name: value for name, value in vars(theirs).items() if name != "__init__"}
+        return type(kind, (nn.RNNBase,), methods)(theirs(5, 8).mode, 5, 8)
+
+    ours, theirs = take(fastrnn), take(nn)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 3, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for module in (ours, theirs):
+        with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+            module(x[..., :4])
