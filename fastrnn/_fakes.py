@@ -5,6 +5,7 @@ The ops and their arguments are described in csrc/ops.cpp.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from fastrnn._fused import FUSED_DTYPES
 
 _MODES = ("LSTM", "RNN_TANH", "RNN_RELU")
+
+# The package may be imported twice, which torch 2.10 takes for a mistake otherwise.
+_register_fake = partial(torch.library.register_fake, allow_override=True)
 
 
 def _check_kinds(
@@ -152,18 +156,18 @@ class _Stack:
         return self.x.new_empty((self.rows * kept,))
 
 
-@torch.library.register_fake("fastrnn::recurrent")
+@_register_fake("fastrnn::recurrent")
 def _recurrent(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _Stack(*arguments, **keywords).outputs()
 
 
-@torch.library.register_fake("fastrnn::recurrent_forward")
+@_register_fake("fastrnn::recurrent_forward")
 def _recurrent_forward(*arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     stack = _Stack(*arguments, **keywords)
     return (*stack.outputs(), stack.reserve())
 
 
-@torch.library.register_fake("fastrnn::recurrent_backward")
+@_register_fake("fastrnn::recurrent_backward")
 def _recurrent_backward(
     mode: str,
     dy: Tensor | None,
@@ -195,7 +199,7 @@ def _recurrent_backward(
     ]
 
 
-@torch.library.register_fake("fastrnn::output_again")
+@_register_fake("fastrnn::output_again")
 def _output_again(
     mode: str,
     x: Tensor,
