@@ -17,7 +17,7 @@ struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
 };
 
-// Of a strand, and of others after it.
+// Of a strand. Those that run one after the other share it.
 template <typename E>
 struct StrandMemory {
   using C = Compute<E>;

@@ -9,7 +9,7 @@
 
 namespace fastrnn {
 
-// Refers to all but the numbers. Of several members each calls what takes one.
+// Owns none of what it refers to. What takes a member is called by each of a team, for its part.
 template <typename E>
 struct BackwardStrand {
   using C = Compute<E>;
