@@ -11,14 +11,14 @@ namespace fastrnn {
 
 // Rows of gate gradients in a chunk. It fixes the order in which a weight's gradient is summed, so
 // it may depend on the arguments alone. LSTMs take 768 rows, which is 2% faster; 16-bit, projected
-// and packed ones fewer, as torch.nn needs less memory for them and fastrnn is to need no more.
+// and packed ones 256, as torch.nn needs less memory for them and fastrnn is to need no more.
 // Narrow rows: as many as are kChunkBytes, as all threads wait for each other twice a chunk.
 constexpr int64_t kChunkBytes = 96 << 10;
 
 template <typename E>
 int64_t chunk_rows(const Stack& stack) {
-  const bool lstm = stack.cell == Cell::lstm && !stack.projected && kIsComputed<E>;
-  const int64_t rows = !lstm ? 256 : stack.packed ? 512 : 768;
+  const bool many = stack.cell == Cell::lstm && !stack.projected && !stack.packed && kIsComputed<E>;
+  const int64_t rows = many ? 768 : 256;
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 
@@ -39,9 +39,10 @@ inline int64_t most_blocks_together(int64_t blocks) {
   return std::max(kBlocksTogether, static_cast<int64_t>(std::sqrt(blocks)));
 }
 
-// Units of a layer whose directions run side by side, at most. Wider ones gain little (3% where
-// cores are near), and with the working memory of both take more than torch.nn, or than L3 holds.
-constexpr int64_t kLstmSideBySide = 256, kElmanSideBySide = 128;
+// Units of a layer whose directions run side by side, at most: of an LSTM, and of others and packed
+// ones. Wider ones gain little (3% where cores are near), and with the working memory of both take
+// more than torch.nn, or than L3 holds.
+constexpr int64_t kLstmSideBySide = 256, kSideBySide = 128;
 
 // Weights that serve at most so many tiles of rows are not worth a copy.
 constexpr int64_t kTilesInPlace = 2;
@@ -87,7 +88,7 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   // Only where that was rounded to 16 bits can the sum tell which of the two came first.
   const bool may_be_side_by_side =
       stack.directions == 2 && kIsComputed<E> && samples == 1 &&
-      stack.hidden <= (stack.cell == Cell::lstm ? kLstmSideBySide : kElmanSideBySide);
+      stack.hidden <= (stack.cell == Cell::lstm && !stack.packed ? kLstmSideBySide : kSideBySide);
   plan.threads = backward_threads(stack, plan.panels, may_be_side_by_side ? 2 : 1);
   plan.side_by_side = may_be_side_by_side && plan.threads % 2 == 0;
   plan.samples = samples;
