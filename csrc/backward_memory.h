@@ -17,6 +17,14 @@ struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
 };
 
+// Of the rows of a weight, those of each sample's, that one of so many members sums: at most. Whole
+// tiles: see WeightGradients::for_part.
+template <typename E>
+int64_t share_rows(const Kernels<E>& kernels, int64_t rows, int64_t samples, int members) {
+  const int64_t tiles = divide_up(rows, kernels.tile_rows);
+  return std::min(tiles, divide_up(samples * tiles, members)) * kernels.tile_rows;
+}
+
 // Of a strand. Those that run one after the other share it.
 template <typename E>
 struct StrandMemory {
@@ -51,19 +59,23 @@ class BackwardMemory {
         plan_(plan),
         needs_dc_(needs_dc && stack.cell == Cell::lstm),
         scratch_size_(measure_scratch()),
-        scratch_(plan.threads),
         arena_(parts(), /*keeps=*/false) {
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
     for (size_t d = 0; d < strands.size(); ++d) {
-      if (packs_in_scratch()) strands[d].packed_w_hh = scratch_[d * scratch_.size() / 2];
+      if (packs_in_scratch()) strands[d].packed_w_hh = scratch_ + d * (scratch_size_ / 2);
       prepare(strands[d]);
     }
   }
 
   void check() const { arena_.check(); }
-  C* scratch_of(const Member& member) const { return scratch_[member.index]; }
+  // A member's own: what a team of fewer members gets is shared out among them.
+  C* scratch_of(const Member& member) const {
+    return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
+  }
 
  private:
+  static constexpr int64_t kPartUnit = Arena<C>::padded(1);
+
   typename Arena<C>::Parts parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = plan_.slots * stack_.batch;
@@ -87,14 +99,17 @@ class BackwardMemory {
       if (stack_.projected) parts.push_back({&one.sums.w_hr, in_blocks(width * hidden)});
     }
     parts.push_back({&zeros, std::max(hidden, width)});
-    for (C*& scratch : scratch_) parts.push_back({&scratch, scratch_size_});
+    parts.push_back({&scratch_, scratch_size_});
     return parts;
   }
-  // A single chunk is done with the packed w_hh, and its readers have waited for each other, before
-  // the products use the scratch, which is of no thread of the other direction.
+  // A chunk that packs it, or is all, is done with the packed w_hh, and its readers have waited for
+  // each other, before the products use the scratch: all of it or, side by side, that of the
+  // direction's own threads, which is half but for what does not divide.
   bool packs_in_scratch() const {
-    return !plan_.diagonal && plan_.chunk_steps == stack_.steps &&
-           plan_.packed_w_hh <= scratch_size_;
+    if (plan_.packs_each_chunk) return true;
+    if (plan_.diagonal || plan_.chunk_steps < stack_.steps) return false;
+    const int64_t half = scratch_size_ / 2 - plan_.threads * kPartUnit;
+    return plan_.packed_w_hh <= (plan_.side_by_side ? half : scratch_size_);
   }
   void prepare(StrandMemory<E>& one) const {
     clear_padding(one.dgates, stack_.gates());
@@ -109,18 +124,33 @@ class BackwardMemory {
     one.dprojected_rows.resize(rows);
     one.m_rows.resize(rows);
   }
-  // Of the products over a chunk's rows, one after the other.
+  // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch() const {
+    int64_t most = plan_.packs_each_chunk ? plan_.packed_w_hh : 0;
+    for (int size = 1; size <= plan_.threads; ++size) {
+      const int together = plan_.side_by_side && size % 2 == 0 ? size / 2 : size;
+      most = std::max(most, size * scratch_for(together));
+    }
+    return most;
+  }
+  // Of one of the members that run a strand together: of the products over a chunk's rows, one
+  // after the other.
+  int64_t scratch_for(int members) const {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t rows = std::min(stack_.rows, plan_.chunk_rows) / plan_.samples;
-    int64_t most = 0;
+    const auto outer = [&](int64_t columns, int64_t columns0, int64_t columns1) {
+      const int64_t share = share_rows(kernels_, columns, plan_.samples, members);
+      return kernels_.outer_product_scratch(columns, share, columns0, columns1, rows);
+    };
+    // On the diagonal a layer is one member's.
+    const int64_t rows_of_dx = plan_.diagonal ? stack_.rows : divide_up(stack_.rows, members);
+    int64_t most = stack_.projected ? outer(width, hidden, 0) : 0;
     for (const int64_t input : stack_.layer_inputs()) {
-      most = std::max({most, kernels_.outer_product_scratch(gates, input, width, rows),
-                       kernels_.row_product_scratch(gates, input,
-                                                    plan_.reads_w_ih_in_place ? stack_.rows : 0)});
+      most = std::max(
+          {most, outer(gates, input, width),
+           kernels_.row_product_scratch(gates, input, plan_.reads_w_ih_in_place ? rows_of_dx : 0)});
     }
-    if (!stack_.projected) return most;
-    return std::max(most, kernels_.outer_product_scratch(width, hidden, 0, rows));
+    return Arena<C>::padded(most);
   }
   // What follows a row's last element in its operands is read, and never written.
   void clear_padding(C* rows, int64_t width) const {
@@ -133,8 +163,8 @@ class BackwardMemory {
   const BackwardPlan& plan_;
   const bool needs_dc_;
   const int64_t scratch_size_;
-  std::vector<C*> scratch_;  // of each thread
-  Arena<C> arena_;           // the last member: it fills pointers among the others
+  C* scratch_ = nullptr;
+  Arena<C> arena_;  // the last member: it fills pointers among the others
 };
 
 }  // namespace fastrnn

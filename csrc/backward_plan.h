@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "plan.h"
@@ -11,14 +12,16 @@ namespace fastrnn {
 
 // Rows of gate gradients in a chunk. It fixes the order in which a weight's gradient is summed, so
 // it may depend on the arguments alone. LSTMs take 768 rows, which is 2% faster; 16-bit, projected
-// and packed ones 256, as torch.nn needs less memory for them and fastrnn is to need no more.
+// and packed ones 256, as torch.nn needs less memory for them and fastrnn is to need no more;
+// float16 half of that, unless 256 are all, as its sums and gate gradients take twice its bytes.
 // Narrow rows: as many as are kChunkBytes, as all threads wait for each other twice a chunk.
 constexpr int64_t kChunkBytes = 96 << 10;
 
 template <typename E>
-int64_t chunk_rows(const Stack& stack) {
+int64_t chunk_rows(const Stack& stack, int64_t samples) {
   const bool many = stack.cell == Cell::lstm && !stack.projected && !stack.packed && kIsComputed<E>;
-  const int64_t rows = many ? 768 : 256;
+  const bool few = std::is_same_v<E, Half> && stack.rows / samples > kGradientRows;
+  const int64_t rows = many ? 768 : few ? 128 : 256;
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 
@@ -26,7 +29,7 @@ int64_t chunk_rows(const Stack& stack) {
 // of one sample: its sums are what they are where it runs alone.
 template <typename E>
 int64_t chunk_steps_of(const Stack& stack, int64_t samples) {
-  const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack) * samples / stack.batch);
+  const int64_t most = std::max<int64_t>(1, chunk_rows<E>(stack, samples) * samples / stack.batch);
   return divide_up(stack.steps, divide_up(stack.steps, most));
 }
 
@@ -67,6 +70,9 @@ struct BackwardPlan {
   // A single chunk is done with the packed w_hh before the gradient of w_hh is written: they share
   // memory if the one fits in the other.
   bool shares_dw_hh;
+  // w_hh is packed anew for each chunk, in the scratch of the products: some 1% of the time, for
+  // less memory.
+  bool packs_each_chunk;
 };
 
 // sums_dw_hh: whether every w_hh wants its gradient. samples: see Gradients.
@@ -124,6 +130,7 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   }
   plan.shares_dw_hh = sums_dw_hh && one_chunk && (kIsComputed<E> || !plan.in_one_block) &&
                       plan.packed_w_hh <= gates * stack.width;
+  plan.packs_each_chunk = std::is_same_v<E, Half> && !one_chunk;
   return plan;
 }
 

@@ -39,18 +39,22 @@ struct BackwardStrand {
   }
 
   // A member's part of what the time loop finds.
-  void begin(const Member& member, bool clears_dc) const {
-    if (plan.packed_w_hh > 0) {
-      pack_columns(weights.w_hh, stack.gates(), stack.width, memory.packed_w_hh,
-                   plan.reads_w_hh_in_place, member);
-    }
+  void begin(const Member& member) const {
+    pack_w_hh(member);
     if (stack.projected) {
       pack_columns(weights.w_hr, stack.width, stack.hidden, memory.packed_w_hr,
                    plan.reads_w_hr_in_place, member);
     }
-    if (!clears_dc) return;
+    if (stack.cell != Cell::lstm || args.dc != memory.dc) return;  // the caller's holds a gradient
     const auto [begin, end] = member.part(stack.batch * stack.hidden);
     std::fill(args.dc + begin, args.dc + end, C(0));
+  }
+
+  // For the first chunk, or each.
+  void pack_w_hh(const Member& member) const {
+    if (plan.packed_w_hh == 0) return;
+    pack_columns(weights.w_hh, stack.gates(), stack.width, memory.packed_w_hh,
+                 plan.reads_w_hh_in_place, member);
   }
 
   // Of steps [s_begin, s_end) of the time loop.

@@ -78,7 +78,6 @@ class BackwardRun {
     }
     return every;
   }
-  bool clears_dc() const { return !dc_ && stack_.cell == Cell::lstm; }
   Sequence<E> input_gradient_of(int64_t layer, const at::TensorOptions& options);
   void drop_output(int64_t layer, const at::Tensor& masks, const at::TensorOptions& options);
   BackwardStrand<E> set_up(int64_t layer, int64_t d, const at::Tensor& x, const at::Tensor& y);
@@ -181,7 +180,7 @@ void BackwardRun<E>::run_strand(BackwardStrand<E>& strand, const Runner& runner)
   const BackwardArgs<E>& args = strand.args;
   const Member& member = runner.member;
   if (member.index == 0) runner.barrier.size = runner.division.unit_parts;
-  strand.begin(member, clears_dc());
+  strand.begin(member);
   member.wait();
   const Assignment<C> mine =
       assign<C>(runner.division, stack_, member.index, plan_.panels, &runner.barrier);
@@ -194,6 +193,10 @@ void BackwardRun<E>::run_strand(BackwardStrand<E>& strand, const Runner& runner)
   typename WeightGradients<E>::Progress progress{};
   for (int64_t s = 0; s < steps; s += plan_.chunk_steps) {
     const int64_t s_end = std::min(s + plan_.chunk_steps, steps);
+    if (s > 0 && plan_.packs_each_chunk) {
+      strand.pack_w_hh(member);
+      member.wait();
+    }
     if (mine.works) kernels_.backward(args, mine.share, s, s_end);
     const int64_t rows = strand.collect_rows(s, s_end, 0, member);
     member.wait();
@@ -238,7 +241,7 @@ template <typename E>
 void BackwardRun<E>::run_diagonally(std::vector<BackwardStrand<E>>& layers) const {
   Diagonal diagonal(stack_.layers, divide_up(stack_.steps, kDiagonalSteps));
   run_team(plan_.threads, [&](const Member& member) {
-    for (const BackwardStrand<E>& layer : layers) layer.begin(member, clears_dc());
+    for (const BackwardStrand<E>& layer : layers) layer.begin(member);
     member.wait();
     C* const scratch = memory_.scratch_of(member);
     const Member alone{0, 1, nullptr};

@@ -137,6 +137,17 @@ def test_training_peak_is_below_torch(case: Case) -> None:
     assert ours <= theirs
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "case", cases(T=[50], N=[32], I=[128], H=[128], dtype=[torch.float16]), ids=str
+)
+def test_float16_training_peak_is_below_torch(case: Case, threads: int) -> None:
+    """Though sums and gate gradients are floats, of twice the size."""
+    torch.set_num_threads(threads)
+    ours, theirs = training_peaks(case)
+    assert ours <= theirs
+
+
 @pytest.mark.parametrize("case", cases(T=[30], N=[32], H=[64], L=[2, 4], dropout=[0.5]), ids=str)
 def test_dropout_without_gradients_takes_less_than_torchs(case: Case) -> None:
     inputs = make_inputs(case)

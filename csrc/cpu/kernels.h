@@ -214,8 +214,9 @@ struct Kernels {
   int64_t (*row_product_scratch)(int64_t k, int64_t columns, int64_t rows_in_place);  // 0: packed
   // Rows [j_begin, j_end) of out.
   void (*outer_product)(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
-  int64_t (*outer_product_scratch)(int64_t a_columns, int64_t columns0, int64_t columns1,
-                                   int64_t rows);
+  // share: j_end - j_begin, at most.
+  int64_t (*outer_product_scratch)(int64_t a_columns, int64_t share, int64_t columns0,
+                                   int64_t columns1, int64_t rows);
 
   // Each writes panels [begin, end): see pack.h for the layouts.
   void (*pack_gates)(Cell, const E* w, int64_t k, int64_t hidden, C* out, int64_t begin,

@@ -326,23 +326,25 @@ struct OuterProducts {
 
 template <typename E>
 void outer_product(const OuterProductArgs<E>& args, int64_t j_begin, int64_t j_end) {
+  if (j_begin >= j_end) return;
   const TileUnit unit(kParts<E>, kTileRows);
   OuterProducts<E>{args}.run(j_begin, j_end);
 }
 
 template <typename E>
-int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows) {
+int64_t outer_product_scratch(int64_t a_columns, int64_t share, int64_t columns0, int64_t columns1,
+                              int64_t rows) {
   using C = Compute<E>;
-  if (rows <= kFewRows) return 0;
+  if (rows <= kFewRows || share == 0) return 0;
   const int64_t k_count = operands<E>(smaller(rows, kGradientRows));
-  const int64_t columns = smaller(a_columns, kBlockColumns);
+  const int64_t columns = smaller(share, kBlockColumns);
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
          (divide_up(columns, kTileRows) - 1) * block_stride<C>(k_count) + k_count * kTileRows;
 }
 
 #define INSTANTIATE(E)                                                       \
   template void outer_product(const OuterProductArgs<E>&, int64_t, int64_t); \
-  template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t, int64_t);
+  template int64_t outer_product_scratch<E>(int64_t, int64_t, int64_t, int64_t, int64_t);
 FASTRNN_FOR_ELEMENTS(INSTANTIATE)
 #undef INSTANTIATE
 

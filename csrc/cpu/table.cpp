@@ -25,7 +25,8 @@ int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place);
 template <typename E>
 void outer_product(const OuterProductArgs<E>&, int64_t j_begin, int64_t j_end);
 template <typename E>
-int64_t outer_product_scratch(int64_t a_columns, int64_t columns0, int64_t columns1, int64_t rows);
+int64_t outer_product_scratch(int64_t a_columns, int64_t share, int64_t columns0, int64_t columns1,
+                              int64_t rows);
 
 template <typename E>
 const Kernels<E>& kernel_table() {

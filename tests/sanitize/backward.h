@@ -170,9 +170,10 @@ struct BackwardRun {
     kernels.row_product({dgate_rows.data(), dx_rows.data(), shape.gates(), shape.I,
                          forward.w_ih.data(), in_place, adds_to_dx, panel.data()},
                         row_begin, row_end);
-    const Array<C> scratch("outer_scratch",
-                           kernels.outer_product_scratch(shape.gates(), shape.I, shape.P, rows));
     const auto [begin, end] = member.part(shape.gates());
+    const Array<C> scratch(
+        "outer_scratch",
+        kernels.outer_product_scratch(shape.gates(), end - begin, shape.I, shape.P, rows));
     kernels.outer_product(
         {dgate_rows.data(),
          rows,
@@ -184,8 +185,9 @@ struct BackwardRun {
          scratch.data()},
         begin, end);
     if (!shape.projected) return;
-    const Array<C> other("outer_scratch", kernels.outer_product_scratch(shape.P, shape.H, 0, rows));
     const auto [first_row, last_row] = member.part(shape.P);
+    const Array<C> other("outer_scratch", kernels.outer_product_scratch(
+                                              shape.P, last_row - first_row, shape.H, 0, rows));
     kernels.outer_product({dprojected_rows.data(),
                            rows,
                            shape.P,
