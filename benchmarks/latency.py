@@ -1,4 +1,4 @@
-"""Latency of one step at a time with the state carried on, as a distribution. See README.md."""
+"""Latency of a call of few steps with the state carried on, as a distribution. See README.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from selection import add_out
 
 SIZES = (64, 256, 1024)
 QUANTILES = (0.5, 0.9, 0.99)
-_BLOCK = 200  # calls of one implementation before the next has its turn
+_BLOCK = 200  # calls of one implementation before the next has its turn, if it does not rest
+_RESTED_BLOCK = 10
 _WARM_UPS = 20  # at the start of a block, not counted
 
 # Each call of a stepper's run goes on from the state that the last one left.
@@ -82,8 +83,8 @@ def build_and_check(work: Workload) -> dict[str, Callable[[], Any]]:
     return runs
 
 
-def measure(shape: Shape, seconds: float) -> Distribution:
-    """Times single steps, in blocks of each implementation in turn."""
+def measure(shape: Shape, seconds: float, rest: float) -> Distribution:
+    """Times calls, in blocks of each implementation in turn, each after `rest` seconds of sleep."""
     times: dict[str, list[int]] = {name: [] for name in STEPPERS}
     with torch.inference_mode():
         runs = build_and_check(make_workload(shape, "inference"))
@@ -92,9 +93,11 @@ def measure(shape: Shape, seconds: float) -> Distribution:
         while time.perf_counter() < deadline:
             for name, step in runs.items():
                 settle()
-                for _ in range(_WARM_UPS):
+                for _ in range(0 if rest else _WARM_UPS):
                     step()
-                for _ in range(_BLOCK):
+                for _ in range(_RESTED_BLOCK if rest else _BLOCK):
+                    if rest:
+                        time.sleep(rest)
                     start = time.perf_counter_ns()
                     step()
                     times[name].append(time.perf_counter_ns() - start)
@@ -123,10 +126,12 @@ def table(found: list[Distribution]) -> str:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="benchmarks/latency.py", description="Latency of single steps, batch 1."
+        prog="benchmarks/latency.py", description="Latency of small calls, batch 1."
     )
     add = parser.add_argument
     add("--threads", type=positive, default=1, help="default 1")
+    add("--steps", type=positive, default=1, metavar="T", help="of a call; default 1")
+    add("--rest", type=positive, metavar="MS", help="milliseconds of sleep before each call")
     add("--peers", action="store_true", help="ONNX Runtime too")
     add("--seconds", type=seconds, default=4.0, metavar="S", help="per shape; default 4")
     add_out(parser)
@@ -136,6 +141,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures and prints; writes latency.json."""
     arguments = parse_arguments()
+    if arguments.peers and arguments.steps > 1:
+        sys.exit("--peers takes one step a call")
     if arguments.peers:
         try:
             from peers import step_with_onnxruntime
@@ -143,8 +150,10 @@ def main() -> None:
             sys.exit(f"--peers needs more packages: pip install onnx onnxruntime ({error})")
         STEPPERS["onnxruntime"] = step_with_onnxruntime
     torch.set_num_threads(arguments.threads)
-    ids = [f"{kind}-B1-T1-I{size}-H{size}-hx" for kind in ("rnn", "lstm") for size in SIZES]
-    found = [measure(Shape.parse(text), arguments.seconds) for text in ids]
+    sizes = [f"T{arguments.steps}-I{size}-H{size}-hx" for size in SIZES]
+    shapes = [Shape.parse(f"{kind}-B1-{text}") for kind in ("rnn", "lstm") for text in sizes]
+    rest = (arguments.rest or 0) / 1e3
+    found = [measure(shape, arguments.seconds, rest) for shape in shapes]
     print(table(found))
     write_results(
         arguments.out, "latency", quantiles=QUANTILES, shapes=[asdict(one) for one in found]

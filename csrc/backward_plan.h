@@ -13,14 +13,20 @@ namespace fastrnn {
 // Rows of gate gradients in a chunk. It fixes the order in which a weight's gradient is summed, so
 // it may depend on the arguments alone. LSTMs take 768 rows, which is 2% faster; 16-bit, projected
 // and packed ones 256, as torch.nn needs less memory for them and fastrnn is to need no more;
-// float16 half of that, unless 256 are all, as its sums and gate gradients take twice its bytes.
-// Narrow rows: as many as are kChunkBytes, as all threads wait for each other twice a chunk.
+// RNNs in float16 half of that, unless 256 are all, as sums and gate gradients take twice its
+// bytes. Narrow rows: as many as are kChunkBytes, as all threads wait for each other twice a chunk.
 constexpr int64_t kChunkBytes = 96 << 10;
+
+// Whether torch.nn's memory is hard to match: an LSTM's is not, which keeps more.
+template <typename E>
+bool is_short_of_memory(const Stack& stack) {
+  return std::is_same_v<E, Half> && stack.cell != Cell::lstm;
+}
 
 template <typename E>
 int64_t chunk_rows(const Stack& stack, int64_t samples) {
   const bool many = stack.cell == Cell::lstm && !stack.projected && !stack.packed && kIsComputed<E>;
-  const bool few = std::is_same_v<E, Half> && stack.rows / samples > kGradientRows;
+  const bool few = is_short_of_memory<E>(stack) && stack.rows / samples > kGradientRows;
   const int64_t rows = many ? 768 : few ? 128 : 256;
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
@@ -130,7 +136,7 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   }
   plan.shares_dw_hh = sums_dw_hh && one_chunk && (kIsComputed<E> || !plan.in_one_block) &&
                       plan.packed_w_hh <= gates * stack.width;
-  plan.packs_each_chunk = std::is_same_v<E, Half> && !one_chunk;
+  plan.packs_each_chunk = is_short_of_memory<E>(stack) && !one_chunk;
   return plan;
 }
 

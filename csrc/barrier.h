@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <utility>
 
@@ -14,26 +15,39 @@
 
 namespace fastrnn {
 
+constexpr int kSpins = 2000;  // 20 us on a Zen 4, 46 on a Zen 5
+
+// for_a_turn: until the thread that it waited for had had its turn on this core.
+enum class Waited { spinning, for_a_turn, for_long };
+
 // Spins briefly, then yields, then sleeps, until the condition holds: on a machine with more
 // threads than cores a wait is slower, never stuck. A thread of real-time priority yields to its
-// like alone, so unless it slept, one that it waits for might never run.
+// like alone, so unless it slept, one that it waits for might never run. Returns how it waited.
 template <typename Condition>
-void wait_until(const Condition& holds) {
-  constexpr int kSpins = 2000;    // some 20 us on a Zen 4
+Waited wait_until(const Condition& holds, int spins = kSpins) {
   constexpr int kYields = 20000;  // 5 to 10 ms: to wake from a sleep takes longer than most waits
-  for (int i = 0; !holds(); ++i) {
-    if (i < kSpins) {
+  // Other work than what is waited for takes milliseconds, each time.
+  constexpr int kYieldsOfTurn = 2;
+  constexpr auto kTurn = std::chrono::microseconds(300);
+  for (int i = 0; i < spins; ++i) {
+    if (holds()) return Waited::spinning;
 #if defined(__x86_64__)
-      __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #endif
-    } else if (i < kSpins + kYields) {
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  int yields = 0;
+  while (!holds()) {
+    if (yields < kYields) {
       sched_yield();
+      ++yields;
     } else {
       const timespec while_others_run{0, 50'000};
       nanosleep(&while_others_run, nullptr);
-      i = kSpins + kYields;  // a long wait does not overflow it
     }
   }
+  const bool turn = yields <= kYieldsOfTurn && std::chrono::steady_clock::now() - begin < kTurn;
+  return turn ? Waited::for_a_turn : Waited::for_long;
 }
 
 class Barrier {
@@ -46,12 +60,23 @@ class Barrier {
       generation_.store(generation + 1, std::memory_order_release);
       return;
     }
-    wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
+    const bool turns = takes_turns_.load(std::memory_order_relaxed);
+    const Waited waited =
+        wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; },
+                   turns ? kSpinsOfTurns : kSpins);
+    if (waited != Waited::spinning && (waited == Waited::for_a_turn) != turns) {
+      takes_turns_.store(!turns, std::memory_order_relaxed);
+    }
   }
 
  private:
+  // Threads that take turns on a core, as they may for some milliseconds after they woke, wait for
+  // what cannot happen while they spin.
+  static constexpr int kSpinsOfTurns = 50;
+
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> generation_{0};
+  std::atomic<bool> takes_turns_{false};
 };
 
 // One thread of a team.

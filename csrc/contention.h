@@ -7,9 +7,9 @@
 
 namespace fastrnn {
 
-// Whether teams have lately lost time to other work: for ten times as long as they lost, so that to
-// find out whether it still is so costs a tenth at most; for a second at most, if nothing more is
-// lost.
+// Whether teams have lately lost time to other work, two of them shortly one after the other, or
+// had to share a core: for ten times as long as they lost, so that to find out whether it still is
+// so costs a tenth at most; for a second at most, if nothing more is lost.
 bool cores_contended();
 
 // Whether calls heed that: they do, unless tests want several threads on a busy machine too.
@@ -24,12 +24,15 @@ class ContentionWatch {
   // called: when the team was called together.
   explicit ContentionWatch(Clock::time_point called);
   ~ContentionWatch();
+  // Members of the team take turns on a core: what they lose to each other is not lost.
+  void shares_core() { shares_core_ = true; }
   ContentionWatch(const ContentionWatch&) = delete;
   ContentionWatch& operator=(const ContentionWatch&) = delete;
 
  private:
   const Clock::time_point called_;
   const Clock::duration used_before_;  // of the processor, by this thread
+  bool shares_core_ = false;
 };
 
 }  // namespace fastrnn

@@ -7,6 +7,7 @@
 
 #include "barrier.h"
 #include "contention.h"
+#include "cores.h"
 #include "distance.h"
 
 // A pool that keeps one caller's tasks waiting for another's would leave both teams incomplete.
@@ -46,14 +47,17 @@ void run_team(int threads, const Body& body) {
   std::fegetenv(&callers);
   const auto called = ContentionWatch::Clock::now();
   const bool measures = distance_wanted(called);
+  StartingCores cores;
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    const ContentionWatch watch(called);
+    ContentionWatch watch(called);
     const FloatingPointOf caller(callers);
+    cores.note();
     members.fetch_add(1);
     seats.fetch_add(static_cast<int>(end - begin));
     wait_until([&] { return seats.load() >= threads; });
     // The same threads, on the same cores, get the same parts of one call after the other.
     const Member member{at::get_thread_num(), members.load(), &everyone};
+    if (cores.shared()) watch.shares_core();
     if (measures) measure_distance(member);
     body(member);
   });

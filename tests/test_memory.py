@@ -139,9 +139,9 @@ def test_training_peak_is_below_torch(case: Case) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "case", cases(T=[50], N=[32], I=[128], H=[128], dtype=[torch.float16]), ids=str
+    "case", cases(["RNN_TANH"], T=[50], N=[32], I=[128], H=[128], dtype=[torch.float16]), ids=str
 )
-def test_float16_training_peak_is_below_torch(case: Case, threads: int) -> None:
+def test_float16_training_peak_is_below_torchs(case: Case, threads: int) -> None:
     """Though sums and gate gradients are floats, of twice the size."""
     torch.set_num_threads(threads)
     ours, theirs = training_peaks(case)
