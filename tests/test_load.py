@@ -121,6 +121,35 @@ def test_distance_is_measured() -> None:
     assert measured_again > 0.01  # now and then by two threads
 
 
+TURNS_ON_ONE_CORE = """
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import torch, fastrnn
+
+torch.ops.fastrnn.heed_cores(False)
+module = fastrnn.LSTM(256, 256).requires_grad_(False)
+x = torch.randn(100, 1, 256)
+
+def processor_time(threads):
+    torch.set_num_threads(threads)
+    times = []
+    for _ in range(20):
+        start = time.process_time()
+        module(x)
+        times.append(time.process_time() - start)
+    return min(times)
+
+print(processor_time(2) / processor_time(1))
+"""
+
+
+def test_threads_on_one_core_take_turns() -> None:
+    """They do not spin at each barrier while the other cannot run: that took six times as long."""
+    process = run_python("-c", TURNS_ON_ONE_CORE)
+    assert process.returncode == 0, process.stderr
+    assert float(process.stdout) < 2.5
+
+
 SERVERS = 16
 SERVED = cases(["LSTM"], N=[1], I=[32], H=[64], L=[2], D=[1, 2])
 SERVED += cases(["RNN_TANH"], N=[1], I=[32], H=[256], dropout=[0.5], L=[2])
