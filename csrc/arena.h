@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/SmallVector.h>
 
+#include "barrier.h"
 #include "call_memory.h"
 #include "sizes.h"
 
@@ -39,6 +40,10 @@ class Arena {
   }
   // Parts start on cache lines.
   static constexpr int64_t padded(int64_t elements) { return round_up(elements, kLine); }
+  // A member's own of a part that the team shares out, of whatever size the team is.
+  static T* share_of(const Member& member, T* part, int64_t elements) {
+    return part + member.index * (elements / member.size / kLine * kLine);
+  }
 
  private:
   static size_t bytes(const Parts& parts) {

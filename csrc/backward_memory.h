@@ -68,14 +68,11 @@ class BackwardMemory {
   }
 
   void check() const { arena_.check(); }
-  // A member's own: what a team of fewer members gets is shared out among them.
   C* scratch_of(const Member& member) const {
-    return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
+    return Arena<C>::share_of(member, scratch_, scratch_size_);
   }
 
  private:
-  static constexpr int64_t kPartUnit = Arena<C>::padded(1);
-
   typename Arena<C>::Parts parts() {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t slot_rows = plan_.slots * stack_.batch;
@@ -108,7 +105,7 @@ class BackwardMemory {
   bool packs_in_scratch() const {
     if (plan_.packs_each_chunk) return true;
     if (plan_.diagonal || plan_.chunk_steps < stack_.steps) return false;
-    const int64_t half = scratch_size_ / 2 - plan_.threads * kPartUnit;
+    const int64_t half = scratch_size_ / 2 - plan_.threads * Arena<C>::padded(1);
     return plan_.packed_w_hh <= (plan_.side_by_side ? half : scratch_size_);
   }
   void prepare(StrandMemory<E>& one) const {

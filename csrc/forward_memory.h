@@ -38,9 +38,8 @@ class ForwardMemory {
 
   void check() const { arena_.check(); }
   E* initial_zeros() const { return reinterpret_cast<E*>(zeros); }
-  // A member's own scratch: what a team of fewer members gets is shared out among them.
   C* scratch_of(const Member& member) const {
-    return scratch_ + member.index * (scratch_size_ / member.size / kPartUnit * kPartUnit);
+    return Arena<C>::share_of(member, scratch_, scratch_size_);
   }
   // Of that, what comes first: elements for the rows that a share keeps apart.
   int64_t size_apart(const Division& division, int64_t rows) const {
@@ -50,8 +49,6 @@ class ForwardMemory {
   }
 
  private:
-  static constexpr int64_t kPartUnit = Arena<C>::padded(1);
-
   typename Arena<C>::Parts parts() {
     typename Arena<C>::Parts parts;
     for (size_t i = 0; i < strands.size(); ++i) {
