@@ -17,13 +17,26 @@ struct WeightSums {
   C *w_ih, *w_hh, *bias, *w_hr;
 };
 
-// Of the rows of a weight, those of each sample's, that one of so many members sums: at most. Whole
-// tiles: see WeightGradients::for_part.
-template <typename E>
-int64_t share_rows(const Kernels<E>& kernels, int64_t rows, int64_t samples, int members) {
-  const int64_t tiles = divide_up(rows, kernels.tile_rows);
-  return std::min(tiles, divide_up(samples * tiles, members)) * kernels.tile_rows;
-}
+// The rows of a weight's gradients, sample after sample, as a team shares them out: whole tiles.
+struct TiledRows {
+  int64_t rows, samples, tile_rows;
+
+  int64_t tiles() const { return divide_up(rows, tile_rows); }
+  // Calls f(sample, begin, end) for the rows of each sample that a member has.
+  template <typename F>
+  void for_share_of(const Member& member, F&& f) const {
+    auto [tile, end] = member.part(samples * tiles());
+    while (tile < end) {
+      const int64_t first = tile % tiles(), last = std::min(first + end - tile, tiles());
+      f(tile / tiles(), first * tile_rows, std::min(last * tile_rows, rows));
+      tile += last - first;
+    }
+  }
+  // At most so many of a sample are one member's.
+  int64_t most_of_sample(int members) const {
+    return std::min(tiles(), divide_up(samples * tiles(), members)) * tile_rows;
+  }
+};
 
 // Of a strand. Those that run one after the other share it.
 template <typename E>
@@ -136,8 +149,9 @@ class BackwardMemory {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     const int64_t rows = std::min(stack_.rows, plan_.chunk_rows) / plan_.samples;
     const auto outer = [&](int64_t columns, int64_t columns0, int64_t columns1) {
-      const int64_t share = share_rows(kernels_, columns, plan_.samples, members);
-      return kernels_.outer_product_scratch(columns, share, columns0, columns1, rows);
+      const TiledRows tiled{columns, plan_.samples, kernels_.tile_rows};
+      return kernels_.outer_product_scratch(columns, tiled.most_of_sample(members), columns0,
+                                            columns1, rows);
     };
     // On the diagonal a layer is one member's.
     const int64_t rows_of_dx = plan_.diagonal ? stack_.rows : divide_up(stack_.rows, members);

@@ -88,18 +88,8 @@ class WeightGradients {
     return own;
   }
   int64_t w_hr_index() const { return stack_.weights_per_strand() - 1; }
-  // Calls f(sample, begin, end) for the rows of each sample's w_ih and w_hh, or of its w_hr, that a
-  // member sums.
-  template <typename F>
-  void for_part(const Member& member, int64_t rows, F&& f) const {
-    const int64_t tile_rows = kernels_.tile_rows, tiles = divide_up(rows, tile_rows);
-    auto [tile, end] = member.part(plan_.samples * tiles);
-    while (tile < end) {
-      const int64_t first = tile % tiles, last = std::min(first + end - tile, tiles);
-      f(tile / tiles, first * tile_rows, std::min(last * tile_rows, rows));
-      tile += last - first;
-    }
-  }
+  // Of w_ih and w_hh (gates) or w_hr (width).
+  TiledRows tiled(int64_t rows) const { return {rows, plan_.samples, kernels_.tile_rows}; }
 
   // Adds products of rows [begin, begin + count) of each sample of a chunk to the sums, or begins
   // those.
@@ -119,7 +109,7 @@ class WeightGradients {
     };
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
     if (sums_.w_ih || sums_.w_hh || sums_.bias) {
-      for_part(member, gates, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+      tiled(gates).for_share_of(member, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
         kernels_.outer_product(
             {.a = memory_.dgate_rows.data() + sample * sample_rows + begin,
              .rows = count,
@@ -133,7 +123,7 @@ class WeightGradients {
       });
     }
     if (sums_.w_hr) {
-      for_part(member, width, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+      tiled(width).for_share_of(member, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
         kernels_.outer_product({.a = memory_.dprojected_rows.data() + sample * sample_rows + begin,
                                 .rows = count,
                                 .a_columns = width,
@@ -159,14 +149,14 @@ class WeightGradients {
       add(from, mutable_elements<C>(dweights_[i]), begin * columns, end * columns);
     };
     const int64_t gates = stack_.gates(), width = stack_.width;
-    for_part(member, gates, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+    tiled(gates).for_share_of(member, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
       const int64_t begin = sample * gates + j_begin, end = sample * gates + j_end;
       add_rows(sums_.w_ih, 0, begin, end, input_);
       add_rows(sums_.w_hh, 1, begin, end, width);
       if (sums_.bias) add(sums_.bias, memory_.bias_totals.data(), begin, end);
     });
     if (!sums_.w_hr) return;
-    for_part(member, width, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
+    tiled(width).for_share_of(member, [&](int64_t sample, int64_t j_begin, int64_t j_end) {
       add_rows(sums_.w_hr, w_hr_index(), sample * width + j_begin, sample * width + j_end,
                stack_.hidden);
     });
