@@ -6,6 +6,7 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "buffers.h"
 #include "cell.h"
 #include "signatures.h"
 #include "stack.h"
@@ -41,8 +42,15 @@ bool is_padded(const OptionalTensor& batch_sizes) {
       at::isTensorSubclassLike(sizes) || sizes.numel() == 0) {
     return false;
   }
+  check_memory(sizes);
   const auto rows = sizes.accessor<int64_t, 1>();
   return rows[0] == rows[rows.size(0) - 1];  // they do not increase
+}
+
+// What is cast is read before the op below checks it. A tracer's tensors have no memory, or not as
+// many numbers as they say.
+void check_plain_memory(const Tensor& tensor) {
+  if (tensor.has_storage() && !at::isTensorSubclassLike(tensor)) check_memory(tensor);
 }
 
 // On a CPU torch.nn's products are of the lower precision, and the cell state stays as it was
@@ -75,7 +83,10 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const ScalarType lower = at::autocast::get_autocast_dtype(device);
   const ScalarType computed = is_fused(lower) ? lower : at::kFloat;
-  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(computed, t, device); };
+  const auto cast = [&](const Tensor& t) {
+    check_plain_memory(t);
+    return at::autocast::cached_cast(computed, t, device);
+  };
   const auto cast_state = [&](const OptionalTensor& t) {
     return t.has_value() ? OptionalTensor(cast(*t)) : std::nullopt;
   };
@@ -87,8 +98,8 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const
 
   const bool lstm = options.mode == "LSTM";
   const int64_t strands = options.num_layers * (options.bidirectional ? 2 : 1);
-  const bool projected =
-      lstm && static_cast<int64_t>(weights.size()) == strands * (options.has_biases ? 5 : 3);
+  const bool projected = lstm && static_cast<int64_t>(weights.size()) ==
+                                     strands * weights_per_strand(options.has_biases, true);
   const ScalarType given = x.scalar_type();
   return cast_outputs(lstm, plain, projected, given, c0.has_value() ? c0->scalar_type() : given, y,
                       h_n, c_n);

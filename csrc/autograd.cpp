@@ -1,7 +1,6 @@
 // Autograd of the op recurrent: forward through recurrent_forward, backward through
 // recurrent_backward, whose own derivatives are in derivatives.cpp.
 #include <ATen/ops/alias.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -57,8 +56,8 @@ Tensor saved_input(const Tensor& x, bool batch_first) {
   return (steps_apart ? x.transpose(0, 1) : x).is_contiguous() ? x : x.clone();
 }
 
-// The tensors that are saved, in order; the weights are last.
-enum Saved { kX, kH0, kC0, kY, kReserve, kMasks, kWeights };
+// Places of the tensors that are saved; the first three are those of list(), the weights are last.
+enum : int64_t { kY = kFirstWeight, kReserve, kMasks, kWeights };
 
 // A C++ Function, which compiled autograd takes and torch.func refuses; the nodes of
 // derivatives.cpp, which do the same under torch.func, it does not take.

@@ -75,7 +75,7 @@ class BackwardMemory {
         arena_(parts(), /*keeps=*/false) {
     std::fill_n(zeros, std::max(stack.hidden, stack.width), C(0));
     for (size_t d = 0; d < strands.size(); ++d) {
-      if (packs_in_scratch()) strands[d].packed_w_hh = scratch_ + d * (scratch_size_ / 2);
+      if (packs_in_scratch()) strands[d].packed_w_hh = scratch_ + scratch_of_strand(d).begin;
       prepare(strands[d]);
     }
   }
@@ -113,13 +113,21 @@ class BackwardMemory {
     return parts;
   }
   // A chunk that packs it, or is all, is done with the packed w_hh, and its readers have waited for
-  // each other, before the products use the scratch: all of it or, side by side, that of the
-  // direction's own threads, which is half but for what does not divide.
+  // each other, before the products use the scratch.
   bool packs_in_scratch() const {
     if (plan_.packs_each_chunk) return true;
-    if (plan_.diagonal || plan_.chunk_steps < stack_.steps) return false;
-    const int64_t half = scratch_size_ / 2 - plan_.threads * Arena<C>::padded(1);
-    return plan_.packed_w_hh <= (plan_.side_by_side ? half : scratch_size_);
+    if (plan_.shares_dw_hh || plan_.diagonal || plan_.chunk_steps < stack_.steps) return false;
+    return plan_.packed_w_hh <= scratch_of_strand(0).size;
+  }
+  struct Range {
+    int64_t begin, size;
+  };
+  // What the threads that run a strand have of the scratch, in a team of whatever size: all or,
+  // side by side, half, but for what Arena::share_of leaves out to end shares on cache lines.
+  Range scratch_of_strand(int64_t d) const {
+    if (!plan_.side_by_side) return {0, scratch_size_};
+    const int64_t half = scratch_size_ / 2;
+    return {d * half, half - plan_.threads * Arena<C>::padded(1)};
   }
   void prepare(StrandMemory<E>& one) const {
     clear_padding(one.dgates, stack_.gates());

@@ -117,9 +117,8 @@ BackwardPlan plan_backward(const Stack& stack, const Kernels<E>& kernels, bool w
   // L2, and also if the sums, which are then all in use at the same time, are no more than a packed
   // panel.
   plan.reads_w_ih_in_place =
-      kernels.reads_in_place &&
-      (in_place(stack.rows) || gates * input * int64_t{sizeof(E)} <= kSmallWeights ||
-       stack.rows * input <= gates * kPanelVectors * kernels.lanes);
+      kernels.reads_in_place && (in_place(stack.rows) || are_small(gates, input, sizeof(E)) ||
+                                 stack.rows * input <= gates * kPanelVectors * kernels.lanes);
   const int64_t w_hh_rows = stack.rows - (wants_dh0 ? 0 : stack.batch);
   plan.reads_w_hh_in_place = in_place(w_hh_rows);
   plan.reads_w_hr_in_place = in_place(stack.rows);

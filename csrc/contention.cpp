@@ -3,7 +3,7 @@
 #include <time.h>
 
 #include <algorithm>
-#include <atomic>
+#include <mutex>
 
 namespace fastrnn {
 namespace {
@@ -30,15 +30,17 @@ constexpr Clock::duration kPause = std::chrono::milliseconds(2);
 // Times are in the clock's ticks.
 Clock::rep ticks(Clock::time_point time) { return time.time_since_epoch().count(); }
 
-std::atomic<Clock::rep> contended_until{0};                // 0: they never were
-std::atomic<Clock::rep> lost_called{0}, lost_ended{0};     // the last call that lost
-std::atomic<Clock::rep> shared_since{0}, shared_until{0};  // calls whose members shared a core
+std::atomic<Clock::rep> contended_until{0};  // 0: they never were
 std::atomic<bool> heeding{true};
 
+// Guards what follows. A call that finds it taken notes nothing: what it would add is known, and a
+// process that was forked meanwhile must not wait.
+std::mutex noting;
+Clock::time_point lost_until;                  // when the last call that lost ended
+Clock::time_point shared_since, shared_until;  // calls whose threads shared a core
+
 void count_as_contended(Clock::time_point until) {
-  Clock::rep known = contended_until.load(std::memory_order_relaxed);
-  while (known < ticks(until) && !contended_until.compare_exchange_weak(known, ticks(until))) {
-  }
+  if (contended_until < ticks(until)) contended_until = ticks(until);
 }
 
 Clock::duration used_by_thread() {
@@ -47,19 +49,21 @@ Clock::duration used_by_thread() {
   return std::chrono::seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
 }
 
-// Notes a call that lost. Whether another did shortly before, or cores were contended until then.
-bool lost_again(Clock::time_point called, Clock::time_point ended) {
-  const Clock::rep other = lost_called.exchange(ticks(called));
-  const Clock::rep before = std::max(lost_ended.exchange(ticks(ended)), contended_until.load());
-  return other != ticks(called) && ticks(called - kAgain) < before;
+// Notes a call that lost so much. It counts if another did shortly before, or cores were contended
+// until then.
+void note_loss(Clock::time_point called, Clock::time_point ended, Clock::duration lost) {
+  const Clock::rep before = std::max(ticks(lost_until), contended_until.load());
+  lost_until = ended;
+  if (ticks(called - kAgain) > before) return;
+  count_as_contended(ended + kRest * std::min(lost, kMostLoss));
 }
 
-// Notes a call whose members shared a core. If calls do so for longer than an idle core stays idle,
-// others want the cores.
+// Notes a call whose threads started on one core. If calls have done so for longer than an idle
+// core stays idle, others want the cores.
 void note_shared_core(Clock::time_point called, Clock::time_point ended) {
-  const Clock::rep before = shared_until.exchange(ticks(ended));
-  if (ticks(called - kPause) > before) shared_since = ticks(called);
-  if (ticks(ended - kShared) > shared_since) count_as_contended(ended + kRest * kShared);
+  if (called - kPause > shared_until) shared_since = called;
+  shared_until = ended;
+  if (called - kShared > shared_since) count_as_contended(ended + kRest * kShared);
 }
 
 }  // namespace
@@ -71,24 +75,33 @@ bool cores_contended() {
 
 void heed_contention(bool heeds) { heeding.store(heeds, std::memory_order_relaxed); }
 
-ContentionWatch::ContentionWatch(Clock::time_point called)
-    : called_(called), used_before_(used_by_thread()) {}
+ContentionWatch::Thread::Thread(ContentionWatch& watch)
+    : watch_(watch), used_before_(used_by_thread()) {
+  watch.cores_.note();
+}
 
-ContentionWatch::~ContentionWatch() {
-  const Clock::time_point now = Clock::now();
-  if (shares_core_) {
-    note_shared_core(called_, now);
-    return;
-  }
-  const Clock::duration passed = now - called_;
+ContentionWatch::Thread::~Thread() {
+  const Clock::duration passed = Clock::now() - watch_.called_;
   if (passed < kLeastLoss) return;  // saves the system call
   const Clock::duration used = used_by_thread() - used_before_;
   if (used == Clock::duration::zero()) return;  // a clock of ticks longer than this
   const Clock::duration lost = passed - used;
   if (lost < kLeastLoss || lost < passed / kLeastShare) return;
-  if (!lost_again(called_, now)) return;
-  const Clock::duration counted = std::min(lost, kMostLoss);
-  count_as_contended(now + kRest * counted);
+  Clock::rep most = watch_.lost_;
+  while (most < lost.count() && !watch_.lost_.compare_exchange_weak(most, lost.count())) {
+  }
+}
+
+ContentionWatch::~ContentionWatch() {
+  const Clock::duration lost(lost_.load());
+  if (lost == Clock::duration::zero() && !shares_core()) return;
+  const std::unique_lock<std::mutex> lock(noting, std::try_to_lock);
+  if (!lock) return;
+  const Clock::time_point ended = Clock::now();
+  if (shares_core()) note_shared_core(called_, ended);
+  // Threads that take turns lose time to each other.
+  const bool takes_turns = shares_core() && ended - called_ < kShared;
+  if (lost > Clock::duration::zero() && !takes_turns) note_loss(called_, ended, lost);
 }
 
 }  // namespace fastrnn

@@ -84,8 +84,8 @@ class Recorded : public Node {
   std::vector<SavedVariable> saved_;  // inputs, y, reserve, masks
 };
 
-// Places in the lists that are saved: of forward's, and of backward's after its three gradients.
-enum { kX, kH0, kC0, kOfForward = 3 };
+// In the lists that BackwardNode saves, forward's begins after the gradients of y, h_n and c_n.
+constexpr int64_t kOfForward = 3;
 
 class ForwardNode : public Recorded {
  public:

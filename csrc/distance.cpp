@@ -41,6 +41,11 @@ bool cores_distant() {
          (is_known(Clock::now()) || calls.fetch_add(1, std::memory_order_relaxed) < kCalls);
 }
 
+std::optional<bool> measured_distant() {
+  if (!is_known(Clock::now())) return std::nullopt;
+  return distant.load(std::memory_order_relaxed);
+}
+
 void assume_distant(std::optional<bool> value) {
   assumed.store(value.has_value() ? *value : -1, std::memory_order_relaxed);
 }

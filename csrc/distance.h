@@ -15,6 +15,9 @@ namespace fastrnn {
 // calls that take one thread because of that time nothing, so that they would never learn more.
 bool cores_distant();
 
+// Whether the last team to be timed found them so, if that was lately.
+std::optional<bool> measured_distant();
+
 // Tests have calls take cores as distant, or not. Nothing: as they are.
 void assume_distant(std::optional<bool> value);
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "diagonal.h"
 #include "isa.h"
 #include "plan.h"
 

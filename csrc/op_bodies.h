@@ -119,13 +119,13 @@ std::vector<at::Tensor> recurrent_backward(
     return sizes;
   };
 
-  const bool wants_dh0 = needs[1] && h0.has_value(), wants_dc0 = needs[2] && c0.has_value();
+  const bool wants_dh0 = needs[kH0] && h0.has_value(), wants_dc0 = needs[kC0] && c0.has_value();
   Gradients gradients{samples.value_or(1),
                       dy.value_or(at::Tensor()),
                       working_copy(dh_n, wants_dh0, h_sizes, x),
                       working_copy(dc_n, wants_dc0, c_sizes, x),
                       wants_dh0,
-                      needs[0] ? at::empty(x.sizes(), x.options()) : at::Tensor(),
+                      needs[kX] ? at::empty(x.sizes(), x.options()) : at::Tensor(),
                       std::vector<at::Tensor>(weights.size())};
   for (size_t i = 0; i < weights.size(); ++i) {
     // Without rows there is no run to fill them.
@@ -136,7 +136,7 @@ std::vector<at::Tensor> recurrent_backward(
   }
   if (stack.rows > 0) Backend::backward(stack, inputs, y, kept, gradients);
   std::vector<at::Tensor> wanted;
-  if (needs[0]) wanted.push_back(gradients.dx);
+  if (needs[kX]) wanted.push_back(gradients.dx);
   if (wants_dh0) wanted.push_back(gradients.dh.to(x.scalar_type()));
   if (wants_dc0) wanted.push_back(gradients.dc.to(x.scalar_type()));
   for (const at::Tensor& dweight : gradients.dweights) {

@@ -58,6 +58,7 @@ TORCH_LIBRARY(fastrnn, m) {
     assume_distant(heeds ? std::nullopt : std::optional(false));
   });
   m.def("assume_distant(bool? distant) -> ()", assume_distant);
+  m.def("measured_distant() -> bool?", measured_distant);
 }
 
 namespace {

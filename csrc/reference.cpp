@@ -124,8 +124,8 @@ class Derivatives : public Forward {
 
   // Of tangents of x, h0, c0 and the weights, undefined where there are none.
   Passed<plain::Tangents> push(at::TensorList tangents, std::optional<int64_t> samples) const {
-    const std::vector<CellState> initial = states(optional(tangents[1]), optional(tangents[2]));
-    const Tensor& dx = tangents[0];
+    const std::vector<CellState> initial = states(optional(tangents[kH0]), optional(tangents[kC0]));
+    const Tensor& dx = tangents[kX];
     return rise<plain::Tangents>(
         dx.defined() ? as_rows(stack_, dx, stack_.input) : dx, [&](int64_t s, const Tensor& x) {
           return plain::push(strand(s), outputs.strands[s], slopes_[s], x, initial[s],

@@ -245,7 +245,7 @@ void BackwardRun<E>::run_diagonally(std::vector<BackwardStrand<E>>& layers) cons
     member.wait();
     C* const scratch = memory_.scratch_of(member);
     const Member alone{0, 1, nullptr};
-    const Share<C> share{0, stack_.batch, 0, plan_.panels, scratch, nullptr, nullptr};
+    const Share<C> share{0, stack_.batch, 0, plan_.panels, nullptr, nullptr, nullptr};
     diagonal.work([&](int64_t i, int64_t block) {
       const BackwardStrand<E>& layer = layers[i];
       const int64_t s = block * kDiagonalSteps, s_end = std::min(s + kDiagonalSteps, stack_.steps);

@@ -1,12 +1,12 @@
 // The forward pass of a stack: layers one after the other, each divided among threads; or all at
 // the same time, along the diagonal.
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/mul.h>
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <array>
 
+#include "diagonal.h"
 #include "dropout.h"
 #include "forward_memory.h"
 #include "reserve.h"

@@ -92,7 +92,7 @@ inline std::vector<at::Tensor> list(const Inputs& inputs) {
   return all;
 }
 
-constexpr int64_t kFirstWeight = 3;  // its place in list()
+enum : int64_t { kX, kH0, kC0, kFirstWeight };  // places in list()
 
 // And the masks, which are not differentiated.
 inline std::vector<at::Tensor> list_all(const Inputs& inputs) {

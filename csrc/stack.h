@@ -35,6 +35,11 @@ struct OutputGradients {
   OptionalTensor y, h_n, c_n;
 };
 
+// A strand is one direction of one layer.
+constexpr int64_t weights_per_strand(bool has_biases, bool projected) {
+  return 2 + 2 * has_biases + projected;
+}
+
 // Inputs and Options, checked: L layers of D directions over T steps of at most N rows; I, H, P as
 // in kernels.h.
 struct Stack {
@@ -54,7 +59,6 @@ struct Stack {
   Schedule schedule() const {
     return {steps, batch, packed ? batch_sizes.data() : nullptr, packed ? offsets.data() : nullptr};
   }
-  // A strand is one direction of one layer.
   int64_t strands() const { return layers * directions; }
   int64_t gates() const { return hidden * gate_count(cell); }
   int64_t layer_width() const { return directions * width; }
@@ -65,7 +69,7 @@ struct Stack {
     const auto [first, others] = layer_inputs();
     return others > first ? others : first;
   }
-  int64_t weights_per_strand() const { return 2 + 2 * has_biases + projected; }
+  int64_t weights_per_strand() const { return fastrnn::weights_per_strand(has_biases, projected); }
   bool drops_after(int64_t layer) const { return drops && layer + 1 < layers; }
 
   std::vector<int64_t> output_sizes() const;

@@ -7,7 +7,6 @@
 
 #include "barrier.h"
 #include "contention.h"
-#include "cores.h"
 #include "distance.h"
 
 // A pool that keeps one caller's tasks waiting for another's would leave both teams incomplete.
@@ -45,20 +44,18 @@ void run_team(int threads, const Body& body) {
   std::atomic<int> seats{0}, members{0};
   std::fenv_t callers;
   std::fegetenv(&callers);
-  const auto called = ContentionWatch::Clock::now();
-  const bool measures = distance_wanted(called);
-  StartingCores cores;
+  ContentionWatch watch;
+  const bool measures = distance_wanted(watch.called());
   at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    ContentionWatch watch(called);
+    const ContentionWatch::Thread watched(watch);
     const FloatingPointOf caller(callers);
-    cores.note();
     members.fetch_add(1);
     seats.fetch_add(static_cast<int>(end - begin));
     wait_until([&] { return seats.load() >= threads; });
     // The same threads, on the same cores, get the same parts of one call after the other.
     const Member member{at::get_thread_num(), members.load(), &everyone};
-    if (cores.shared()) watch.shares_core();
-    if (measures) measure_distance(member);
+    // How far apart threads are that take turns on a core is not known before they part.
+    if (measures && !watch.shares_core()) measure_distance(member);
     body(member);
   });
 }

@@ -179,10 +179,10 @@ struct SampleCall {
   Inputs inputs;
 
   SampleCall(const Inputs& of_all, at::TensorList all)
-      : h0(optional(all[1])),
-        c0(optional(all[2])),
+      : h0(optional(all[kH0])),
+        c0(optional(all[kC0])),
         masks(optional(all[kFirstWeight + of_all.weights.size()])),
-        inputs{all[0], of_all.batch_sizes, h0, c0, all.slice(kFirstWeight, of_all.weights.size()),
+        inputs{all[kX], of_all.batch_sizes, h0, c0, all.slice(kFirstWeight, of_all.weights.size()),
                masks} {}
   SampleCall(const SampleCall&) = delete;
 };
@@ -306,9 +306,9 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                     {fold.join(dy, call.axis), fold.join(dh_n, 1), dc}, fold.join(y, call.axis),
                     kept, needs, given_samples.has_value() ? *given_samples * count : count);
   size_t i = 0;
-  if (needs[0]) results[i] = fold.split(results[i], call.axis), ++i;
-  if (needs[1] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;
-  if (needs[2] && c0.has_value()) results[i] = fold.split(results[i], 1), ++i;
+  if (needs[kX]) results[i] = fold.split(results[i], call.axis), ++i;
+  if (needs[kH0] && h0.has_value()) results[i] = fold.split(results[i], 1), ++i;
+  if (needs[kC0] && c0.has_value()) results[i] = fold.split(results[i], 1), ++i;
   for (; i < results.size(); ++i) {
     results[i] = given_samples.has_value()
                      ? samples.batch(results[i].unflatten_symint(0, {*given_samples, count}), 1)
@@ -327,10 +327,13 @@ std::tuple<Tensor, Tensor> cell(c10::string_view mode, const Tensor& x, const Op
   if (!samples.has_any(all)) return call_cell(mode, inputs, has_biases);
   if (samples.count() == 0 || samples.has_any(weights)) {
     const Tensors results = samples.run_each(all, [&](const Tensors& one) {
-      const auto [h, c] = call_cell(
-          mode,
-          {one[0], {}, optional(one[1]), optional(one[2]), at::TensorList(one).slice(kFirstWeight)},
-          has_biases);
+      const auto [h, c] = call_cell(mode,
+                                    {one[kX],
+                                     {},
+                                     optional(one[kH0]),
+                                     optional(one[kC0]),
+                                     at::TensorList(one).slice(kFirstWeight)},
+                                    has_biases);
       return Tensors{h, c};
     });
     return {results[0], results[1]};

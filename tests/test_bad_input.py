@@ -429,12 +429,15 @@ def test_a_failure_is_no_refusal(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         getattr(fastrnn, name)(5, 8)(X[:, 0])
 
 
+@pytest.mark.parametrize("lowers", [False, True])
 @pytest.mark.parametrize("size", [0, 8])
 @pytest.mark.parametrize("freed", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("module", [fastrnn.RNN(5, 8), fastrnn.LSTM(5, 8).double()], ids=str)
-def test_memory_that_was_freed(module: nn.RNNBase, contiguous: bool, freed: str, size: int) -> None:
-    """As FSDP frees it, by hand; torch.nn.LSTM reads it."""
+def test_memory_that_was_freed(
+    module: nn.RNNBase, contiguous: bool, freed: str, size: int, lowers: bool
+) -> None:
+    """As FSDP frees it, by hand; torch.nn.LSTM reads it. lowers: in autocast."""
     module = copy.deepcopy(module)
     tensors = dict(module.named_parameters())
     dtype = module.weight_hh_l0.dtype
@@ -443,15 +446,18 @@ def test_memory_that_was_freed(module: nn.RNNBase, contiguous: bool, freed: str,
     if not contiguous:  # in every second element
         tensors[freed].data = torch.stack([tensors[freed].detach()] * 2, -1)[..., 0]
     tensors[freed].untyped_storage().resize_(size)
-    with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
+    raises = pytest.raises(RuntimeError, match="that fastrnn is to read was freed")
+    with raises, torch.autocast("cpu", enabled=lowers):
         module(tensors["x"], (h0, torch.zeros_like(h0)) if module.mode == "LSTM" else h0)
 
 
-def test_batch_sizes_whose_memory_was_freed() -> None:
+@pytest.mark.parametrize("lowers", [False, True])
+def test_batch_sizes_whose_memory_was_freed(lowers: bool) -> None:
     data, batch_sizes = nn.utils.rnn.pack_sequence([X[0], X[0]])[:2]
     batch_sizes.untyped_storage().resize_(8)
     module = fastrnn.RNN(5, 8)
-    with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
+    raises = pytest.raises(RuntimeError, match="that fastrnn is to read was freed")
+    with raises, torch.autocast("cpu", enabled=lowers):
         torch.ops.fastrnn.recurrent(
             "RNN_TANH",
             data,

@@ -40,7 +40,7 @@ template <typename C>
 struct Share {
   int64_t row_begin, row_end;
   int64_t panel_begin, panel_end;
-  C* scratch;  // this thread's own, forward_scratch() elements
+  C* scratch;  // this thread's own, forward_scratch() elements; backward has none
   void (*sync)(void* barrier);
   void* barrier;
   // Whether forward is to write packed_ih and packed_hh itself, each panel before its first use: of
@@ -61,8 +61,10 @@ constexpr int64_t kHoistRows = 48;
 // No more rows than this are ever multiplied ahead together.
 constexpr int64_t kMostHoisted = 512;
 
-// Bytes of weights that stay in L2 beside the rows that they multiply.
-constexpr int64_t kSmallWeights = 256 << 10;
+// Whether weights (k, columns) stay in L2 beside the rows that they multiply.
+FASTRNN_INLINE constexpr bool are_small(int64_t k, int64_t columns, int64_t element_bytes) {
+  return k * columns * element_bytes <= 256 << 10;
+}
 
 // Rows of a weight's gradient summed in one accumulator before the sum is added to the total:
 // bounds the rounding error over many steps, and is fixed, so that the result does not depend on

@@ -10,17 +10,12 @@ namespace {
 constexpr int64_t kTilesAtOnce = 4;
 constexpr int64_t kWideRows = 2 * kSumBlock;
 
-template <typename C>
-bool is_small(int64_t k, int64_t columns) {
-  return k * columns * int64_t{sizeof(C)} <= kSmallWeights;
-}
-
 // The full panels of a product. finish(row, rows, column, sums) is called for each tile.
 template <typename E, typename F>
 FASTRNN_INLINE void multiply_panels_in_place(const RowProductArgs<E>& args, int64_t full,
                                              int64_t row_begin, int64_t row_end, F&& finish) {
   using C = Compute<E>;
-  const bool small = is_small<C>(args.k, args.columns);
+  const bool small = are_small(args.k, args.columns, sizeof(C));
   const int64_t group = small ? kTilesAtOnce * kTileRows : row_end - row_begin;
   const int64_t chunk = small ? args.k : kWideRows;
   for (int64_t begin = row_begin; begin < row_end; begin += group) {
@@ -89,7 +84,7 @@ int64_t row_product_scratch(int64_t k, int64_t columns, int64_t rows_in_place) {
   const int64_t packed = operands<E>(k) * kPanelColumns<C>;
   if (rows_in_place == 0) return packed;
   const int64_t rest = columns % kPanelColumns<C>;
-  const int64_t sums = is_small<C>(k, columns) ? 0 : rows_in_place * (columns - rest);
+  const int64_t sums = are_small(k, columns, sizeof(C)) ? 0 : rows_in_place * (columns - rest);
   return rest == 0 || sums > packed ? sums : packed;
 }
 

@@ -38,7 +38,7 @@ Shape random_shape(Draw& draw) {
   shape.H = draw.choice(kWidths);
   if (draw.one_in(4)) {  // several panels
     (draw.one_in(3) ? shape.I : shape.H) = draw.choice(kWide);
-    if (draw.one_in(2)) {  // and more than kSmallWeights
+    if (draw.one_in(2)) {  // and more than are small
       shape.cell = Cell::lstm;
       shape.I = shape.H = draw.choice(kWide);
     }
