@@ -106,15 +106,8 @@ std::tuple<Tensor, Tensor, Tensor> run(bool plain, const Options& options, const
 }
 
 template <c10::DeviceType device>
-std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
-                                             const OptionalTensor& batch_sizes,
-                                             const OptionalTensor& h0, const OptionalTensor& c0,
-                                             at::TensorList weights, int64_t num_layers,
-                                             bool has_biases, bool bidirectional, bool batch_first,
-                                             const OptionalTensor& masks, double dropout) {
-  return run<device>(/*plain=*/is_padded(batch_sizes),
-                     {mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                     {x, batch_sizes, h0, c0, weights, masks});
+std::tuple<Tensor, Tensor, Tensor> recurrent(const Options& options, const Inputs& inputs) {
+  return run<device>(/*plain=*/is_padded(inputs.batch_sizes), options, inputs);
 }
 
 template <c10::DeviceType device>
@@ -143,12 +136,12 @@ TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCPU, m) {
-  m.impl("recurrent", recurrent<c10::DeviceType::CPU>);
+  m.impl("recurrent", run_op<recurrent<c10::DeviceType::CPU>>);
   m.impl("cell", cell<c10::DeviceType::CPU>);
 }
 
 TORCH_LIBRARY_IMPL(fastrnn, AutocastCUDA, m) {
-  m.impl("recurrent", recurrent<c10::DeviceType::CUDA>);
+  m.impl("recurrent", run_op<recurrent<c10::DeviceType::CUDA>>);
   m.impl("cell", cell<c10::DeviceType::CUDA>);
 }
 

@@ -135,13 +135,7 @@ struct Recurrent : torch::autograd::Function<Recurrent> {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
-    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+std::tuple<Tensor, Tensor, Tensor> recurrent(const Options& options, const Inputs& inputs) {
   const bool records = wants_gradient(inputs);
   // Under torch.func's transforms torch refuses a C++ Function: derivatives.cpp.
   const bool transformed = records && c10::impl::tls_is_dispatch_key_included(
@@ -154,12 +148,13 @@ std::tuple<Tensor, Tensor, Tensor> recurrent_autograd(
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_recurrent(options, inputs);
   }
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
   const variable_list outputs = Recurrent::apply(x, h0, c0, weights, batch_sizes, masks, options);
   return {outputs[0], outputs[1], outputs[2]};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("recurrent", recurrent_autograd); }
+TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) { m.impl("recurrent", run_op<recurrent>); }
 
 }  // namespace fastrnn

@@ -201,15 +201,7 @@ void set_tangents(const variable_list& results, at::TensorList tangents) {
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const Tensor& x,
-                                                   const OptionalTensor& batch_sizes,
-                                                   const OptionalTensor& h0,
-                                                   const OptionalTensor& c0, at::TensorList weights,
-                                                   int64_t num_layers, bool has_biases,
-                                                   bool bidirectional, bool batch_first,
-                                                   const OptionalTensor& masks, double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Options& options, const Inputs& inputs) {
   const auto [y, h_n, c_n, reserve] = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(options, inputs);
@@ -218,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
   variable_list tangents;
   if (wants_tangent(inputs)) {
     const variable_list values = primals(all), given = tangents_of(all);
-    const PlainCall call(options, batch_sizes, values, masks);
+    const PlainCall call(options, inputs.batch_sizes, values, inputs.masks);
     const Kept kept = usable(call, {y, reserve});
     tangents = push_reference(call.stack, call.inputs, kept, given);
   }
@@ -231,18 +223,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(c10::string_view mode, const 
   return {y, h_n, c_n, reserve};
 }
 
-variable_list backward(c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
-                       const OptionalTensor& dc_n, const Tensor& x,
-                       const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                       const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
-                       const Tensor& reserve, int64_t num_layers, bool has_biases,
-                       bool bidirectional, bool batch_first, const OptionalTensor& masks,
-                       double dropout, const c10::List<bool>& needs,
-                       std::optional<c10::SymInt> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs of_call{x, batch_sizes, h0, c0, weights, masks};
+variable_list backward(const Options& options, const Inputs& of_call,
+                       const OutputGradients& gradients, const Tensor& y, const Tensor& reserve,
+                       const c10::List<bool>& needs, const std::optional<c10::SymInt>& samples) {
   const variable_list of_forward = list(of_call);
-  variable_list inputs = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n)};
+  variable_list inputs = {tensor_of(gradients.y), tensor_of(gradients.h_n),
+                          tensor_of(gradients.c_n)};
   inputs.insert(inputs.end(), of_forward.begin(), of_forward.end());
   const auto any = [&](const auto& predicate) {
     return std::any_of(inputs.begin(), inputs.end(),
@@ -250,7 +236,7 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   };
   const variable_list results = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward(options, of_call, {dy, dh_n, dc_n}, y, reserve, needs, samples);
+    return call_backward(options, of_call, gradients, y, reserve, needs, samples);
   }();
   std::vector<bool> given;  // which of them are in results
   for (size_t i = 0; i < needs.size(); ++i) given.push_back(needs[i] && of_forward[i].defined());
@@ -258,9 +244,10 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
   if (in_forward_ad() && any(has_tangent)) {
     std::vector<bool> wanted(kOfForward, false);
     wanted.insert(wanted.end(), given.begin(), given.end());
-    const variable_list found = differentiate(
-        options, batch_sizes, primals(inputs), masks, {y._fw_primal(/*level=*/0), reserve},
-        tangents_of(inputs), std::nullopt, wanted, as_number(samples));
+    const variable_list found =
+        differentiate(options, of_call.batch_sizes, primals(inputs), of_call.masks,
+                      {y._fw_primal(/*level=*/0), reserve}, tangents_of(inputs), std::nullopt,
+                      wanted, as_number(samples));
     for (size_t i = 0; i < wanted.size(); ++i) {
       if (wanted[i]) tangents.push_back(found[i]);
     }
@@ -279,8 +266,8 @@ variable_list backward(c10::string_view mode, const OptionalTensor& dy, const Op
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastrnn, Autograd, m) {
-  m.impl("recurrent_forward", forward);
-  m.impl("recurrent_backward", backward);
+  m.impl("recurrent_forward", run_op<forward>);
+  m.impl("recurrent_backward", backward_op<backward>);
 }
 
 }  // namespace fastrnn

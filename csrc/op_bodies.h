@@ -27,24 +27,16 @@ Outputs run(const Options& options, const Inputs& inputs, bool training) {
 }
 
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(
-    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/false);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> recurrent(const Options& options,
+                                                         const Inputs& inputs) {
+  Outputs out = run<Backend>(options, inputs, /*training=*/false);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n)};
 }
 
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(
-    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  Outputs out = run<Backend>(options, {x, batch_sizes, h0, c0, weights, masks}, /*training=*/true);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> recurrent_forward(const Options& options,
+                                                                             const Inputs& inputs) {
+  Outputs out = run<Backend>(options, inputs, /*training=*/true);
   return {std::move(out.y), std::move(out.h_n), std::move(out.c_n), std::move(out.reserve)};
 }
 
@@ -91,15 +83,13 @@ inline at::Tensor working_copy(const OptionalTensor& gradient, bool wanted, at::
 }
 
 template <typename Backend>
-std::vector<at::Tensor> recurrent_backward(
-    c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
-    const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const at::Tensor& y,
-    const at::Tensor& reserve, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, const OptionalTensor& masks, double dropout,
-    const c10::List<bool>& needs_list, std::optional<int64_t> samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+std::vector<at::Tensor> recurrent_backward(const Options& options, const Inputs& inputs,
+                                           const OutputGradients& of_outputs, const at::Tensor& y,
+                                           const at::Tensor& reserve,
+                                           const c10::List<bool>& needs_list,
+                                           std::optional<int64_t> samples) {
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
+  const auto& [dy, dh_n, dc_n] = of_outputs;
   const Stack stack = check_arguments(options, inputs);
   check_like("dy", dy, x, stack.output_sizes());
   const std::vector<int64_t> h_sizes = stack.state_sizes(stack.width);
@@ -157,14 +147,9 @@ inline at::Tensor reserved_input(const Stack& stack, const at::Tensor& reserve,
 }
 
 template <typename Backend>
-at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
-                        const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                        const OptionalTensor& c0, at::TensorList weights, const at::Tensor& reserve,
-                        int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
-                        const OptionalTensor& masks, double dropout) {
-  const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout},
-                      {x, batch_sizes, h0, c0, weights, masks});
+at::Tensor output_again(const Options& options, const Inputs& inputs, const at::Tensor& reserve) {
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
+  const Stack stack = check_arguments(options, inputs);
   const at::Tensor kept = checked_reserve(reserve, x, stack, /*samples=*/1);
   const bool alone = stack.layers == 1;
   const at::Tensor input = alone ? x : reserved_input(stack, kept, masks);
@@ -174,20 +159,20 @@ at::Tensor output_again(c10::string_view mode, const at::Tensor& x,
   const OptionalTensor h = of_last(h0), c = of_last(c0);
   const at::TensorList last =
       weights.slice((stack.layers - 1) * stack.directions * stack.weights_per_strand());
-  const Options options{mode,
-                        /*num_layers=*/1, has_biases, bidirectional,
-                        /*batch_first=*/alone && batch_first};
-  const at::Tensor y = run<Backend>(options, {input, batch_sizes, h, c, last}, false).y;
+  const Options of_last_layer{options.mode, /*num_layers=*/1, options.has_biases,
+                              options.bidirectional,
+                              /*batch_first=*/alone && options.batch_first};
+  const at::Tensor y = run<Backend>(of_last_layer, {input, batch_sizes, h, c, last}, false).y;
   return stack.batch_first && !alone ? y.transpose(0, 1).contiguous() : y;
 }
 
 // Registers the ops' kernels for one dispatch key.
 template <typename Backend>
 void register_kernels(torch::Library& library) {
-  library.impl("recurrent", recurrent<Backend>);
-  library.impl("recurrent_forward", recurrent_forward<Backend>);
-  library.impl("recurrent_backward", recurrent_backward<Backend>);
-  library.impl("output_again", output_again<Backend>);
+  library.impl("recurrent", run_op<recurrent<Backend>>);
+  library.impl("recurrent_forward", run_op<recurrent_forward<Backend>>);
+  library.impl("recurrent_backward", backward_op<recurrent_backward<Backend>, int64_t>);
+  library.impl("output_again", output_again_op<output_again<Backend>>);
 }
 
 }  // namespace fastrnn

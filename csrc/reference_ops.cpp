@@ -58,28 +58,16 @@ void check(c10::string_view mode, const Tensor& x, at::OptionalIntArrayRef batch
 }
 
 // recurrent_backward under autograd's own vmap, and output_again under any.
-std::vector<Tensor> recurrent_backward(
-    c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
-    const OptionalTensor& dc_n, const Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, const Tensor& /*y*/,
-    const Tensor& /*reserve*/, int64_t num_layers, bool has_biases, bool bidirectional,
-    bool batch_first, const OptionalTensor& masks, double dropout, const c10::List<bool>& needs,
-    std::optional<int64_t> samples) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
-  return run_reference_backward(stack, inputs, {dy, dh_n, dc_n}, needs.vec(), samples);
+std::vector<Tensor> recurrent_backward(const Options& options, const Inputs& inputs,
+                                       const OutputGradients& gradients, const Tensor& /*y*/,
+                                       const Tensor& /*reserve*/, const c10::List<bool>& needs,
+                                       std::optional<int64_t> samples) {
+  const Stack stack = check_arguments(options, inputs);
+  return run_reference_backward(stack, inputs, gradients, needs.vec(), samples);
 }
 
-Tensor output_again(c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
-                    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
-                    const Tensor& /*reserve*/, int64_t num_layers, bool has_biases,
-                    bool bidirectional, bool batch_first, const OptionalTensor& masks,
-                    double dropout) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Stack stack =
-      check_arguments({mode, num_layers, has_biases, bidirectional, batch_first, dropout}, inputs);
-  return run_reference(stack, inputs)[0].contiguous();
+Tensor output_again(const Options& options, const Inputs& inputs, const Tensor& /*reserve*/) {
+  return run_reference(check_arguments(options, inputs), inputs)[0].contiguous();
 }
 
 }  // namespace
@@ -113,13 +101,13 @@ TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
   m.impl("reference", reference);
   m.impl("reference_backward", reference_backward);
   m.impl("check", check);
-  m.impl("output_again", output_again);
+  m.impl("output_again", output_again_op<output_again>);
 }
 
 // autograd's own vmap: of a compiled function's gradients, where is_grads_batched.
 TORCH_LIBRARY_IMPL(fastrnn, Batched, m) {
-  m.impl("recurrent_backward", recurrent_backward);
-  m.impl("output_again", output_again);
+  m.impl("recurrent_backward", backward_op<recurrent_backward, int64_t>);
+  m.impl("output_again", output_again_op<output_again>);
 }
 
 }  // namespace fastrnn

@@ -13,16 +13,14 @@
 
 namespace fastrnn {
 
-using RecurrentSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(
-    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout);
-using ForwardSignature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
-    c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout);
+template <typename Results>
+using RunSignature = Results(c10::string_view mode, const at::Tensor& x,
+                             const OptionalTensor& batch_sizes, const OptionalTensor& h0,
+                             const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
+                             bool has_biases, bool bidirectional, bool batch_first,
+                             const OptionalTensor& masks, double dropout);
+using RecurrentSignature = RunSignature<std::tuple<at::Tensor, at::Tensor, at::Tensor>>;
+using ForwardSignature = RunSignature<std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>>;
 using BackwardSignature = std::vector<at::Tensor>(
     c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
     const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
@@ -76,6 +74,37 @@ inline std::tuple<at::Tensor, at::Tensor> call_cell(c10::string_view mode, const
                                                     bool has_biases) {
   static const auto op = find_op<CellSignature>("fastrnn::cell");
   return op.call(mode, inputs.x, inputs.h0, inputs.c0, inputs.weights, has_biases);
+}
+
+// And functions that take what those take as what the ops do: m.impl("recurrent", run_op<f>).
+template <auto f>
+auto run_op(c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+            const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+            int64_t num_layers, bool has_biases, bool bidirectional, bool batch_first,
+            const OptionalTensor& masks, double dropout) {
+  return f(Options{mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+           Inputs{x, batch_sizes, h0, c0, weights, masks});
+}
+// Int: of samples, int64_t where there are no symbols.
+template <auto f, typename Int = c10::SymInt>
+auto backward_op(c10::string_view mode, const OptionalTensor& dy, const OptionalTensor& dh_n,
+                 const OptionalTensor& dc_n, const at::Tensor& x, const OptionalTensor& batch_sizes,
+                 const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                 const at::Tensor& y, const at::Tensor& reserve, int64_t num_layers,
+                 bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
+                 double dropout, const c10::List<bool>& needs, std::optional<Int> samples) {
+  return f(Options{mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+           Inputs{x, batch_sizes, h0, c0, weights, masks}, OutputGradients{dy, dh_n, dc_n}, y,
+           reserve, needs, samples);
+}
+template <auto f>
+auto output_again_op(c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
+                     const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                     const at::Tensor& reserve, int64_t num_layers, bool has_biases,
+                     bool bidirectional, bool batch_first, const OptionalTensor& masks,
+                     double dropout) {
+  return f(Options{mode, num_layers, has_biases, bidirectional, batch_first, dropout},
+           Inputs{x, batch_sizes, h0, c0, weights, masks}, reserve);
 }
 
 // As an op takes a tensor that may be undefined.

@@ -212,14 +212,7 @@ Tensors run_samples(const Options& options, const Inputs& inputs, const Run& run
   return results;
 }
 
-std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor& x,
-                                             const OptionalTensor& batch_sizes,
-                                             const OptionalTensor& h0, const OptionalTensor& c0,
-                                             at::TensorList weights, int64_t num_layers,
-                                             bool has_biases, bool bidirectional, bool batch_first,
-                                             const OptionalTensor& masks, double dropout) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+std::tuple<Tensor, Tensor, Tensor> recurrent(const Options& options, const Inputs& inputs) {
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
     const auto [y, h_n, c_n] = call_recurrent(options, given);
     return Tensors{y, h_n, c_n};
@@ -227,13 +220,8 @@ std::tuple<Tensor, Tensor, Tensor> recurrent(c10::string_view mode, const Tensor
   return {results[0], results[1], results[2]};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(
-    c10::string_view mode, const Tensor& x, const OptionalTensor& batch_sizes,
-    const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights, int64_t num_layers,
-    bool has_biases, bool bidirectional, bool batch_first, const OptionalTensor& masks,
-    double dropout) {
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_forward(const Options& options,
+                                                             const Inputs& inputs) {
   const Tensors results = run_samples(options, inputs, [&](const Inputs& given) {
     const auto [y, h_n, c_n, reserve] = call_forward(options, given);
     return Tensors{y, h_n, c_n, reserve};
@@ -261,16 +249,12 @@ Tensor repeat_folded_rows(const Options& options, const Inputs& inputs, const Te
   return at::cat(parts);
 }
 
-Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
-                           const OptionalTensor& dh_n, const OptionalTensor& dc_n, const Tensor& x,
-                           const OptionalTensor& batch_sizes, const OptionalTensor& h0,
-                           const OptionalTensor& c0, at::TensorList weights, const Tensor& y,
-                           const Tensor& reserve, int64_t num_layers, bool has_biases,
-                           bool bidirectional, bool batch_first, const OptionalTensor& masks,
-                           double dropout, const c10::List<bool>& needs,
-                           std::optional<c10::SymInt> given_samples) {
-  const Options options{mode, num_layers, has_biases, bidirectional, batch_first, dropout};
-  const Inputs inputs{x, batch_sizes, h0, c0, weights, masks};
+Tensors recurrent_backward(const Options& options, const Inputs& inputs,
+                           const OutputGradients& of_outputs, const Tensor& y,
+                           const Tensor& reserve, const c10::List<bool>& needs,
+                           const std::optional<c10::SymInt>& given_samples) {
+  const auto& [x, batch_sizes, h0, c0, weights, masks] = inputs;
+  const auto& [dy, dh_n, dc_n] = of_outputs;
   Tensors all = list_all(inputs);
   const size_t of_call = all.size();
   const Tensors rest = {tensor_of(dy), tensor_of(dh_n), tensor_of(dc_n), y, reserve};
@@ -278,7 +262,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
   const Samples samples;
   const Below below;
   if (!samples.has_any(all)) {
-    return call_backward(options, inputs, {dy, dh_n, dc_n}, y, reserve, needs, given_samples);
+    return call_backward(options, inputs, of_outputs, y, reserve, needs, given_samples);
   }
   // A reserve of each sample's own is what forward leaves where the weights are.
   if (samples.count() == 0 || samples.has_any(weights) || samples.has(reserve)) {
@@ -288,7 +272,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            gradients[3], gradients[4], needs, given_samples);
     });
   }
-  const FoldedCall call(inputs, batch_first);
+  const FoldedCall call(inputs, options.batch_first);
   const Fold fold(samples, call.has_rows);
   const c10::SymInt& count = samples.count();
   const Tensors of_forward = list_all(inputs);
@@ -298,7 +282,7 @@ Tensors recurrent_backward(c10::string_view mode, const OptionalTensor& dy,
                            return t.defined() && level_of(unwrapped(t)) > 0;
                          });
   const Tensor kept = is_folded ? repeat_folded_rows(options, inputs, reserve, count) : reserve;
-  const OptionalTensor dc = mode == "LSTM" ? fold.join(dc_n, 1) : std::nullopt;
+  const OptionalTensor dc = options.mode == "LSTM" ? fold.join(dc_n, 1) : std::nullopt;
   Tensors results =
       call_backward(options,
                     {fold.join(x, call.axis), call.sizes(inputs, samples), fold.join(h0, 1),
@@ -355,9 +339,9 @@ Tensor unwrapped(Tensor tensor) {
 
 // What the alias of composite ops does not reach.
 TORCH_LIBRARY_IMPL(fastrnn, FuncTorchBatchedDecomposition, m) {
-  m.impl("recurrent", recurrent);
-  m.impl("recurrent_forward", recurrent_forward);
-  m.impl("recurrent_backward", recurrent_backward);
+  m.impl("recurrent", run_op<recurrent>);
+  m.impl("recurrent_forward", run_op<recurrent_forward>);
+  m.impl("recurrent_backward", backward_op<recurrent_backward>);
   m.impl("cell", cell);
 }
 
