@@ -43,7 +43,7 @@ template <typename E>
 struct StrandMemory {
   using C = Compute<E>;
 
-  C *packed_w_hh = nullptr, *packed_w_hr = nullptr;
+  C *packed_w_hh = nullptr, *partial_w_hh = nullptr, *packed_w_hr = nullptr;
   C *dgates = nullptr, *dprojected = nullptr;  // of the slots
   C* dc = nullptr;                             // (N, H), LSTM only
   WeightSums<C> sums{};                        // where they are not the gradients themselves
@@ -92,11 +92,12 @@ class BackwardMemory {
     typename Arena<C>::Parts parts;
     for (StrandMemory<E>& one : strands) {
       const bool apart = !plan_.shares_dw_hh && !packs_in_scratch();
-      parts.push_back({&one.packed_w_hh, apart ? plan_.packed_w_hh : 0});
+      parts.push_back({&one.packed_w_hh, apart ? plan_.packed_w_hh.size() : 0});
+      parts.push_back({&one.partial_w_hh, plan_.partial_apart ? plan_.packed_w_hh.partial : 0});
       parts.push_back({&one.dgates, slot_rows * kernels_.operands(gates)});
       parts.push_back({&one.dc, needs_dc_ ? stack_.batch * hidden : 0});
       if (stack_.projected) {
-        parts.push_back({&one.packed_w_hr, plan_.packed_w_hr});
+        parts.push_back({&one.packed_w_hr, plan_.packed_w_hr.size()});
         parts.push_back({&one.dprojected, slot_rows * kernels_.operands(width)});
       }
       if (kIsComputed<E> && !plan_.sums_apart) continue;
@@ -117,7 +118,7 @@ class BackwardMemory {
   bool packs_in_scratch() const {
     if (plan_.packs_each_chunk) return true;
     if (plan_.shares_dw_hh || plan_.diagonal || plan_.chunk_steps < stack_.steps) return false;
-    return plan_.packed_w_hh <= scratch_of_strand(0).size;
+    return plan_.packed_w_hh.size() <= scratch_of_strand(0).size;
   }
   struct Range {
     int64_t begin, size;
@@ -144,7 +145,7 @@ class BackwardMemory {
   }
   // Of all members of a team, of which torch may make a smaller one.
   int64_t measure_scratch() const {
-    int64_t most = plan_.packs_each_chunk ? plan_.packed_w_hh : 0;
+    int64_t most = plan_.packs_each_chunk ? plan_.packed_w_hh.size() : 0;
     for (int size = 1; size <= plan_.threads; ++size) {
       const int together = plan_.side_by_side && size % 2 == 0 ? size / 2 : size;
       most = std::max(most, size * scratch_for(together));
@@ -155,7 +156,8 @@ class BackwardMemory {
   // after the other.
   int64_t scratch_for(int members) const {
     const int64_t gates = stack_.gates(), width = stack_.width, hidden = stack_.hidden;
-    const int64_t rows = std::min(stack_.rows, plan_.chunk_rows) / plan_.samples;
+    const int64_t rows =
+        std::min(std::min(stack_.rows, plan_.chunk_rows) / plan_.samples, plan_.block_rows);
     const auto outer = [&](int64_t columns, int64_t columns0, int64_t columns1) {
       const TiledRows tiled{columns, plan_.samples, kernels_.tile_rows};
       return kernels_.outer_product_scratch(columns, tiled.most_of_sample(members), columns0,

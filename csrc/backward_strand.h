@@ -30,11 +30,11 @@ struct BackwardStrand {
 
   // Says where the time loop is to read the weights.
   void set_weights() {
-    if (plan.shares_dw_hh) memory.packed_w_hh = gradients.w_hh_sums();
-    args.w_hh = column_weights(weights.w_hh, stack.gates(), stack.width, memory.packed_w_hh,
+    if (plan.shares_dw_hh) memory.packed_w_hh = gradients.w_hh_memory();
+    args.w_hh = column_weights(weights.w_hh, stack.gates(), stack.width, packed_w_hh(),
                                plan.reads_w_hh_in_place);
     if (!stack.projected) return;
-    args.w_hr = column_weights(weights.w_hr, stack.width, stack.hidden, memory.packed_w_hr,
+    args.w_hr = column_weights(weights.w_hr, stack.width, stack.hidden, packed_w_hr(),
                                plan.reads_w_hr_in_place);
   }
 
@@ -42,8 +42,8 @@ struct BackwardStrand {
   void begin(const Member& member) const {
     pack_w_hh(member);
     if (stack.projected) {
-      pack_columns(weights.w_hr, stack.width, stack.hidden, memory.packed_w_hr,
-                   plan.reads_w_hr_in_place, member);
+      pack_columns(weights.w_hr, stack.width, stack.hidden, packed_w_hr(), plan.reads_w_hr_in_place,
+                   member);
     }
     if (stack.cell != Cell::lstm || args.dc != memory.dc) return;  // the caller's holds a gradient
     const auto [begin, end] = member.part(stack.batch * stack.hidden);
@@ -52,9 +52,9 @@ struct BackwardStrand {
 
   // For the first chunk, or each.
   void pack_w_hh(const Member& member) const {
-    if (plan.packed_w_hh == 0) return;
-    pack_columns(weights.w_hh, stack.gates(), stack.width, memory.packed_w_hh,
-                 plan.reads_w_hh_in_place, member);
+    if (plan.packed_w_hh.size() == 0) return;
+    pack_columns(weights.w_hh, stack.gates(), stack.width, packed_w_hh(), plan.reads_w_hh_in_place,
+                 member);
   }
 
   // Of steps [s_begin, s_end) of the time loop.
@@ -120,29 +120,39 @@ struct BackwardStrand {
   }
 
  private:
-  // w (k, columns) as pack_columns leaves it.
-  ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const C* packed,
-                                  bool in_place) const {
-    const int64_t panel_columns = kPanelVectors * kernels.lanes;
-    if (in_place) return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed};
-    const int64_t panel_stride = kernels.operands(k) * panel_columns;
-    return {columns, packed, panel_columns, panel_stride,
-            packed + columns / panel_columns * panel_stride};
+  // Where a packed weight lies: its full panels, and the last.
+  struct Packed {
+    C *full, *partial;
+  };
+  Packed packed_w_hh() const {
+    C* const full = memory.packed_w_hh;
+    return {full, plan.partial_apart ? memory.partial_w_hh : full + plan.packed_w_hh.full};
+  }
+  Packed packed_w_hr() const {
+    return {memory.packed_w_hr, memory.packed_w_hr + plan.packed_w_hr.full};
   }
 
-  // Packs a member's part of w or, in place, the panel of it that is not full.
-  void pack_columns(const E* w, int64_t k, int64_t columns, C* packed, bool in_place,
-                    const Member& member) const {
-    const int64_t panels = kernels.panels(columns);
-    if (!in_place) {
-      const auto [begin, end] = member.part(panels);
-      kernels.pack_columns(w, k, columns, packed, begin, end);
-    } else if (member.index == 0) {
-      const int64_t panel_columns = kPanelVectors * kernels.lanes, full = columns / panel_columns;
-      // pack_columns writes panel p at p * operands(k) * panel_columns of its output.
-      C* const partial = packed - full * kernels.operands(k) * panel_columns;
-      kernels.pack_columns(w, k, columns, partial, full, panels);
+  // w (k, columns) as pack_columns leaves it.
+  ColumnWeights<C> column_weights(const E* w, int64_t k, int64_t columns, const Packed& packed,
+                                  bool in_place) const {
+    const int64_t panel_columns = kPanelVectors * kernels.lanes;
+    if (in_place) {
+      return {columns, reinterpret_cast<const C*>(w), columns, panel_columns, packed.partial};
     }
+    return {columns, packed.full, panel_columns, kernels.operands(k) * panel_columns,
+            packed.partial};
+  }
+
+  // Packs a member's part of w: of all panels or, in place, of the one that is not full.
+  void pack_columns(const E* w, int64_t k, int64_t columns, const Packed& packed, bool in_place,
+                    const Member& member) const {
+    const int64_t panel_columns = kPanelVectors * kernels.lanes, full = columns / panel_columns;
+    const auto [begin, end] = member.part(kernels.panels(columns));
+    if (!in_place) kernels.pack_columns(w, k, columns, packed.full, begin, std::min(end, full));
+    if (end <= full || begin == end) return;
+    // pack_columns writes panel p at p * operands(k) * panel_columns of its output.
+    C* const partial = packed.partial - full * kernels.operands(k) * panel_columns;
+    kernels.pack_columns(w, k, columns, partial, full, end);
   }
 };
 

@@ -35,21 +35,22 @@ class WeightGradients {
     if (stack.projected) sums_.w_hr = choose_sums(w_hr_index(), memory.sums.w_hr);
   }
 
-  // Memory of w_hh's size, or null, that is first written when a chunk is added.
-  C* w_hh_sums() const { return sums_.w_hh; }
+  // Memory of w_hh's gradient, that is first written when a chunk is added.
+  C* w_hh_memory() const {
+    if (kIsComputed<E> || !plan_.in_one_block) return sums_.w_hh;
+    return reinterpret_cast<C*>(mutable_elements<E>(dweights_[1]));
+  }
 
   // Adds this member's part of what a chunk's rows, which the memory points to, give. scratch: the
   // member's own.
   void add_chunk(int64_t rows, bool last, Progress& progress, const Member& member, C* scratch) {
     const int64_t sample_rows = rows / plan_.samples;
-    for (int64_t row = 0; row < sample_rows;) {
-      const int64_t room = (plan_.blocks_together - progress.blocks) * kGradientRows;
-      const int64_t count = std::min(sample_rows - row, room);
+    for (int64_t row = 0; row < sample_rows; row += plan_.block_rows) {
+      const int64_t count = std::min(sample_rows - row, plan_.block_rows);
       const bool is_last = last && row + count == sample_rows;
       add_products(sample_rows, row, count, /*accumulate=*/progress.blocks > 0, is_last, member,
                    scratch);
-      row += count;
-      progress.blocks += divide_up(count, kGradientRows);
+      ++progress.blocks;
       if (plan_.sums_apart && (is_last || progress.blocks == plan_.blocks_together)) {
         add_to_totals(/*accumulate=*/progress.has_totals, member);
         progress = {0, true};

@@ -175,7 +175,7 @@ template <typename E>
 struct OuterProduct {
   const E* const* b;
   int64_t columns;  // of b and of out
-  Compute<E>* out;  // null: not wanted; not touched if kGradientRows rows leave all in result
+  Compute<E>* out;  // null: not wanted; not touched if these rows are all, and go to result
   E* result;        // null, or where the sum goes that is complete with these rows
 };
 
@@ -184,7 +184,7 @@ struct OuterProduct {
 template <typename E>
 struct OuterProductArgs {
   const Compute<E>* const* a;  // rows of operands
-  int64_t rows, a_columns;
+  int64_t rows, a_columns;     // rows: at most kGradientRows
   OuterProduct<E> products[2];
   Compute<E>* column_sums;  // null: not wanted
   bool accumulate;

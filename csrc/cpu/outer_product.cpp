@@ -63,13 +63,13 @@ struct OuterProducts {
   static constexpr int64_t kTogether = kHasMatrixUnit ? L * kDeep : kRun;  // rows read together
 
   const OuterProductArgs<E>& args;
-  const int64_t block_operands = operands<E>(smaller(args.rows, kGradientRows));
+  const int64_t rows_in_operands = operands<E>(args.rows);
   const int64_t columns0 = args.products[0].columns, columns1 = args.products[1].columns;
   const int together = packs_together<C>(args.a_columns, columns0, columns1) ? 2 : 1;
   C* const packed_b[2] = {args.scratch,
-                          args.scratch + (together == 2 ? block_operands * padded(0) : 0)};
+                          args.scratch + (together == 2 ? rows_in_operands * padded(0) : 0)};
   C* const packed_a =  // (blocks of R, operands, R)
-      args.scratch + block_operands * packed_columns_b<C>(args.a_columns, columns0, columns1);
+      args.scratch + rows_in_operands * packed_columns_b<C>(args.a_columns, columns0, columns1);
 
   // Columns of packed_b.
   int64_t padded(int i) const { return padded_columns<C>(args.products[i].columns); }
@@ -80,37 +80,32 @@ struct OuterProducts {
 
   void run(int64_t j_begin, int64_t j_end) const {
     if (args.rows <= kFewRows) {
-      if (args.column_sums) sum_columns(0, args.rows, j_begin, j_end, args.accumulate);
+      if (args.column_sums) sum_columns(j_begin, j_end);
       for (const OuterProduct<E>& product : args.products) {
         if (product.out) run_few_rows<kFewRows>(product, j_begin, j_end);
       }
       return;
     }
-    for (int64_t row = 0; row < args.rows; row += kGradientRows) {
-      const int64_t count = smaller(args.rows - row, kGradientRows);
-      const bool accumulate = args.accumulate || row > 0, last = row + count == args.rows;
-      bool sums = args.column_sums;
-      for (int first = 0; first < 2; first += together) {
-        if (!pack_together(first, row, count)) continue;
-        for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) {
-          read_a(row, count, j, end, true, sums, accumulate);
-          for (int i = first; i < first + together; ++i) {
-            if (!args.products[i].out) continue;
-            run_block(args.products[i], packed_b[i], count, j, end, accumulate, last);
-          }
-        });
-        sums = false;
-      }
-      if (sums) sum_columns(row, count, j_begin, j_end, accumulate);
+    bool sums = args.column_sums;
+    for (int first = 0; first < 2; first += together) {
+      if (!pack_together(first)) continue;
+      for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) {
+        read_a(j, end, true, sums);
+        for (int i = first; i < first + together; ++i) {
+          if (args.products[i].out) run_block(args.products[i], packed_b[i], j, end);
+        }
+      });
+      sums = false;
     }
+    if (sums) sum_columns(j_begin, j_end);
   }
 
   // Packs the right operands that are packed together, from the first on. False if there is none.
-  bool pack_together(int first, int64_t row, int64_t count) const {
+  bool pack_together(int first) const {
     bool any = false;
     for (int i = first; i < first + together; ++i) {
       if (!args.products[i].out) continue;
-      pack_b(args.products[i], row, count, packed_b[i]);
+      pack_b(args.products[i], packed_b[i]);
       any = true;
     }
     return any;
@@ -124,11 +119,8 @@ struct OuterProducts {
     }
   }
 
-  void sum_columns(int64_t row, int64_t count, int64_t j_begin, int64_t j_end,
-                   bool accumulate) const {
-    for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) {
-      read_a(row, count, j, end, false, true, accumulate);
-    });
+  void sum_columns(int64_t j_begin, int64_t j_end) const {
+    for_column_blocks(j_begin, j_end, [&](int64_t j, int64_t end) { read_a(j, end, false, true); });
   }
 
   template <int N>
@@ -168,15 +160,15 @@ struct OuterProducts {
 
   // (panels, operands of rows, vectors, lanes); kTogether rows after the other, so that each is
   // read along.
-  static void pack_b(const OuterProduct<E>& product, int64_t row, int64_t count, C* packed) {
-    const int64_t size = part_operands<E>(count);
+  void pack_b(const OuterProduct<E>& product, C* packed) const {
+    const int64_t count = args.rows, size = part_operands<E>(count);
     for (int64_t i = 0; i < size * kDeep; i += kTogether) {
       const int64_t i_end = smaller(i + kTogether, size * kDeep);
       for_column_panels<C>(product.columns, [&](int64_t column, int vectors) {
-        C* out = packed + column * operands<E>(count) + i / kDeep * vectors * L;
+        C* out = packed + column * rows_in_operands + i / kDeep * vectors * L;
         for (int64_t k = i; k < i_end; k += kDeep) {
-          const E* const first = k < count ? product.b[row + k] + column : nullptr;
-          const E* const next = k + 1 < count ? product.b[row + k + 1] + column : nullptr;
+          const E* const first = k < count ? product.b[k] + column : nullptr;
+          const E* const next = k + 1 < count ? product.b[k + 1] + column : nullptr;
           for (int v = 0; v < vectors; ++v, out += L) {
             for_parts<E>([&](auto part) {
               constexpr int p = decltype(part)::value;
@@ -194,22 +186,21 @@ struct OuterProducts {
   // Packs a's columns [j_begin, j_end) and adds them up, kTogether rows after the other, as `packs`
   // and `sums` say. Packed they are in blocks of R, (operands of rows, R) each or, for a matrix
   // unit, (R, operands of rows); columns past the end are dropped when the tile is stored.
-  void read_a(int64_t row, int64_t count, int64_t j_begin, int64_t j_end, bool packs, bool sums,
-              bool accumulate) const {
+  void read_a(int64_t j_begin, int64_t j_end, bool packs, bool sums) const {
     C block_sums[round_up(kBlockColumns, L)] = {};
-    for (int64_t i = 0; i < count; i += kTogether) {
-      const int64_t rows = smaller(count - i, kTogether);
-      if (sums) add_columns(row + i, rows, j_begin, j_end, block_sums);
+    for (int64_t i = 0; i < args.rows; i += kTogether) {
+      const int64_t rows = smaller(args.rows - i, kTogether);
+      if (sums) add_columns(i, rows, j_begin, j_end, block_sums);
       if (!packs) continue;
       if constexpr (kHasMatrixUnit) {
-        pack_a_transposed(row, count, i, j_begin, j_end);
+        pack_a_transposed(i, j_begin, j_end);
       } else {
-        pack_a_in_order(row, count, i, rows, j_begin, j_end);
+        pack_a_in_order(i, rows, j_begin, j_end);
       }
     }
     for (int64_t j = j_begin; sums && j < j_end; j += L) {
       Vec<C> sum = load(block_sums + j - j_begin);
-      if (accumulate) sum += load(args.column_sums + j, j_end - j);
+      if (args.accumulate) sum += load(args.column_sums + j, j_end - j);
       store(args.column_sums + j, sum, j_end - j);
     }
   }
@@ -228,14 +219,13 @@ struct OuterProducts {
     }
   }
 
-  // Of rows i to i + rows - 1 of `count`.
-  void pack_a_in_order(int64_t row, int64_t count, int64_t i, int64_t rows, int64_t j_begin,
-                       int64_t j_end) const {
-    const int64_t stride = block_stride<C>(operands<E>(count));
+  // Of rows i to i + rows - 1.
+  void pack_a_in_order(int64_t i, int64_t rows, int64_t j_begin, int64_t j_end) const {
+    const int64_t stride = block_stride<C>(rows_in_operands);
     C* out = packed_a + i / kDeep * R;
     for (int64_t j = j_begin; j < j_end; j += R, out += stride) {
       C* target = out;
-      for (int64_t k = row + i; k < row + i + rows; k += kDeep, target += R) {
+      for (int64_t k = i; k < i + rows; k += kDeep, target += R) {
         if constexpr (kDeep == 1) {
           if (j + kCopied <= j_end) {
             __builtin_memcpy(target, args.a[k] + j, kCopied * sizeof(C));
@@ -245,7 +235,7 @@ struct OuterProducts {
             for (int r = 0; r < R; ++r) target[r] = args.a[k][smaller(j + r, j_end - 1)];
           }
         } else {
-          const bool has_next = k + 1 < row + count;
+          const bool has_next = k + 1 < args.rows;
           auto* pairs = reinterpret_cast<Part<E>*>(target);
           for (int r = 0; r < R; ++r) {
             const int64_t at = smaller(j + r, j_end - 1);
@@ -258,14 +248,13 @@ struct OuterProducts {
   }
 
   // Of the kTogether rows from i on.
-  void pack_a_transposed(int64_t row, int64_t count, int64_t i, int64_t j_begin,
-                         int64_t j_end) const {
-    const int64_t k_count = operands<E>(count), end = row + count;
+  void pack_a_transposed(int64_t i, int64_t j_begin, int64_t j_end) const {
+    const int64_t k_count = rows_in_operands, end = args.rows;
     for (int64_t j = j_begin; j < j_end; j += L) {
       for (int part = 0; part < kParts<E>; ++part) {
         C copy[L * L];
         for (int64_t k = 0; k < L; ++k) {
-          const int64_t at = row + i + k * kDeep;
+          const int64_t at = i + k * kDeep;
           const Part<E>* const next = at + 1 < end ? a_row(at + 1, part) + j : nullptr;
           store(copy + k * L,
                 at < end ? column_operands(a_row(at, part) + j, next, j_end - j) : Vec<C>{});
@@ -273,23 +262,22 @@ struct OuterProducts {
         Vec<C> square[L];
         load_transposed<C>(square, copy, L);
         C* const out =
-            packed_a + (j - j_begin) * k_count + part * part_operands<E>(count) + i / kDeep;
+            packed_a + (j - j_begin) * k_count + part * part_operands<E>(end) + i / kDeep;
         for (int64_t k = 0; k < L; ++k) store(out + k * k_count, square[k]);
       }
     }
   }
 
-  void run_block(const OuterProduct<E>& product, const C* b, int64_t count, int64_t j_begin,
-                 int64_t j_end, bool accumulate, bool last) const {
-    E* const result = last ? product.result : nullptr;
-    const int64_t k_count = operands<E>(count);
+  void run_block(const OuterProduct<E>& product, const C* b, int64_t j_begin, int64_t j_end) const {
+    E* const result = product.result;
+    const int64_t k_count = rows_in_operands;
     const auto run_tile = [&](int64_t j, int64_t column, int vectors) {
       const int rows = static_cast<int>(smaller(j_end - j, R));
       const C* a = packed_a + (j - j_begin) / R * block_stride<C>(k_count);
       const C* a_rows[R];
       for (int r = 0; r < R; ++r) a_rows[r] = a + r * (kHasMatrixUnit ? k_count : 1);
       // The lines of `out` come while the tile is multiplied.
-      const bool touches_out = accumulate || !result;
+      const bool touches_out = args.accumulate || !result;
       for (int r = 0; touches_out && r < rows; ++r) {
         fetch_lines(product.out + (j + r) * product.columns + column, vectors * L * sizeof(C));
       }
@@ -303,7 +291,7 @@ struct OuterProducts {
       C* out = product.out + j * product.columns;
       for (int r = 0; r < rows; ++r, out += product.columns) {
         Vec<C>* row = sums.at + r * vectors;
-        if (accumulate) add_row(out, column, product.columns, vectors, row);
+        if (args.accumulate) add_row(out, column, product.columns, vectors, row);
         if (result) {
           store_row(result + (j + r) * product.columns, column, product.columns, vectors, row);
         } else {
@@ -336,7 +324,7 @@ int64_t outer_product_scratch(int64_t a_columns, int64_t share, int64_t columns0
                               int64_t rows) {
   using C = Compute<E>;
   if (rows <= kFewRows || share == 0) return 0;
-  const int64_t k_count = operands<E>(smaller(rows, kGradientRows));
+  const int64_t k_count = operands<E>(rows);
   const int64_t columns = smaller(share, kBlockColumns);
   return k_count * packed_columns_b<C>(a_columns, columns0, columns1) +
          (divide_up(columns, kTileRows) - 1) * block_stride<C>(k_count) + k_count * kTileRows;

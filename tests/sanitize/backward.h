@@ -160,9 +160,6 @@ struct BackwardRun {
   }
 
   void finish_chunk(bool first, bool last, const Member& member) {
-    const auto result = [&](Array<E>& array) {
-      return last && stores_results ? array.data() : nullptr;
-    };
     const int64_t rows = dgate_rows.size();
     const auto [row_begin, row_end] = member.part(rows);
     const Array<C> panel("row_scratch",
@@ -170,28 +167,39 @@ struct BackwardRun {
     kernels.row_product({dgate_rows.data(), dx_rows.data(), shape.gates(), shape.I,
                          forward.w_ih.data(), in_place, adds_to_dx, panel.data()},
                         row_begin, row_end);
+    for (int64_t row = 0; row < rows; row += kGradientRows) {
+      const int64_t count = std::min(rows - row, kGradientRows);
+      add_block(row, count, first && row == 0, last && row + count == rows, member);
+    }
+  }
+
+  void add_block(int64_t row, int64_t rows, bool first, bool last, const Member& member) {
+    const auto result = [&](Array<E>& array) {
+      return last && stores_results ? array.data() : nullptr;
+    };
     const auto [begin, end] = member.part(shape.gates());
     const Array<C> scratch(
         "outer_scratch",
         kernels.outer_product_scratch(shape.gates(), end - begin, shape.I, shape.P, rows));
-    kernels.outer_product(
-        {dgate_rows.data(),
-         rows,
-         shape.gates(),
-         {{x_rows.data(), shape.I, wants_dw_ih ? dw_ih.data() : nullptr, result(dw_ih_result)},
-          {h_rows.data(), shape.P, wants_dw_hh ? dw_hh.data() : nullptr, result(dw_hh_result)}},
-         wants_db ? db.data() : nullptr,
-         !first,
-         scratch.data()},
-        begin, end);
+    kernels.outer_product({dgate_rows.data() + row,
+                           rows,
+                           shape.gates(),
+                           {{x_rows.data() + row, shape.I, wants_dw_ih ? dw_ih.data() : nullptr,
+                             result(dw_ih_result)},
+                            {h_rows.data() + row, shape.P, wants_dw_hh ? dw_hh.data() : nullptr,
+                             result(dw_hh_result)}},
+                           wants_db ? db.data() : nullptr,
+                           !first,
+                           scratch.data()},
+                          begin, end);
     if (!shape.projected) return;
     const auto [first_row, last_row] = member.part(shape.P);
     const Array<C> other("outer_scratch", kernels.outer_product_scratch(
                                               shape.P, last_row - first_row, shape.H, 0, rows));
-    kernels.outer_product({dprojected_rows.data(),
+    kernels.outer_product({dprojected_rows.data() + row,
                            rows,
                            shape.P,
-                           {{m_rows.data(), shape.H, dw_hr.data(), result(dw_hr_result)}, {}},
+                           {{m_rows.data() + row, shape.H, dw_hr.data(), result(dw_hr_result)}, {}},
                            nullptr,
                            !first,
                            other.data()},
