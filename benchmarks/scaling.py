@@ -178,7 +178,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks/scaling.py", description="Time over T, B, H and threads, as pictures."
     )
     add = parser.add_argument
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     add("--mode", choices=(*MODES, "both"), default="both")
     add("--max-threads", type=positive, default=cores, metavar="N", help="default: the cores")
     add("--seconds", type=seconds, default=0.3, metavar="S", help="per row; default 0.3")

@@ -95,7 +95,8 @@ class RNNCell(nn.RNNCell):
             State after the step, (N, H) or (H).
 
         Raises:
-            RuntimeError, ValueError: as torch.nn.RNNCell does, in its words.
+            RuntimeError, ValueError, AttributeError, TypeError: what torch.nn.RNNCell raises, in
+                its words.
         """
         try:
             mode = _MODES.get(self.nonlinearity, self.nonlinearity)
@@ -153,7 +154,8 @@ class LSTMCell(nn.LSTMCell):
             States h and c after the step, (N, H) or (H) each.
 
         Raises:
-            RuntimeError, ValueError: as torch.nn.LSTMCell does, in its words.
+            RuntimeError, ValueError, AttributeError, TypeError: what torch.nn.LSTMCell raises, in
+                its words.
         """
         try:
             outputs = _step(self, "LSTM", input, *unpack(hx))

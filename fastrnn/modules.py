@@ -229,6 +229,34 @@ def _repack(y: Tensor, packed: PackedSequence) -> PackedSequence:
     return PackedSequence(y, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
+def _forward(module: _Recurrent, given: Any, hx: Any) -> Any:
+    """A module's forward, of an RNN or an LSTM."""
+    try:
+        if not (is_dynamo_compiling() or fx_traces()):
+            result = _direct.forward(module.__dict__, given, hx)
+            if result is not NotImplemented:
+                return result
+        packed = isinstance(given, PackedSequence)
+        x, batch_sizes = (given.data, given.batch_sizes) if packed else (given, None)
+        if packed and hx is not None:
+            hx_sorted = module.permute_hidden(hx, given.sorted_indices)
+        else:
+            hx_sorted = hx
+        lstm = module.mode == "LSTM"
+        h0, c0 = unpack(hx_sorted) if lstm else (hx_sorted, None)
+        outputs = _run(module, x, batch_sizes, h0, c0)
+        if outputs is not None:
+            y, h_n, c_n = outputs
+            final: Any = (h_n, c_n) if lstm else h_n
+            if not packed:
+                return y, final
+            return _repack(y, given), module.permute_hidden(final, given.unsorted_indices)
+    except REFUSALS as error:
+        if not _torch_takes_over(module, error, given, hx):
+            raise
+    return torch_forward(module._torch_class, module, given, hx)
+
+
 class RNN(_Recurrent):
     """Elman RNN: a drop-in for torch.nn.RNN.
 
@@ -327,28 +355,10 @@ class RNN(_Recurrent):
             Output, (T, N, D * H), in the layout of the input, and the final state h_n, like hx.
 
         Raises:
-            RuntimeError, ValueError: as torch.nn.RNN does, in its words.
+            RuntimeError, ValueError, AttributeError, IndexError, TypeError: what torch.nn.RNN
+                raises, in its words.
         """
-        try:
-            if not (is_dynamo_compiling() or fx_traces()):
-                result = _direct.forward(self.__dict__, input, hx)
-                if result is not NotImplemented:
-                    return result
-            packed = isinstance(input, PackedSequence)
-            if not packed:
-                outputs = _run(self, input, None, hx, None)
-                if outputs is not None:
-                    return outputs[:2]
-            else:
-                h0 = hx if hx is None else self.permute_hidden(hx, input.sorted_indices)
-                outputs = _run(self, input.data, input.batch_sizes, h0, None)
-                if outputs is not None:
-                    y, h_n, _ = outputs
-                    return _repack(y, input), self.permute_hidden(h_n, input.unsorted_indices)
-        except REFUSALS as error:
-            if not _torch_takes_over(self, error, input, hx):
-                raise
-        return torch_forward(self._torch_class, self, input, hx)
+        return _forward(self, input, hx)
 
 
 class LSTM(_Recurrent):
@@ -452,27 +462,9 @@ class LSTM(_Recurrent):
             like hx.
 
         Raises:
-            RuntimeError, ValueError: as torch.nn.LSTM does, in its words.
+            RuntimeError, ValueError, AttributeError, IndexError, TypeError: what torch.nn.LSTM
+                raises, in its words.
+            RuntimeError: beginning with "fastrnn:", for weights, packed input and states that
+                torch.nn.LSTM would read past.
         """
-        try:
-            if not (is_dynamo_compiling() or fx_traces()):
-                result = _direct.forward(self.__dict__, input, hx)
-                if result is not NotImplemented:
-                    return result
-            packed = isinstance(input, PackedSequence)
-            if not packed:
-                outputs = _run(self, input, None, *unpack(hx))
-                if outputs is not None:
-                    y, h_n, c_n = outputs
-                    return y, (h_n, c_n)
-            else:
-                h0, c0 = unpack(hx if hx is None else self.permute_hidden(hx, input.sorted_indices))
-                outputs = _run(self, input.data, input.batch_sizes, h0, c0)
-                if outputs is not None:
-                    y, h_n, c_n = outputs
-                    states = self.permute_hidden((h_n, c_n), input.unsorted_indices)
-                    return _repack(y, input), states
-        except REFUSALS as error:
-            if not _torch_takes_over(self, error, input, hx):
-                raise
-        return torch_forward(self._torch_class, self, input, hx)
+        return _forward(self, input, hx)

@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# How errors begin: fastrnn's own, and torch's for what no op takes, as a tensor that is undefined.
+REFUSAL = r"^fastrnn: |^fastrnn::\w+\(\)|^Could not run 'fastrnn::|^tensor does not have a device"
+
 zeros = torch.zeros
 META = {"device": "meta"}
 

@@ -25,14 +25,23 @@ TINY = ["--batch", "2", "--seq", "3", "--input", "4", "--hidden", "5", "--second
 
 def test_figures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    arguments = [*TINY, "--threads", "1,2", "--layers", "2", "--bidirectional"]
-    arguments += ["--json", "out.json", "--plot", "out.png", "--compile-limit", "3600"]
+    arguments = [
+        *TINY,
+        "--threads",
+        "1,2",
+        "--json",
+        "out.json",
+        "--plot",
+        "out.png",
+        "--compile-limit",
+        "3600",
+    ]
     process = run_python("-m", "fastrnn.bench", *arguments, cwd=str(tmp_path))
     assert process.returncode == 0, process.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["shape"] == {
-        **{"kind": "lstm", "batch": 2, "seq": 3, "input": 4, "hidden": 5, "layers": 2},
-        **{"bidirectional": True, "dtype": "f32"},
+        **{"kind": "lstm", "batch": 2, "seq": 3, "input": 4, "hidden": 5, "layers": 1},
+        **{"bidirectional": False, "dtype": "f32"},
     }
     assert (found["mode"], found["device"]) == ("inference", "cpu")
     assert found["torch"] == torch.__version__ and found["machine"]["cores"]
@@ -55,8 +64,11 @@ def test_figures(tmp_path: Path) -> None:
 def test_kinds(kind: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "out.json"
     arguments = [*TINY, "--kind", kind, "--dtype", dtype, "--mode", "training", "--no-compile"]
+    arguments += ["--layers", "2", "--bidirectional"]
     assert main([*arguments, "--json", str(path)]) == 0
-    (result,) = json.loads(path.read_text())["results"]
+    found = json.loads(path.read_text())
+    assert found["shape"]["layers"] == 2 and found["shape"]["bidirectional"]
+    (result,) = found["results"]
     assert result["seconds"].keys() == {"torch", "fastrnn"} and not result["problems"]
     assert f"{kind}, batch 2, 3 steps" in capsys.readouterr().out
 

@@ -137,15 +137,31 @@ def test_training_peak_is_below_torch(case: Case) -> None:
     assert ours <= theirs
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    "case", cases(["RNN_TANH"], T=[50], N=[32], I=[128], H=[128], dtype=[torch.float16]), ids=str
-)
-def test_float16_training_peak_is_below_torchs(case: Case, threads: int) -> None:
-    """Though sums and gate gradients are floats, of twice the size."""
+# Where torch.nn's is hard to match: float16's sums and gate gradients are floats, twice as large;
+# of few rows a packed w_hh is much beside what torch.nn keeps. (Its products' own working memory,
+# which benchmarks/memory.py counts, is not seen here.)
+FLOAT16 = cases(["RNN_TANH"], T=[50], N=[32], I=[128], H=[128], dtype=[torch.float16])
+BFLOAT16 = cases(["RNN_TANH"], T=[9], N=[1], I=[536], H=[536], dtype=[torch.bfloat16])
+LENGTHS = (12,) * 8 + (7,) * 8 + (3,) * 8
+PACKED_300 = cases(["LSTM"], T=[12], N=[24], I=[300], H=[300], lengths=[LENGTHS])
+HARD = [(case, threads) for case in FLOAT16 + BFLOAT16 for threads in (1, 2)]
+HARD += [(case, 1) for case in PACKED_300]
+
+
+@pytest.mark.parametrize(("case", "threads"), HARD, ids=str)
+def test_training_peak_is_below_torchs_where_that_is_low(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     ours, theirs = training_peaks(case)
     assert ours <= theirs
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_of_one_step_takes_no_working_memory_that_grows(threads: int) -> None:
+    """For more rows than are packed together: only what is kept and returned has more."""
+    torch.set_num_threads(threads)
+    case = Case("RNN_TANH", T=1, I=512, H=512)
+    (fewer, _), (more, _) = (training_peaks(replace(case, N=N)) for N in (128, 256))
+    assert more - fewer <= 8 * 128 * 512 * 4
 
 
 @pytest.mark.parametrize("case", cases(T=[30], N=[32], H=[64], L=[2, 4], dropout=[0.5]), ids=str)

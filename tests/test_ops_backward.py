@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fastrnn  # noqa: F401  (registers the ops)
-from bad_arguments import BAD, META, good, good_packed
+from bad_arguments import BAD, META, REFUSAL, good, good_packed
 from helpers import Recorder, assert_equal
 
 op = torch.ops.fastrnn.recurrent_backward.default
@@ -74,7 +74,7 @@ def test_good_arguments_are_good(changes: dict[str, Any]) -> None:
 def test_raises(changes: dict[str, Any]) -> None:
     arguments = backward_arguments({})
     assert changes.keys() <= arguments.keys()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=REFUSAL):
         op(**(arguments | changes))
 
 

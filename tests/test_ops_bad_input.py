@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fastrnn  # noqa: F401  (registers the ops)
-from bad_arguments import BAD, good, good_packed, replaced, weights
+from bad_arguments import BAD, REFUSAL, good, good_packed, replaced, weights
 
 ops = torch.ops.fastrnn
 
@@ -27,7 +28,7 @@ def test_raises(changes: dict[str, Any], op: Any, requires_grad: bool) -> None:
     arguments = good()
     if requires_grad:
         arguments["weights"] = [weight.requires_grad_() for weight in arguments["weights"]]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=REFUSAL):
         op(**(arguments | changes))
 
 
@@ -45,21 +46,32 @@ def test_a_product_of_sizes_that_overflows() -> None:
         ops.recurrent(**(good() | huge | {"h0": None, "c0": None}))
 
 
-# What fakes cannot see: what is in sizes, and what fits into memory.
-OF_DATA = [name for name in BAD if name.startswith("sizes_")] + ["x_huge"]
+# What fakes cannot see: what is in sizes, so also the batch of packed input, and what fits into
+# memory.
+OF_DATA = [name for name in BAD if name.startswith("sizes_")]
+OF_DATA += ["x_huge", "packed_h0_batch", "packed_c0_batch"]
+
+
+def fake_mode() -> FakeTensorMode:
+    return FakeTensorMode(
+        allow_non_fake_inputs=True, shape_env=ShapeEnv(allow_dynamic_output_shape_ops=True)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name not in OF_DATA])
 def test_fakes_raise(name: str) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError):
+    with fake_mode(), pytest.raises(RuntimeError, match=REFUSAL):
         ops.recurrent(**(good() | BAD[name]))
 
 
+@pytest.mark.parametrize("changes", [{}, good_packed()], ids=["padded", "packed"])
+def test_fakes_take_good_arguments(changes: dict[str, Any]) -> None:
+    with fake_mode():
+        assert ops.recurrent(**(good() | changes))[0].shape[-1] == 8
+
+
 def test_fake_packed_data_has_two_dimensions() -> None:
-    with (
-        FakeTensorMode(allow_non_fake_inputs=True),
-        pytest.raises(RuntimeError, match="dimensions"),
-    ):
+    with fake_mode(), pytest.raises(RuntimeError, match="dimensions"):
         ops.recurrent(**(good() | good_packed(x=torch.zeros(4, 3, 5))))
 
 

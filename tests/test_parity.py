@@ -60,7 +60,8 @@ def test_features(case: Case) -> None:
 
 @pytest.mark.parametrize("case", SIZES, ids=str)
 def test_sizes(case: Case) -> None:
-    check(case)
+    # A gradient of few elements may be no more than what its terms leave of each other.
+    check(case, factor=10 if case.H == 1 else 1)
 
 
 @pytest.mark.parametrize("case", NARROWER, ids=str)

@@ -76,7 +76,7 @@ def main() -> int:
         return 0
     release = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     release = re.search(r"release [\d.]+, (V[\d.]+)", release)[1]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         jobs = [(source, arch) for arch in ARCHS for source in KERNELS]
         reports = pool.map(lambda job: compile_kernels(nvcc, *job), jobs)
         rows = sorted(row for report in reports for row in table_rows(report))

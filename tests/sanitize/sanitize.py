@@ -143,17 +143,25 @@ def shipped_objects(isa: str, kernels: Iterable[str]) -> list[str]:
     return [str(paths[0]) for paths in found]
 
 
+class NotRunError(Exception):
+    """The processor lacks the instruction set."""
+
+
 def check_clean(run: Run) -> str | None:
     """Returns what is wrong with a run that should find nothing."""
     status, text = run.execute()
-    return None if status in (0, UNSUPPORTED) else f"{run}: exit status {status}\n{text[-4000:]}"
+    if status == UNSUPPORTED:
+        raise NotRunError
+    return None if status == 0 else f"{run}: exit status {status}\n{text[-4000:]}"
 
 
 def check_planted(run: Run) -> str | None:
     """Returns what is wrong with a run that should find a planted fault, and in the kernels."""
     for attempt in range(PLANTED_TRIES[run.program]):
         status, text = replace(run, first=attempt * run.count).execute()
-        if status == UNSUPPORTED or sees_planted(run, status, text):
+        if status == UNSUPPORTED:
+            raise NotRunError
+        if sees_planted(run, status, text):
             return None
     return f"{run}: not seen, exit status {status}\n{text[-2000:]}"
 
@@ -176,9 +184,22 @@ def sees_planted(run: Run, status: int, text: str) -> bool:
 def execute_all(title: str, check: Callable[[Run], str | None], runs: list[Run]) -> bool:
     """Runs `check` on each, as many at a time as there are processors; prints what is wrong."""
     start = time.monotonic()
+    left_out: list[Run] = []
+
+    def check_if_possible(run: Run) -> str | None:
+        try:
+            return check(run)
+        except NotRunError:
+            left_out.append(run)
+            return None
+
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        wrong = [message for message in pool.map(check, runs) if message]
-    print(f"{title}: {len(runs)} runs, {len(wrong)} wrong, {time.monotonic() - start:.0f} s")
+        wrong = [message for message in pool.map(check_if_possible, runs) if message]
+    done = len(runs) - len(left_out)
+    print(f"{title}: {done} runs, {len(wrong)} wrong, {time.monotonic() - start:.0f} s")
+    if left_out:
+        sets = ", ".join(sorted({run.isa for run in left_out}))
+        print(f"{title}: {len(left_out)} not run, as this processor has no {sets}")
     print("\n".join(wrong[:5]), flush=True)
     return not wrong
 
