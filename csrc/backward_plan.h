@@ -38,7 +38,8 @@ int64_t chunk_rows(const Stack& stack, int64_t samples) {
 template <typename E>
 int64_t chunk_steps_of(const Stack& stack, int64_t samples) {
   const int64_t rows = chunk_rows<E>(stack, samples);
-  if (rows == kGradientRows && stack.rows / samples <= rows + stack.width) return stack.steps;
+  const int64_t all_rows = stack.steps * stack.batch / samples;  // of which packed ones use some
+  if (rows == kGradientRows && all_rows <= rows + stack.width) return stack.steps;
   const int64_t most = std::max<int64_t>(1, rows * samples / stack.batch);
   return divide_up(stack.steps, divide_up(stack.steps, most));
 }
