@@ -27,7 +27,7 @@ template <typename E>
 int64_t chunk_rows(const Stack& stack, int64_t samples) {
   const bool many = stack.cell == Cell::lstm && !stack.projected && !stack.packed && kIsComputed<E>;
   const bool few = is_short_of_memory<E>(stack) && stack.rows / samples > kGradientRows;
-  const int64_t rows = many ? 768 : few ? 128 : 256;
+  const int64_t rows = many ? 3 * kGradientRows : few ? kGradientRows / 2 : kGradientRows;
   return std::max(rows, kChunkBytes / (stack.gates() * int64_t{sizeof(Compute<E>)}));
 }
 
@@ -52,10 +52,10 @@ int64_t block_rows_of(const Stack& stack) {
   return stack.steps <= 2 && stack.cell != Cell::lstm && kIsComputed<E> ? 128 : kGradientRows;
 }
 
-// A weight's gradient is the sum of `blocks` blocks. So many of them are
-// added one to another, and then to the gradient: each addition rounds, so the error grows with the
-// root of their number. It is some 1e-7 of a float's size after 32, 3e-7 after 500 at once, and
-// with the root of their number at most 2e-7 for 4,000, which is torch.nn's.
+// A weight's gradient is the sum of `blocks` blocks. So many of them are added one to another, and
+// then to the gradient: each addition rounds, so the error grows with the root of their number. It
+// is some 1e-7 of a float's size after 32, 3e-7 after 500 at once, and with the root of their
+// number at most 2e-7 for 4,000, which is torch.nn's.
 constexpr int64_t kBlocksTogether = 32;
 inline int64_t most_blocks_together(int64_t blocks) {
   return std::max(kBlocksTogether, static_cast<int64_t>(std::sqrt(blocks)));

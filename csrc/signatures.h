@@ -76,7 +76,8 @@ inline std::tuple<at::Tensor, at::Tensor> call_cell(c10::string_view mode, const
   return op.call(mode, inputs.x, inputs.h0, inputs.c0, inputs.weights, has_biases);
 }
 
-// And functions that take what those take as what the ops do: m.impl("recurrent", run_op<f>).
+// The other way round, what an op does, of a function that takes what those take:
+// m.impl("recurrent", run_op<f>).
 template <auto f>
 auto run_op(c10::string_view mode, const at::Tensor& x, const OptionalTensor& batch_sizes,
             const OptionalTensor& h0, const OptionalTensor& c0, at::TensorList weights,

@@ -238,12 +238,11 @@ def _forward(module: _Recurrent, given: Any, hx: Any) -> Any:
                 return result
         packed = isinstance(given, PackedSequence)
         x, batch_sizes = (given.data, given.batch_sizes) if packed else (given, None)
-        if packed and hx is not None:
-            hx_sorted = module.permute_hidden(hx, given.sorted_indices)
-        else:
-            hx_sorted = hx
+        states = (
+            module.permute_hidden(hx, given.sorted_indices) if packed and hx is not None else hx
+        )
         lstm = module.mode == "LSTM"
-        h0, c0 = unpack(hx_sorted) if lstm else (hx_sorted, None)
+        h0, c0 = unpack(states) if lstm else (states, None)
         outputs = _run(module, x, batch_sizes, h0, c0)
         if outputs is not None:
             y, h_n, c_n = outputs

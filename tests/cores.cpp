@@ -4,7 +4,6 @@
 
 #include <sched.h>
 
-#include <atomic>
 #include <cstdio>
 #include <functional>
 #include <thread>

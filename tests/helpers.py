@@ -229,13 +229,18 @@ def to_double(module: nn.RNNBase, case: Case) -> nn.RNNBase:
     return twin.train(module.training)
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], factor: float = 1) -> None:
+def assert_same(
+    actual: dict[str, Tensor],
+    expected: dict[str, Tensor],
+    factor: float = 1,
+    least_scale: float = LEAST_SCALE,
+) -> None:
     """Asserts that two runs agree to the rounding of their dtype, times `factor`."""
     assert actual.keys() == expected.keys()
     for name, want in expected.items():
         got = actual[name]
         finite = want[want.isfinite()]
-        scale = max(LEAST_SCALE, finite.abs().max().item()) if finite.numel() else LEAST_SCALE
+        scale = max(least_scale, finite.abs().max().item()) if finite.numel() else least_scale
         atol = factor * scale * TOLERANCE[want.dtype]
         torch.testing.assert_close(
             got, want, rtol=0, atol=atol, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"

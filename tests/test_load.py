@@ -118,6 +118,9 @@ print(test_load.measures_distance(False))
 """
 
 
+@pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) == 1, reason="on one core it is not, as the next test shows"
+)
 @pytest.mark.usefixtures("threads_as_asked")
 @pytest.mark.parametrize("training", [False, True])
 def test_distance_is_measured(training: bool) -> None:

@@ -54,6 +54,7 @@ def test_same_repr_and_attributes(case: Case) -> None:
     for name in nn.RNNBase.__constants__:
         assert getattr(ours, name) == getattr(theirs, name)
     assert getattr(ours, "nonlinearity", None) == getattr(theirs, "nonlinearity", None)
+    assert ours.flatten_parameters() is None
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 keeps no overloads")

@@ -61,6 +61,10 @@ PLANTED_CASES = 240
 PLANTED_TRIES = {"address": 1, "thread": 4, "shipped": 1}
 
 
+class NotRunError(Exception):
+    """The processor lacks the instruction set of a run."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of a program."""
@@ -76,7 +80,11 @@ class Run:
         return " ".join(filter(None, [self.program, self.isa, self.dtype, self.fault]))
 
     def execute(self) -> tuple[int, str]:
-        """Returns the exit status and what was printed."""
+        """Returns the exit status and what was printed.
+
+        Raises:
+            NotRunError: The processor lacks the instruction set.
+        """
         arguments = [self.isa, self.dtype, "--first", str(self.first), "--count", str(self.count)]
         if self.fault:
             arguments += ["--plant", self.fault]
@@ -87,6 +95,8 @@ class Run:
             env=os.environ | REPORTING,
             check=False,
         )
+        if result.returncode == UNSUPPORTED:
+            raise NotRunError
         return result.returncode, result.stdout + result.stderr
 
 
@@ -143,15 +153,9 @@ def shipped_objects(isa: str, kernels: Iterable[str]) -> list[str]:
     return [str(paths[0]) for paths in found]
 
 
-class NotRunError(Exception):
-    """The processor lacks the instruction set."""
-
-
 def check_clean(run: Run) -> str | None:
     """Returns what is wrong with a run that should find nothing."""
     status, text = run.execute()
-    if status == UNSUPPORTED:
-        raise NotRunError
     return None if status == 0 else f"{run}: exit status {status}\n{text[-4000:]}"
 
 
@@ -159,8 +163,6 @@ def check_planted(run: Run) -> str | None:
     """Returns what is wrong with a run that should find a planted fault, and in the kernels."""
     for attempt in range(PLANTED_TRIES[run.program]):
         status, text = replace(run, first=attempt * run.count).execute()
-        if status == UNSUPPORTED:
-            raise NotRunError
         if sees_planted(run, status, text):
             return None
     return f"{run}: not seen, exit status {status}\n{text[-2000:]}"
