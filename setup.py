@@ -92,6 +92,18 @@ OPS_FLAGS = [*COMMON_FLAGS, "-fopenmp", "-Wno-unused-parameter"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo"]
 
 
+def find_commit() -> str | None:
+    """Returns the commit that is built, with "-dirty" if files differ; None outside a checkout."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    # A .git of its own: sources unpacked within another repository are not that one's commit.
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or one that distrusts the folder
+        return None
+
+
 def find_cuda_headers() -> Path | None:
     """Returns the folder of the toolkit's headers; conda's toolkits have one for each platform."""
     home = Path(CUDA_HOME or "")
@@ -216,6 +228,7 @@ class BuildKernels(BuildExtension):
 
 
 CUDA = find_cuda()
+COMMIT = find_commit()
 SOURCES = ["csrc/cpu/dispatch.cpp", *(f"csrc/{name}.cpp" for name in OPS)]
 if CUDA:
     SOURCES += [f"csrc/{name}.cpp" for name in CUDA_OPS]
@@ -232,6 +245,7 @@ setup(
             define_macros=[
                 ("FASTRNN_VERSION", VERSION),
                 ("FASTRNN_TORCH_VERSION", torch.__version__),
+                *([("FASTRNN_COMMIT", COMMIT)] if COMMIT else []),
                 *([("FASTRNN_CUDA_VERSION", CUDA)] if CUDA else []),
             ],
             extra_compile_args=["-std=c++17", *COMMON_FLAGS],

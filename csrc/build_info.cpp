@@ -10,6 +10,11 @@ namespace py = pybind11;
 PYBIND11_MODULE(_build_info, m) {
   m.doc() = "What this build of fastrnn was made of.";
   m.attr("version") = FASTRNN_STRING(FASTRNN_VERSION);
+#if defined(FASTRNN_COMMIT)
+  m.attr("commit") = FASTRNN_STRING(FASTRNN_COMMIT);
+#else
+  m.attr("commit") = py::none();
+#endif
   m.attr("torch_version") = FASTRNN_STRING(FASTRNN_TORCH_VERSION);
 #if defined(FASTRNN_CUDA_VERSION)
   m.attr("cuda") = FASTRNN_STRING(FASTRNN_CUDA_VERSION);

@@ -45,6 +45,8 @@ def build_info() -> dict[str, Any]:
         A dictionary:
 
         - version: The release of fastrnn.
+        - commit: The commit that was built, with "-dirty" after it if files were changed; None if
+          the sources were no git checkout, as for a wheel made of a source distribution.
         - torch: The release of torch built against.
         - cuda: The CUDA release built against, or None.
         - compiler: Its name and version.
@@ -58,6 +60,7 @@ def build_info() -> dict[str, Any]:
     """
     return {
         "version": __version__,
+        "commit": _build_info.commit,
         "torch": _build_info.torch_version,
         "cuda": _build_info.cuda,
         "compiler": _build_info.compiler,

@@ -1,4 +1,5 @@
 version: str
+commit: str | None
 torch_version: str
 cuda: str | None
 compiler: str
