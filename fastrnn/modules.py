@@ -197,7 +197,8 @@ def _torch_takes_over(module: _Recurrent, error: Exception, given: Any, hx: Any)
     if module.mode == "LSTM" and str(error).startswith("fastrnn:"):
         packed = isinstance(given, PackedSequence)
         x = given.data if packed else given
-        if packed and _torch_reads_past(hx):
+        # torch.nn comes to states after the first of the batch sizes.
+        if packed and len(given.batch_sizes) > 0 and _torch_reads_past(hx):
             return False
         if packed and "must have size" in str(error) and _torch_takes_onednn(module, given):
             return False

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 # Draw the same examples at every run, so that a failure can be repeated; `--hypothesis-profile
 # explore` looks further.
 common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("repeatable", derandomize=True, max_examples=60, **common)
+settings.register_profile("repeatable", derandomize=True, max_examples=200, **common)
 settings.register_profile("explore", max_examples=1000, **common)
 settings.load_profile("repeatable")
 

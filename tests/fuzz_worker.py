@@ -87,13 +87,18 @@ def draw_arguments(rng: random.Random) -> Arguments:
     }
 
 
+def plain_sizes(sizes: Tensor | None) -> Tensor | None:
+    """Returns batch sizes as torch's operators read them, whatever their strides and dtype."""
+    return None if sizes is None else torch.tensor(sizes.tolist(), dtype=torch.int64)
+
+
 def expected(arguments: Arguments) -> tuple[Tensor, ...]:
     """Returns what torch's own operators give, in float64."""
     a = {
         k: v.double().clone() if k in ("x", "h0", "c0") and v is not None else v
         for k, v in arguments.items()
     }
-    x, mode, sizes = a["x"], a["mode"], a["batch_sizes"]
+    x, mode, sizes = a["x"], a["mode"], plain_sizes(a["batch_sizes"])
     lstm = mode == "LSTM"
     weights = [weight.double().clone() for weight in a["weights"]]
     unbatched = sizes is None and x.dim() == 2
@@ -184,8 +189,9 @@ def call_check(rng: random.Random, changes: int) -> Check:
     ops.check(**as_list(arguments))
 
     def check() -> None:
+        sizes = plain_sizes(arguments["batch_sizes"])  # it took numbers, of whatever dtype
         try:
-            ops.recurrent(**arguments)
+            ops.recurrent(**arguments | {"batch_sizes": sizes})
         except RuntimeError as error:
             assert not str(error).startswith("fastrnn:"), error
 

@@ -384,6 +384,15 @@ def test_packed_states_that_torch_reads_past(layers: tuple[int, int], dtype: tor
         fastrnn.LSTM(3, 4, dtype=dtype)(packed, [zeros(1, 1, 2, 4, dtype=dtype), states[0][:1]])
 
 
+# It comes to the states later.
+@pytest.mark.parametrize("name", CLASSES)
+def test_packed_states_without_a_step(name: str) -> None:
+    packed = PackedSequence(zeros(0, 3), torch.tensor([], dtype=torch.int64))
+    h0, c0 = zeros(2, 2, 4), zeros(1, 2, 4)
+    hx = (h0, c0) if name == "LSTM" else h0
+    assert_same_outcome(lambda package, name: getattr(package, name)(3, 4)(packed, hx), name)
+
+
 def test_packed_states_that_torch_takes() -> None:
     packed = PackedSequence(zeros(5, 3), torch.tensor([2, 2, 1]))
     states = zeros(1, 2, 4), zeros(2, 2, 4)  # more of c0 than it needs

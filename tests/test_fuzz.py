@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+import fastrnn
 from helpers import run_python
-from test_bad_input import assert_same_outcome
+from test_bad_input import assert_same_outcome, outcome
 
 CALLS = 6_000
 SHAPES = 400
@@ -84,6 +85,12 @@ def test_modules(name: str, x: Any, hx: Any, options: dict[str, Any]) -> None:
     def action(package: ModuleType, name: str) -> object:
         return getattr(package, name)(5, 8, **options)(x, hx)
 
+    if name == "LSTM" and isinstance(x, PackedSequence) and hx is not None:
+        # torch.nn checks no states of packed input, and reads past some, which ends the process.
+        result = outcome(action, fastrnn, name)
+        if isinstance(result[0], type):
+            assert issubclass(result[0], (RuntimeError, TypeError, ValueError, IndexError))
+            return
     assert_same_outcome(action, name)
 
 
