@@ -16,7 +16,7 @@ using MostSteps = int64_t[3];
 struct MostStepsInPlace {
   MostSteps all, half;  // of the columns, or half and more, are in whole spans
 };
-constexpr MostSteps kMostStepsTransposed[2] = {{1, 1, 1}, {2, 2, 1}};  // less; by vectors' width
+constexpr MostSteps kMostStepsTransposed[2] = {{1, 1, 1}, {3, 2, 1}};  // less; by vectors' width
 
 // Of so many bytes a strand's packed weights would come from L3 or memory.
 constexpr int64_t kPackedBeyondL2 = 6 << 20;

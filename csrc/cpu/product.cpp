@@ -112,9 +112,9 @@ struct StripProduct {
   // Of each Q rows, those that are read in one pass, eight of w's at most for a single row of a:
   // where they lie 4 KB apart all of them share one set of the L1 cache.
   static constexpr int kPassRows = R == 1 && L > 8 && Q > 2 ? 2 : Q;
-  // Vectors whose sums grow side by side after the last span, if one's multiply-adds would wait for
-  // each other for longer than its weights take to transpose.
-  static constexpr int kVectors = R == 1 && L <= 8 ? 2 : 1;
+  // Vectors whose sums grow side by side after the last span: the multiply-adds of one, or of two,
+  // would wait for each other for longer than the weights take to transpose.
+  static constexpr int kVectors = R <= 2 ? 2 : 1;
 
   const C* const (&a)[R];
   const E* w;

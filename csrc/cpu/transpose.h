@@ -18,22 +18,17 @@ FASTRNN_INLINE Vec<T> interleave(Vec<T> a, Vec<T> b) {
   return interleave<half, T>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
-// 128 bits each from p, p + stride, p + 2 stride, ...: as many as a vector holds.
+#if FASTRNN_VECTOR_BYTES < 64
+// 128 bits each from p and p + stride, or as many of the two as a vector holds.
 template <typename T>
 FASTRNN_INLINE Vec<T> load_quarters(const T* p, [[maybe_unused]] int64_t stride) {
-#if FASTRNN_VECTOR_BYTES == 64
-  const auto quarter = [&](int i) { return _mm_loadu_ps((const float*)(p + i * stride)); };
-  __m512 v = _mm512_castps128_ps512(quarter(0));
-  v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(1));
-  v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(2));
-  v = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(3));
-  return (Vec<T>)v;
-#elif FASTRNN_VECTOR_BYTES == 32
+#if FASTRNN_VECTOR_BYTES == 32
   return (Vec<T>)_mm256_loadu2_m128((const float*)(p + stride), (const float*)p);
 #else
   return load(p);
 #endif
 }
+#endif
 
 // 256 bits of what elements are computed in.
 #if FASTRNN_VECTOR_BYTES >= 32
@@ -54,8 +49,8 @@ FASTRNN_INLINE __m256 load_two_quarters(const BFloat16* p) {
 template <typename E>
 constexpr bool kLoadsQuarters = kIsComputed<E> || FASTRNN_VECTOR_BYTES >= 32;
 
-// As load_quarters of elements as they are computed with, and those that follow each quarter in
-// pair[1]: fewer loads and less masking.
+// 128 bits of elements as they are computed with, each from p, p + stride, p + 2 stride, ..., as
+// many as a vector holds; and those that follow each quarter in pair[1].
 template <typename E>
 FASTRNN_INLINE void load_quarter_pairs(Vec<Compute<E>> (&pair)[2], const E* p,
                                        [[maybe_unused]] int64_t stride) {
@@ -114,6 +109,19 @@ FASTRNN_INLINE void transpose_quarters(Vec<T>* out, const Vec<T>* in) {
 template <typename T>
 FASTRNN_INLINE void load_transposed(Vec<T> (&square)[kLanes<T>], const T* p, int64_t ldw) {
   constexpr int L = kLanes<T>, E = 16 / sizeof(T);
+#if FASTRNN_VECTOR_BYTES == 64
+  for (int column = 0; column < L; column += 2 * E) {
+    Vec<T> parts[2][E];
+    for (int i = 0; i < E; ++i) {
+      Vec<T> pair[2];
+      load_quarter_pairs(pair, p + i * ldw + column, E * ldw);
+      for (int half = 0; half < 2; ++half) parts[half][i] = pair[half];
+    }
+    for (int half = 0; half < 2; ++half) {
+      transpose_quarters<T>(square + column + half * E, parts[half]);
+    }
+  }
+#else
   // Row after row, so that a cache line is read once: where ldw is a multiple of 4 KB, all the
   // rows' lines fall into one set of the L1 cache, and there is no room for them together.
   Vec<T> parts[E][L / E];
@@ -125,6 +133,7 @@ FASTRNN_INLINE void load_transposed(Vec<T> (&square)[kLanes<T>], const T* p, int
     for (int i = 0; i < E; ++i) row[i] = parts[i][column / E];
     transpose_quarters<T>(square + column, row);
   }
+#endif
 }
 
 }  // namespace fastrnn::FASTRNN_ISA
