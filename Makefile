@@ -35,6 +35,8 @@ cuda-link: build
 # tests against cuDNN, and the figures of both paths.
 test-cuda bench-cuda: export FASTRNN_CUDA = 1
 test-cuda: build
+	$(BIN)/python -c "import fastrnn, torch; torch.zeros(1, device='cuda'); \
+	  assert fastrnn.build_info()['cuda'], 'built without CUDA: make clean, then again'"
 	$(BIN)/python -m pytest tests/test_cuda.py
 
 bench-cuda: build

@@ -149,7 +149,7 @@ def _run_with_dropout(
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As `_run`. What raises leaves the generator as it was: torch.nn, if it computes, draws."""
+    """As `_run`. What raises leaves a CPU's generator as it was, for torch.nn may draw anew."""
     if not can_fuse(x, h0, c0):
         return None
     before = torch.get_rng_state() if x.is_cpu and not is_dynamo_compiling() else None

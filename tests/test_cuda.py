@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,14 @@ def ours_and_theirs(case: Case) -> tuple[nn.RNNBase, nn.RNNBase, Inputs]:
     )
 
 
+def packed_rows(case: Case, inputs: Inputs) -> tuple[Tensor, tuple[Any, ...]]:
+    """Returns x, of a packed case its rows, and what else a PackedSequence of them has."""
+    if case.lengths is None:
+        return inputs.x, ()
+    x, *rest = pack_padded_sequence(inputs.x, list(case.lengths), enforce_sorted=False)
+    return x, tuple(rest)
+
+
 def assert_near(
     actual: dict[str, Tensor], expected: dict[str, Tensor], dtype: torch.dtype | None = None
 ) -> None:
@@ -117,6 +126,8 @@ CASES = [
     *cases(N=[None], bias=[False]),
     *cases(T=[1], N=[1]),
     *cases(H=[130], N=[9], dtype=[torch.float32, torch.float16]),
+    # More blocks than a cluster has: all of a grid wait for each other.
+    *cases(H=[530], dtype=[torch.float32, torch.bfloat16]),
 ]
 
 
@@ -139,15 +150,156 @@ def test_path_is_taken(dtype: torch.dtype, path: str) -> None:
     ours, _, inputs = ours_and_theirs(Case(dtype=dtype))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run(ours, inputs)
-    names = {event.name for event in profile.events()}
+    of_paths = ("fastrnn::persistent_", "fastrnn::stepwise_")
+    names = {event.name for event in profile.events() if event.name.startswith(of_paths)}
     taken = "stepwise" if dtype == torch.float64 else path
-    assert {f"fastrnn::{taken}_forward", f"fastrnn::{taken}_backward"} <= names
+    # A launch that the device refuses would add the other path's.
+    assert names == {f"fastrnn::{taken}_forward", f"fastrnn::{taken}_backward"}
 
 
 @pytest.mark.parametrize("case", cases(L=[3], D=[2], dropout=[0.5], dtype=FUSED_DTYPES), ids=str)
 def test_two_runs_are_bitwise_the_same(case: Case, path: str) -> None:
     ours, _, inputs = ours_and_theirs(case)
     assert_equal(run(ours, inputs), run(ours, inputs))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *cases(L=[3], D=[2], dropout=[0.3], dtype=[torch.float32, torch.bfloat16]),
+        *cases(L=[3], D=[2], dropout=[0.3], lengths=[(3, 7, 1)], dtype=[torch.float32]),
+        *cases(["LSTM"], L=[2], dropout=[0.3], batch_first=[True]),
+    ],
+    ids=str,
+)
+def test_dropout(case: Case, path: str) -> None:
+    """The layers in one call, with dropout, and each in a call of its own."""
+    ours, _, inputs = ours_and_theirs(case)
+    x, rest = packed_rows(case, inputs)
+    sizes = rest[0] if rest else None
+    steps_first = x.transpose(0, 1) if case.batch_first else x
+    shape = (case.L - 1, *steps_first.shape[:-1], case.D * case.H)
+    masks = torch.rand(shape, device=DEVICE) > case.dropout
+    kept = masks.transpose(1, 2) if case.batch_first else masks
+
+    def run_layers(x: Tensor, begin: int, end: int, masks: Tensor | None) -> Tensor:
+        count = 4 * case.D
+        weights = list(ours.parameters())[begin * count : end * count]
+        options = (end - begin, True, case.D == 2, case.batch_first)
+        dropout = 0.0 if masks is None else case.dropout
+        run = torch.ops.fastrnn.recurrent
+        return run(case.kind, x, sizes, None, None, weights, *options, masks, dropout)[0]
+
+    def one_call(x: Tensor) -> Tensor:
+        return run_layers(x, 0, case.L, masks)
+
+    def in_turn(x: Tensor) -> Tensor:
+        for layer in range(case.L):
+            x = x if layer == 0 else x * kept[layer - 1] / (1 - case.dropout)
+            x = run_layers(x, layer, layer + 1, None)
+        return x
+
+    assert_near(differentiated(ours, x, one_call), differentiated(ours, x, in_turn))
+
+
+def differentiated(
+    module: nn.Module, x: Tensor, function: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Returns function(x), and what it gives as gradients of x and of the module's parameters."""
+    module.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y = function(x)
+    y.float().square().sum().backward()
+    gradients = {f"d{name}": p.grad for name, p in module.named_parameters()}
+    return {"y": y.detach(), "dx": x.grad, **gradients}
+
+
+@pytest.mark.parametrize("case", cases(L=[2], D=[2], lengths=[None, (3, 7, 1)]), ids=str)
+def test_gradients_of_each_sample(case: Case, path: str) -> None:
+    check_gradients_of_each_sample(case)
+
+
+@pytest.mark.parametrize("case", cases(["LSTM"], P=[6], dtype=FUSED_DTYPES), ids=str)
+def test_gradients_of_each_sample_projected(case: Case) -> None:
+    check_gradients_of_each_sample(case)
+
+
+def check_gradients_of_each_sample(case: Case) -> None:
+    """Compares vmap(grad) over four samples with four backward passes."""
+    ours, _, inputs = ours_and_theirs(case)
+    x, rest = packed_rows(case, inputs)
+    samples = torch.stack([x, x / 2, -x, x.flip(0)])
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+
+    def total(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        given = x if case.lengths is None else PackedSequence(x, *rest)
+        y = torch.func.functional_call(ours, parameters, (given,))[0]
+        return (y if case.lengths is None else y.data).float().square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(total), (None, 0))(parameters, samples)
+    expected = []
+    for sample in samples:
+        ours.zero_grad()
+        total(dict(ours.named_parameters()), sample).backward()
+        expected.append({name: p.grad for name, p in ours.named_parameters()})
+    together = {name: torch.stack([one[name] for one in expected]) for name in parameters}
+    assert_near(per_sample, together)
+
+
+@pytest.mark.parametrize("case", cases(L=[2], lengths=[None, (3, 7, 1)]), ids=str)
+def test_vmap(case: Case, path: str) -> None:
+    ours, _, inputs = ours_and_theirs(case)
+    x, rest = packed_rows(case, inputs)
+    samples = torch.stack([x, x / 2, -x])
+
+    def output(x: Tensor) -> Tensor:
+        return ours(x)[0] if case.lengths is None else ours(PackedSequence(x, *rest))[0].data
+
+    with torch.no_grad():
+        actual, expected = torch.vmap(output)(samples), torch.stack([*map(output, samples)])
+    assert_near({"y": actual}, {"y": expected})
+
+
+@pytest.mark.parametrize("case", cases(L=[2], D=[2], P=[0]), ids=str)
+def test_output_written_to(case: Case, path: str) -> None:
+    ours, _, inputs = ours_and_theirs(case)
+
+    def in_place(x: Tensor) -> Tensor:
+        return ours(x)[0].mul_(2)
+
+    expected = differentiated(ours, inputs.x, lambda x: ours(x)[0] * 2)
+    assert_near(differentiated(ours, inputs.x, in_place), expected)
+
+
+@pytest.mark.parametrize("case", cases(["LSTM", "RNN_TANH"], D=[2]), ids=str)
+def test_gradients_of_gradients_and_tangents(case: Case, path: str) -> None:
+    ours, _, inputs = ours_and_theirs(case)
+    exact = to_double(ours, case)  # on the CPU, where torch.nn has them, too
+
+    def results(module: nn.RNNBase, x: Tensor) -> dict[str, Tensor]:
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        (dx,) = torch.autograd.grad(module(leaf)[0].square().sum(), leaf, create_graph=True)
+        dx.square().sum().backward()
+        gradients = {f"d{name}": p.grad for name, p in module.named_parameters()}
+        return {"dx": dx.detach(), "ddx": leaf.grad, **gradients}
+
+    actual = {name: t.cpu() for name, t in results(ours, inputs.x).items()}
+    assert_near(actual, results(exact, inputs.x.cpu().double()), torch.float32)
+    _, tangent = torch.func.jvp(lambda x: ours(x)[0], (inputs.x,), (torch.ones_like(inputs.x),))
+    step = 1e-6
+    x = inputs.x.cpu().double()
+    difference = (exact(x + step)[0] - exact(x - step)[0]).detach() / (2 * step)
+    assert_near({"y": tangent.cpu()}, {"y": difference}, torch.float32)
+
+
+@pytest.mark.parametrize("freed", ["x", "weight_hh_l0"])
+def test_memory_that_was_freed(freed: str) -> None:
+    ours, _, inputs = ours_and_theirs(Case())
+    tensors = {"x": inputs.x, **dict(ours.named_parameters())}
+    tensors[freed].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="that fastrnn is to read was freed"):
+        ours(inputs.x)
 
 
 @pytest.mark.parametrize("dtype", FUSED_DTYPES)
@@ -224,6 +376,18 @@ def test_compile(lengths: tuple[int, ...] | None, backend: str) -> None:
     assert_near(run(ours, inputs), expected)
 
 
+@needs_gpu
+@pytest.mark.usefixtures("fresh_compiler", "path")
+def test_compiled_into_a_graph() -> None:
+    ours, _, inputs = ours_and_theirs(Case(L=2, D=2))
+    expected = differentiated(ours, inputs.x, lambda x: ours(x)[0])
+    compiled = torch.compile(ours, fullgraph=True, mode="reduce-overhead")
+    for _ in range(3):  # it is recorded at the second call, and then replayed
+        torch.compiler.cudagraph_mark_step_begin()
+        actual = differentiated(ours, inputs.x, lambda x: compiled(x)[0].clone())
+        assert_near({name: t.clone() for name, t in actual.items()}, expected)
+
+
 @pytest.mark.parametrize("case", cases(L=[2], D=[2], P=[0, 6], batch_first=[True]), ids=str)
 def test_fakes_are_laid_out_like_the_real_ones(case: Case) -> None:
     ours, _, inputs = ours_and_theirs(case)
@@ -240,9 +404,7 @@ def training_step(case: Case) -> tuple[nn.RNNBase, Tensor, Callable[[], dict[str
     The function makes nothing on the CPU; it returns y, dx and the weights' gradients.
     """
     ours, _, inputs = ours_and_theirs(case)
-    x, rest = inputs.x, ()
-    if case.lengths is not None:
-        x, *rest = pack_padded_sequence(x, list(case.lengths), enforce_sorted=False)
+    x, rest = packed_rows(case, inputs)
     x = x.detach().requires_grad_()
     hx = None if not case.hx else (inputs.h0, inputs.c0) if case.kind == "LSTM" else inputs.h0
 
@@ -262,6 +424,7 @@ STEPS = [
     *cases(L=[2], D=[2], dtype=[torch.float32, torch.bfloat16]),
     *cases(L=[2], D=[2], lengths=[(3, 7, 1)], hx=[True]),
     *cases(["LSTM"], P=[6], lengths=[None, (3, 7, 1)]),
+    *cases(H=[530], D=[2], lengths=[(3, 7, 1)]),  # as above, of a grid
 ]
 
 

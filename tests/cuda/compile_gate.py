@@ -1,5 +1,8 @@
 """Compiles the CUDA kernels with nvcc: a warning or a spilled register fails.
 
+So does a kernel that reads what other blocks write by way of a cache that they do not reach, which
+no emulation shows.
+
 What ptxas reports of each kernel is held against the committed table csrc/cuda/registers.txt;
 `--write` renews it. Needs nvcc (of CUDA_HOME, or on PATH), no GPU.
 """
@@ -42,11 +45,26 @@ def compile_kernels(nvcc: str, source: Path, arch: str) -> str:
         target.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     with tempfile.TemporaryDirectory() as folder:
         output = str(Path(folder) / "kernels.o")
-        command = [nvcc, *FLAGS, *target, "-c", str(source), "-o", output]
+        keep = ["--keep", "--keep-dir", folder]
+        command = [nvcc, *FLAGS, *target, *keep, "-c", str(source), "-o", output]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        (ptx,) = Path(folder).glob("*.ptx")
+        check_reads(ptx.read_text(encoding="utf-8"), arch)
     return done.stderr
+
+
+def check_reads(ptx: str, arch: str) -> None:
+    """Stops unless reads of what other blocks write go to L2 (cg), none to read-only caches."""
+    for kernel in re.split(r"\.entry ", ptx)[1:]:
+        name = short_name(re.match(r"\w+", kernel)[0])
+        if "ld.global.nc" in kernel:
+            raise SystemExit(f"{arch}: {name} reads global memory by the read-only cache")
+        if name.startswith("persistent") and "ld.global.cg" not in kernel:
+            raise SystemExit(
+                f"{arch}: {name} reads nothing past L1, where h of others may be stale"
+            )
 
 
 def short_name(mangled: str) -> str:
@@ -85,7 +103,7 @@ def main() -> int:
         "# Written by `python tests/cuda/compile_gate.py --write`.",
         *rows,
     ]
-    print(f"compiled {len(rows)} kernels for {' and '.join(ARCHS)}: no warning, no spill")
+    print(f"compiled {len(rows)} kernels for {' and '.join(ARCHS)}: no warning, spill, stale read")
     if write:
         TABLE.write_text("\n".join(table) + "\n", encoding="utf-8")
         return 0
