@@ -84,6 +84,12 @@ FASTRNN_INLINE void load_operands(Vec<Compute<E>> (&square)[kLanes<Compute<E>>],
                                   int64_t elements) {
   using C = Compute<E>;
   constexpr int64_t L = kLanes<C>;
+  if constexpr (!kIsOperand<E> && kDepth<E> == 1 && kLoadsQuarters<E>) {  // converted as loaded
+    if (rows.neighbours && elements >= L) {
+      load_transposed<E>(square, w + rows.first * ldw, ldw);
+      return;
+    }
+  }
   C copy[L * L];
   const C* in = copy;
   int64_t step = L;

@@ -104,36 +104,39 @@ FASTRNN_INLINE void transpose_quarters(Vec<T>* out, const Vec<T>* in) {
   }
 }
 
-// Reads a square of lanes x lanes, rows ldw apart, transposed: square[j] is column j. Loading
-// quarters of rows into their places leaves only exchanges within 128 bits to do.
-template <typename T>
-FASTRNN_INLINE void load_transposed(Vec<T> (&square)[kLanes<T>], const T* p, int64_t ldw) {
-  constexpr int L = kLanes<T>, E = 16 / sizeof(T);
-#if FASTRNN_VECTOR_BYTES == 64
-  for (int column = 0; column < L; column += 2 * E) {
-    Vec<T> parts[2][E];
-    for (int i = 0; i < E; ++i) {
-      Vec<T> pair[2];
-      load_quarter_pairs(pair, p + i * ldw + column, E * ldw);
-      for (int half = 0; half < 2; ++half) parts[half][i] = pair[half];
+// Reads a square of lanes x lanes elements, rows ldw apart, as they are computed with, transposed:
+// square[j] is column j. Loading quarters of rows into their places leaves only exchanges within
+// 128 bits to do.
+template <typename E>
+FASTRNN_INLINE void load_transposed(Vec<Compute<E>> (&square)[kLanes<Compute<E>>], const E* p,
+                                    int64_t ldw) {
+  using C = Compute<E>;
+  constexpr int L = kLanes<C>, Q = 16 / sizeof(C);
+  if constexpr (FASTRNN_VECTOR_BYTES == 64 || !kIsComputed<E>) {
+    for (int column = 0; column < L; column += 2 * Q) {
+      Vec<C> parts[2][Q];
+      for (int i = 0; i < Q; ++i) {
+        Vec<C> pair[2];
+        load_quarter_pairs(pair, p + i * ldw + column, Q * ldw);
+        for (int half = 0; half < 2; ++half) parts[half][i] = pair[half];
+      }
+      for (int half = 0; half < 2; ++half) {
+        transpose_quarters<C>(square + column + half * Q, parts[half]);
+      }
     }
-    for (int half = 0; half < 2; ++half) {
-      transpose_quarters<T>(square + column + half * E, parts[half]);
+  } else {
+    // Row after row, so that a cache line is read once: where ldw is a multiple of 4 KB, all the
+    // rows' lines fall into one set of the L1 cache, and there is no room for them together.
+    Vec<C> parts[Q][L / Q];
+    for (int i = 0; i < Q; ++i) {
+      for (int c = 0; c < L / Q; ++c) parts[i][c] = load_quarters(p + i * ldw + c * Q, Q * ldw);
+    }
+    for (int column = 0; column < L; column += Q) {
+      Vec<C> row[Q];
+      for (int i = 0; i < Q; ++i) row[i] = parts[i][column / Q];
+      transpose_quarters<C>(square + column, row);
     }
   }
-#else
-  // Row after row, so that a cache line is read once: where ldw is a multiple of 4 KB, all the
-  // rows' lines fall into one set of the L1 cache, and there is no room for them together.
-  Vec<T> parts[E][L / E];
-  for (int i = 0; i < E; ++i) {
-    for (int c = 0; c < L / E; ++c) parts[i][c] = load_quarters(p + i * ldw + c * E, E * ldw);
-  }
-  for (int column = 0; column < L; column += E) {
-    Vec<T> row[E];
-    for (int i = 0; i < E; ++i) row[i] = parts[i][column / E];
-    transpose_quarters<T>(square + column, row);
-  }
-#endif
 }
 
 }  // namespace fastrnn::FASTRNN_ISA
