@@ -214,18 +214,16 @@ def differentiated(
     return {"y": y.detach(), "dx": x.grad, **gradients}
 
 
-@pytest.mark.parametrize("case", cases(L=[2], D=[2], lengths=[None, (3, 7, 1)]), ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *cases(L=[2], D=[2], lengths=[None, (3, 7, 1)]),
+        *cases(["LSTM"], P=[6], dtype=FUSED_DTYPES),
+    ],
+    ids=str,
+)
 def test_gradients_of_each_sample(case: Case, path: str) -> None:
-    check_gradients_of_each_sample(case)
-
-
-@pytest.mark.parametrize("case", cases(["LSTM"], P=[6], dtype=FUSED_DTYPES), ids=str)
-def test_gradients_of_each_sample_projected(case: Case) -> None:
-    check_gradients_of_each_sample(case)
-
-
-def check_gradients_of_each_sample(case: Case) -> None:
-    """Compares vmap(grad) over four samples with four backward passes."""
+    """vmap(grad) over four samples, and four backward passes."""
     ours, _, inputs = ours_and_theirs(case)
     x, rest = packed_rows(case, inputs)
     samples = torch.stack([x, x / 2, -x, x.flip(0)])

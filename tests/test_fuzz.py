@@ -87,9 +87,8 @@ def test_modules(name: str, x: Any, hx: Any, options: dict[str, Any]) -> None:
 
     if name == "LSTM" and isinstance(x, PackedSequence) and hx is not None:
         # torch.nn checks no states of packed input, and reads past some, which ends the process.
-        result = outcome(action, fastrnn, name)
-        if isinstance(result[0], type):
-            assert issubclass(result[0], (RuntimeError, TypeError, ValueError, IndexError))
+        kind, message = outcome(action, fastrnn, name)
+        if kind is RuntimeError and message.startswith("fastrnn:"):
             return
     assert_same_outcome(action, name)
 

@@ -79,16 +79,8 @@ def test_commit(tmp_path: Path) -> None:
     """What is built is named, and that it was changed; but not by a repository around it."""
 
     def git(*arguments: str) -> str:
-        command = [
-            "git",
-            "-C",
-            str(tmp_path),
-            "-c",
-            "user.name=a",
-            "-c",
-            "user.email=b",
-            *arguments,
-        ]
+        identity = ["-c", "user.name=a", "-c", "user.email=b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def built(folder: Path) -> str:
